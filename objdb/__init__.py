@@ -1,0 +1,106 @@
+"""objdb: a transactional object database.
+
+    database/    1  hands out connections: db, pool, invalidations, opening by path or URI
+    connection/  2  binds objects to one snapshot in one transaction: load, commit, savepoints
+    records/     3  object state to bytes and back; the only place that pickles
+    storage/     4  bytes to revisions: memory, commit, revisions, file/
+      files.py   5  the seam to the operating system
+    check.py        whole-database invariants
+    testing/        for authors of storages: the conformance suite, the faulty file system
+
+Folder order, reading order and flow order are the same. Imports go one way:
+database → connection, records, storage; connection → records; records and storage → ids,
+errors, interfaces.
+"""
+
+from persistent import Persistent
+from persistent.list import PersistentList
+from persistent.mapping import PersistentMapping
+from persistent.wref import WeakRef
+
+from objdb.connection.changes import ObjectState, object_state
+from objdb.connection.connection import Connection, LargeRecordWarning
+from objdb.database.db import DB, open_database
+from objdb.errors import (
+    BrokenObjectError,
+    ConcurrentUseError,
+    ConflictError,
+    ConnectionStateError,
+    CorruptedDataError,
+    DeserializationError,
+    FileFormatError,
+    InvalidObjectReference,
+    NeedsMigrationError,
+    ObjdbError,
+    PoolTimeoutError,
+    POSError,
+    POSKeyError,
+    PythonTwoRecordError,
+    ReadConflictError,
+    ReadOnlyError,
+    RecordTooLargeError,
+    SerializationError,
+    StorageClosedError,
+    StorageError,
+    StorageFailedError,
+    StorageForkedError,
+    StorageLockedError,
+    StorageTransactionError,
+    StorageWriteError,
+    TransientError,
+    UnpicklableError,
+    UnresolvableConflictError,
+    Unsupported,
+    UsageError,
+)
+from objdb.storage.file.storage import FileStorage
+from objdb.storage.memory import MappingStorage
+
+open = open_database
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DB",
+    "BrokenObjectError",
+    "ConcurrentUseError",
+    "ConflictError",
+    "Connection",
+    "ConnectionStateError",
+    "CorruptedDataError",
+    "DeserializationError",
+    "FileFormatError",
+    "FileStorage",
+    "InvalidObjectReference",
+    "LargeRecordWarning",
+    "MappingStorage",
+    "NeedsMigrationError",
+    "POSError",
+    "POSKeyError",
+    "ObjdbError",
+    "ObjectState",
+    "Persistent",
+    "PersistentList",
+    "PersistentMapping",
+    "PoolTimeoutError",
+    "PythonTwoRecordError",
+    "ReadConflictError",
+    "ReadOnlyError",
+    "RecordTooLargeError",
+    "SerializationError",
+    "StorageClosedError",
+    "StorageError",
+    "StorageFailedError",
+    "StorageForkedError",
+    "StorageLockedError",
+    "StorageTransactionError",
+    "StorageWriteError",
+    "TransientError",
+    "UnpicklableError",
+    "UnresolvableConflictError",
+    "Unsupported",
+    "UsageError",
+    "WeakRef",
+    "object_state",
+    "open",
+]

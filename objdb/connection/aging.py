@@ -1,0 +1,72 @@
+"""Which cached objects have not been used for how long.
+
+The cache keeps its objects in access order. Marker objects, put into that order about once a
+second, divide it into epochs:
+
+    oldest  a b c │ d │ e f g h │ i      newest
+                 12:00:01  …02     …05   markers, with the time they were set
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from persistent import Persistent
+
+_EPOCH_SECONDS = 1.0
+_MOST_EPOCHS = 512
+
+
+class _Marker(Persistent):
+    """Stands in the access order; never stored."""
+
+
+class AccessEpochs:
+    """Sets markers in the access order of one connection's cache, and reads ages from them."""
+
+    def __init__(self, jar: Any, cache: Any) -> None:
+        self._jar = jar
+        self._cache = cache
+        self._markers: deque[tuple[float, bytes]] = deque()
+        self._number = 0
+        self._last = 0.0
+        self.clock = time.monotonic
+
+    def advance(self) -> None:
+        """Begin a new epoch, if the current one is old enough."""
+        now = self.clock()
+        if now - self._last >= _EPOCH_SECONDS:
+            self._last = now
+            self._number += 1
+            oid = b"\xff" + self._number.to_bytes(7, "big")
+            marker = _Marker()
+            marker._p_jar = self._jar
+            marker._p_oid = oid
+            self._cache[oid] = marker
+            self._markers.append((now, oid))
+            if len(self._markers) > _MOST_EPOCHS:
+                del self._cache[self._markers.popleft()[1]]
+
+    def idle_for(self, age: float) -> list[Persistent]:
+        """Return the loaded objects not used for *age* seconds, longest idle first.
+
+        An object counts as used in the whole epoch it was used in, so it may be idle for up to a
+        second longer than what is returned says.
+        """
+        limit = self.clock() - age
+        old = [oid for set_at, oid in self._markers if set_at <= limit]
+        if not old:
+            return []
+        idle = []
+        for oid, obj in self._cache.lru_items():
+            if oid == old[-1]:
+                return idle
+            if type(obj) is not _Marker:
+                idle.append(obj)
+        return []
+
+    def is_marker(self, obj: Any) -> bool:
+        """Whether *obj* is one of the markers, which belong to no user."""
+        return type(obj) is _Marker

@@ -1,0 +1,92 @@
+"""States that left memory before the transaction ends, and the way back to an earlier point.
+
+A savepoint writes all changed objects to a temporary file, so that they can become ghosts, and
+notes where it was. Rolling back takes the journal back to there:
+
+    entries   oid → (position in the file, size, tid the change was made from)
+    journal   (oid, entry before), one for every write
+    mark      (length of the journal, length of the file, number of created objects)
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from objdb.ids import Oid, Tid
+
+if TYPE_CHECKING:
+    from objdb.connection.connection import Connection
+
+
+class Mark(NamedTuple):
+    """A point to go back to."""
+
+    journal: int
+    size: int
+    created: int
+
+
+class SavepointStore:
+    """The records a transaction has written to its temporary file. Small ones never reach the
+    disk: the operating system's file cache holds them."""
+
+    def __init__(self) -> None:
+        self._file: Any = tempfile.TemporaryFile(prefix="objdb-savepoint-")
+        self._size = 0
+        self._entries: dict[Oid, tuple[int, int, Tid]] = {}
+        self._journal: list[tuple[Oid, tuple[int, int, Tid] | None]] = []
+
+    def __contains__(self, oid: Oid) -> bool:
+        return oid in self._entries
+
+    def store(self, oid: Oid, base_tid: Tid, record: bytes) -> None:
+        """Keep *record*, made from the revision *base_tid*."""
+        self._file.seek(self._size)
+        self._file.write(record)
+        self._journal.append((oid, self._entries.get(oid)))
+        self._entries[oid] = self._size, len(record), base_tid
+        self._size += len(record)
+
+    def load(self, oid: Oid) -> tuple[bytes, Tid]:
+        """Return (record, the tid it was made from) of what was last stored for *oid*."""
+        position, size, base_tid = self._entries[oid]
+        self._file.seek(position)
+        return self._file.read(size), base_tid
+
+    def oids(self) -> list[Oid]:
+        """Return the oids that have a record here."""
+        return list(self._entries)
+
+    def mark(self, created: int) -> Mark:
+        """Return where we are, with *created* objects created."""
+        return Mark(len(self._journal), self._size, created)
+
+    def roll_back(self, mark: Mark) -> set[Oid]:
+        """Forget what was stored after *mark*; return the oids that had changed since."""
+        changed = set()
+        while len(self._journal) > mark.journal:
+            oid, entry = self._journal.pop()
+            changed.add(oid)
+            if entry is None:
+                del self._entries[oid]
+            else:
+                self._entries[oid] = entry
+        self._size = mark.size
+        return changed
+
+    def close(self) -> None:
+        """Drop everything."""
+        self._file.close()
+
+
+class Savepoint:
+    """What `transaction.savepoint()` gets from a connection: rolls its objects back."""
+
+    def __init__(self, connection: Connection, mark: Mark) -> None:
+        self._connection = connection
+        self._mark = mark
+
+    def rollback(self) -> None:
+        """Bring the connection's objects back to what they were at the savepoint."""
+        self._connection._roll_back(self._mark)

@@ -1,0 +1,389 @@
+"""The database: one storage, a pool of connections, and the log of what changed."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from persistent.mapping import PersistentMapping
+from zope.interface import implementer
+
+from objdb.connection.connection import Connection
+from objdb.connection.retry import Attempt, attempts
+from objdb.database.invalidations import InvalidationLog
+from objdb.database.opening import open_storage
+from objdb.database.pool import ConnectionPool, Holder
+from objdb.database.statistics import ConnectionStatistics, DatabaseStatistics
+from objdb.errors import POSKeyError, StorageClosedError, Unsupported, UsageError
+from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid
+from objdb.interfaces import IDatabase, IStoragePolling
+from objdb.records.conflicts import resolve
+from objdb.records.format import PROTOCOL, class_prefix
+from objdb.storage.commit import TransactionMetaData
+
+Result = TypeVar("Result")
+
+
+@implementer(IDatabase)
+class DB:
+    """A database of objects.
+
+    *storage*: a storage, a path, a URI, None (in memory), or a callable that makes a storage.
+    *pool_size*: how many connections can be out at once; *pool_wait*: how many seconds `open`
+    waits for one. *cache_size*, *cache_size_bytes*: objects, and bytes of their records (0: no
+    limit), that each connection keeps loaded between transactions. *cache_deactivate_after*: the
+    age in seconds that `cacheFullSweep` goes by. *databases*, *database_name*: a dict shared by
+    the databases that can refer to one another, and this one's name in it. *record_stacks*:
+    remember where connections were opened, for `PoolTimeoutError` (costs some time per open).
+
+    Raises what opening the storage raises. Closing the database closes the storage.
+    """
+
+    def __init__(
+        self, storage: Any = None, pool_size: int = 7, cache_size: int = 10_000,
+        cache_size_bytes: int = 0, cache_deactivate_after: float = 60, *,
+        pool_wait: float = 30, databases: dict[str, Any] | None = None,
+        database_name: str = "unnamed", record_stacks: bool = False,
+    ) -> None:
+        self.databases = {} if databases is None else databases
+        if database_name in self.databases:
+            raise UsageError(f"there is a database {database_name!r} in this group already")
+        self.storage, given = open_storage(storage)
+        self.name: str = self.storage.getName()
+        self.database_name: str = given.get("database_name", database_name)
+        self.cache_deactivate_after: float = given.get(
+            "cache_deactivate_after", cache_deactivate_after
+        )
+        self._cache_limits = (
+            given.get("cache_size", cache_size), given.get("cache_size_bytes", cache_size_bytes)
+        )
+        self._pool = ConnectionPool(
+            given.get("pool_size", pool_size), given.get("pool_wait", pool_wait),
+            self._make_connection,
+        )
+        self._pool.record_stacks = given.get("record_stacks", record_stacks)
+        self._for_transaction: dict[int, Connection] = {}
+        self._is_closed = False
+        self._count_lock = threading.Lock()
+        self._conflicts = self._commits = 0
+        try:
+            self.storage.registerDB(self)
+            self._require_root()
+        except BaseException:
+            self.storage.close()
+            raise
+        self.invalidations = InvalidationLog(self.storage.lastTransaction())
+        self._is_polled = IStoragePolling.providedBy(self.storage) and self.storage.isReadOnly()
+        self.databases[self.database_name] = self
+
+    def _require_root(self) -> None:
+        """Make the root object if the storage is new."""
+        try:
+            if self.storage.loadBefore(ROOT_OID, MAX_TID) is not None:
+                return
+        except POSKeyError:
+            pass
+        if len(self.storage):
+            raise POSKeyError(
+                f"{self.name} has {len(self.storage)} objects, but no root object (oid 0). It "
+                "is damaged, or was made by something else: check it before using it"
+            )
+        state = PersistentMapping().__getstate__()
+        record = class_prefix(PersistentMapping) + pickle.dumps(state, PROTOCOL)
+        metadata = TransactionMetaData(description="initial database creation")
+        self.storage.tpc_begin(metadata)
+        try:
+            self.storage.store(ROOT_OID, NO_TID, record, "", metadata)
+            self.storage.tpc_vote(metadata)
+            self.storage.tpc_finish(metadata)
+        except BaseException:
+            self.storage.tpc_abort(metadata)
+            raise
+
+    # -- connections
+
+    def open(
+        self, version: Any = "", transaction: Any = None, temporary: bool = False, *,
+        transaction_manager: Any = None,
+    ) -> Connection:
+        """Return a connection that takes part in the transactions of *transaction_manager*
+        (default: those of the calling thread).
+
+        Waits while all connections are out, at most `pool_wait` seconds; then
+        `PoolTimeoutError`. *temporary*: make one beside the pool, which is dropped when closed.
+        *transaction*: return the same connection for the same transaction, closed when that
+        ends. *version*: this release has no versions; `Unsupported` unless it is empty. A first
+        argument that is no string is taken for a transaction manager.
+        """
+        if not isinstance(version, str):
+            version, transaction_manager = "", version
+        if version:
+            raise Unsupported(f"{self.name}: versions are not supported")
+        if self._is_closed:
+            raise StorageClosedError(f"the database {self.name} is closed")
+        if transaction is not None:
+            return self._open_for(transaction)
+        connection = self._make_connection() if temporary else self._pool.take()
+        try:
+            connection.open(transaction_manager)
+        except BaseException:
+            self._pool.give_back(connection)
+            raise
+        return connection
+
+    def _make_connection(self) -> Connection:
+        return Connection(self, *self._cache_limits)
+
+    def _open_for(self, txn: Any) -> Connection:
+        connection = self._for_transaction.get(id(txn))
+        if connection is None:
+            connection = self.open(transaction_manager=_OneTransaction(txn))
+            self._for_transaction[id(txn)] = connection
+            txn.addAfterCommitHook(self._transaction_ended, (txn,))
+            txn.addAfterAbortHook(self._transaction_ended, (True, txn))
+        return connection
+
+    def _transaction_ended(self, is_over: bool, txn: Any) -> None:
+        if is_over:  # a commit that failed is followed by an abort
+            connection = self._for_transaction.pop(id(txn), None)
+            if connection is not None:
+                connection.close()
+
+    def return_connection(self, connection: Connection) -> None:
+        """Take back a connection (called when it is closed)."""
+        self._pool.give_back(connection)
+
+    def connection_to(self, name: str, transaction_manager: Any) -> Connection:
+        """Return a connection to the database *name* of the same group; `UsageError` if there
+        is none."""
+        if name not in self.databases:
+            raise UsageError(
+                f"an object refers to the database {name!r}, which is not open here; there are "
+                f"{', '.join(map(repr, self.databases))}. Give all of them one `databases` dict"
+            )
+        connection: Connection = self.databases[name].open(
+            transaction_manager=transaction_manager
+        )
+        return connection
+
+    # -- transactions
+
+    @contextmanager
+    def transaction(self, note: str | None = None) -> Iterator[Connection]:
+        """Give a connection in a transaction of its own: committed at the end of the block,
+        aborted when the block raises.
+
+        *note* describes the transaction in the history.
+        """
+        with Attempt(self, note, is_last=True, before=None) as connection:
+            yield connection
+
+    def attempts(self, tries: int = 3, note: str | None = None) -> Iterator[Attempt]:
+        """Yield up to *tries* attempts at a transaction, until one succeeds.
+
+        `for attempt in db.attempts(3): with attempt as connection: ...` runs the block again
+        after a `ConflictError`. The last attempt's error is raised.
+        """
+        return attempts(self, tries, note)
+
+    def run(
+        self, function: Callable[[Connection], Result], tries: int = 3, note: str | None = None
+    ) -> Result:
+        """Call `function(connection)` in a transaction, again after a conflict, up to *tries*
+        times; return what it returned when its transaction was committed."""
+        for attempt in attempts(self, tries, note):
+            with attempt as connection:
+                result = function(connection)
+        return result
+
+    def metadata_of(self, txn: Any) -> TransactionMetaData:
+        """Return what the storage is told about the transaction *txn*."""
+        return TransactionMetaData(txn.user, txn.description, dict(txn.extension))
+
+    # -- what storages and connections call
+
+    resolve = staticmethod(resolve)
+
+    def current_tid(self) -> Tid:
+        """Return the tid that a new view is at."""
+        if self._is_polled:
+            self.storage.poll()
+        tid: Tid = self.storage.lastTransaction()
+        return tid
+
+    def invalidate(
+        self, tid: Tid, oids: Iterable[Oid], version: str = "", origin: Any = None
+    ) -> None:
+        """Note that the transaction *tid* changed *oids* (called by storages, and by the
+        connection that is *origin*)."""
+        self.invalidations.add(tid, oids, origin)
+        self._commits += 1
+
+    def count_conflict(self, error: Exception) -> None:
+        """Note a conflict, for `statistics`."""
+        with self._count_lock:
+            self._conflicts += 1
+
+    # -- caches
+
+    def _connections(self) -> list[tuple[Connection, Holder | None]]:
+        return self._pool.connections()
+
+    def getCacheSize(self) -> int:
+        """Return how many objects each connection keeps loaded."""
+        return int(self._cache_limits[0])
+
+    def getCacheSizeBytes(self) -> int:
+        """Return how many bytes of records each connection keeps loaded (0: no limit)."""
+        return int(self._cache_limits[1])
+
+    def setCacheSize(self, size: int) -> None:
+        """Let each connection keep *size* objects loaded."""
+        self._set_cache_limits(size, self._cache_limits[1])
+
+    def setCacheSizeBytes(self, size: int) -> None:
+        """Let each connection keep objects of *size* bytes of records loaded (0: no limit)."""
+        self._set_cache_limits(self._cache_limits[0], size)
+
+    def _set_cache_limits(self, size: int, size_bytes: int) -> None:
+        self._cache_limits = size, size_bytes
+        for connection, _ in self._connections():
+            connection.set_cache_limits(size, size_bytes)
+
+    def setCacheDeactivateAfter(self, seconds: float) -> None:
+        """Set the age that `cacheFullSweep` goes by."""
+        self.cache_deactivate_after = seconds
+
+    def cacheMinimize(self, age: float = 0) -> None:
+        """Make ghosts of unchanged objects not used for *age* seconds, in connections that are
+        in the pool and those of this thread's making alike."""
+        for connection, _ in self._connections():
+            connection.cacheMinimize(age)
+
+    def cacheFullSweep(self, age: float | None = None) -> None:
+        """Make ghosts of unchanged objects not used for *age* seconds (default:
+        `cache_deactivate_after`)."""
+        for connection, _ in self._connections():
+            connection.cacheFullSweep(age)
+
+    def cacheSize(self) -> int:
+        """Return the number of loaded objects in all connections."""
+        return sum(len(connection.cached_objects()) for connection, _ in self._connections())
+
+    def cacheDetail(self) -> list[tuple[str, int]]:
+        """Return (class name, number of loaded objects), by class name."""
+        counts: dict[str, int] = {}
+        for connection, _ in self._connections():
+            for obj in connection.cached_objects():
+                name = f"{type(obj).__module__}.{type(obj).__qualname__}"
+                counts[name] = counts.get(name, 0) + 1
+        return sorted(counts.items())
+
+    def cacheDetailSize(self) -> list[dict[str, Any]]:
+        """Return for each connection a dict: connection, ngsize (loaded objects), size (with
+        ghosts)."""
+        details = []
+        for connection, _ in self._connections():
+            loaded = len(connection.cached_objects())
+            details.append(
+                {
+                    "connection": repr(connection), "ngsize": loaded,
+                    "size": loaded + connection.ghost_count(),
+                }
+            )
+        return details
+
+    def cacheExtremeDetail(self) -> list[dict[str, Any]]:
+        """Return for each loaded object a dict: conn_no, oid, klass, size (estimated bytes of
+        its record), state."""
+        return [
+            {
+                "conn_no": number, "oid": obj._p_oid, "size": obj._p_estimated_size,
+                "klass": f"{type(obj).__module__}.{type(obj).__qualname__}",
+                "state": obj._p_state,
+            }
+            for number, (connection, _) in enumerate(self._connections())
+            for obj in connection.cached_objects()
+        ]
+
+    def statistics(self) -> DatabaseStatistics:
+        """Return what the database, its pool and its caches look like now."""
+        connections = []
+        for connection, holder in self._connections():
+            loaded = connection.cached_objects()
+            connections.append(
+                ConnectionStatistics(
+                    held_by=holder.thread_name if holder else "", loaded_objects=len(loaded),
+                    ghosts=connection.ghost_count(), loads=connection.load_count,
+                    estimated_bytes=sum(obj._p_estimated_size for obj in loaded),
+                    stores=connection.store_count,
+                )
+            )
+        return DatabaseStatistics(
+            name=self.name, objects=len(self.storage), size_bytes=self.storage.getSize(),
+            last_tid=self.storage.lastTransaction(), pool_size=self._pool.size,
+            connections_out=sum(1 for c in connections if c.held_by),
+            connections=tuple(connections), conflicts=self._conflicts, commits=self._commits,
+        )
+
+    def setPoolSize(self, size: int) -> None:
+        """Let *size* connections be out at once."""
+        self._pool.resize(size)
+
+    def getPoolSize(self) -> int:
+        """Return how many connections can be out at once."""
+        return self._pool.size
+
+    # -- the end
+
+    def close(self) -> None:
+        """Close the database and its storage; connections still open become unusable, their
+        uncommitted changes are dropped. A second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for connection in self._pool.close():
+            connection.abandon()
+        self._for_transaction.clear()
+        if self.databases.get(self.database_name) is self:
+            del self.databases[self.database_name]
+        self.storage.close()
+
+    def __enter__(self) -> DB:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<DB {self.name}{', closed' if self._is_closed else ''}>"
+
+
+class _OneTransaction:
+    """A transaction manager that knows one transaction, of somebody else's making."""
+
+    explicit = True
+
+    def __init__(self, txn: Any) -> None:
+        self._txn = txn
+
+    def get(self) -> Any:
+        return self._txn
+
+    def abort(self) -> None:
+        self._txn.abort()
+
+    def registerSynch(self, synch: Any) -> None:
+        """The transaction's end is told by its hooks."""
+
+    unregisterSynch = registerSynch
+
+
+def open_database(where: Any = None, **options: Any) -> DB:
+    """Open the database at a path or URI; see `DB` for the options and errors."""
+    return DB(where, **options)
+
+

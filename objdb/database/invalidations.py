@@ -1,0 +1,65 @@
+"""Which objects the last transactions changed.
+
+One log for all connections of a database. Each connection knows the tid its view is at; when its
+next transaction begins, it asks what changed from there to the last transaction:
+
+    tid    T1     T2        T3       T4
+    oids   a b    c         a        d        a view moving from T1 to T3 drops c and a
+
+Entries are added in tid order, before `lastTransaction()` moves to their tid, so what a view asks
+for is always complete. The log keeps a limited number of oids; a connection whose view is older
+than it reaches drops its whole cache.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from objdb.ids import Oid, Tid
+
+_MOST_OIDS = 500_000
+
+
+class InvalidationLog:
+    """`_lock` covers adding; readers take the lists as they are, since entries are only
+    appended, and shortening puts new lists in their place."""
+
+    def __init__(self, start: Tid) -> None:
+        self._lock = threading.Lock()
+        self._entries: tuple[list[Tid], list[tuple[list[Oid], Any]]] = ([], [])
+        self._start = start  # everything after this tid is in the log
+        self._count = 0
+
+    def add(self, tid: Tid, oids: Iterable[Oid], origin: Any = None) -> None:
+        """Note that the transaction *tid* changed *oids*, through the connection *origin*."""
+        oids = list(oids)
+        with self._lock:
+            tids, changes = self._entries
+            changes.append((oids, origin))
+            tids.append(tid)
+            self._count += len(oids) + 1
+            if self._count > _MOST_OIDS:
+                self._shorten()
+
+    def _shorten(self) -> None:
+        """Forget the older half."""
+        tids, changes = self._entries
+        half = len(tids) // 2 or 1
+        self._start = tids[half - 1]
+        self._entries = tids[half:], changes[half:]
+        self._count = sum(len(oids) + 1 for oids, _ in changes[half:])
+
+    def between(self, after: Tid, upto: Tid, origin: Any) -> list[Oid] | None:
+        """Return the oids changed by transactions with *after* < tid <= *upto* through other
+        connections than *origin*; None when the log does not reach back that far."""
+        tids, changes = self._entries
+        found: list[Oid] = []
+        for i in range(len(tids) - 1, -1, -1):
+            tid = tids[i]
+            if tid <= after:
+                return found
+            if tid <= upto and changes[i][1] is not origin:
+                found += changes[i][0]
+        return found if after >= self._start else None

@@ -1,0 +1,282 @@
+"""Every error objdb raises, one class per thing the caller can do about it.
+
+    ObjdbError
+    ├── POSError                           (also the name that ZODB code catches)
+    │   ├── POSKeyError (KeyError)         no such object; names the referrer where known
+    │   ├── TransientError                 abort, and try the transaction again
+    │   │   └── ConflictError
+    │   │       ├── ReadConflictError      a revision that was read, or is needed, has moved
+    │   │       └── UnresolvableConflictError  resolution was tried and failed
+    │   ├── StorageError                   the storage cannot do this
+    │   │   ├── StorageTransactionError    called with the wrong transaction, or none
+    │   │   ├── ReadOnlyError              the storage was opened for reading only
+    │   │   ├── StorageLockedError         the file is open elsewhere: pid and host
+    │   │   ├── StorageClosedError         used after close
+    │   │   ├── StorageFailedError         a write's outcome is unknown: close and reopen
+    │   │   ├── StorageWriteError          a write failed, nothing was committed
+    │   │   ├── StorageForkedError         a storage of the parent used in a forked child
+    │   │   ├── RecordTooLargeError        one object's state is over the limit
+    │   │   └── Unsupported                this kind of storage lacks the feature
+    │   ├── FileFormatError                this is no database file objdb can open
+    │   │   └── NeedsMigrationError        it is one, of an old kind: names the tool
+    │   ├── CorruptedDataError             damage: path and position
+    │   ├── SerializationError             an object cannot become a record
+    │   │   ├── UnpicklableError (TypeError)  names the attribute path
+    │   │   └── InvalidObjectReference     an object of another database or connection
+    │   ├── DeserializationError           a record cannot become an object
+    │   │   ├── PythonTwoRecordError       written under Python 2: migrate first
+    │   │   └── BrokenObjectError          its class is missing; it can be kept, not changed
+    │   ├── ConnectionStateError           open, close or use at the wrong time
+    │   │   └── ConcurrentUseError         two threads on one connection
+    │   └── PoolTimeoutError               every connection is out; says who holds them
+    └── UsageError (ValueError)            an argument that makes no sense: unknown URI scheme …
+
+Facts are attributes (`oid`, `path`, `position`, `serials` …), the message says what happened,
+where, and what to do. All errors survive pickling.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transaction.interfaces import TransientError as _TransientError
+
+from objdb.ids import Oid, Tid, format_oid, format_tid
+
+
+class ObjdbError(Exception):
+    """Base of all errors of objdb. Keyword arguments become attributes.
+
+    A class lists its facts, with their defaults, in `facts`.
+    """
+
+    facts: dict[str, Any] = {}
+
+    def __init__(self, message: str = "", **facts: Any) -> None:
+        super().__init__(message)
+        unknown = facts.keys() - self._all_facts().keys()
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no attribute {sorted(unknown)}")
+        self.__dict__.update(self._all_facts() | facts)
+
+    @classmethod
+    def _all_facts(cls) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            merged |= base.__dict__.get("facts", {})
+        return merged
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), self.__dict__)
+
+
+def _rebuild(cls: type[ObjdbError], message: str, attributes: dict[str, Any]) -> ObjdbError:
+    error = cls.__new__(cls, message)
+    error.args = (message,)
+    error.__dict__.update(attributes)
+    return error
+
+
+class UsageError(ObjdbError, ValueError):
+    """An argument that makes no sense; the message lists what there is."""
+
+
+class POSError(ObjdbError):
+    """An error of the persistent object system."""
+
+
+class POSKeyError(POSError, KeyError):
+    """There is no object with this oid (or none visible in this snapshot).
+
+    `oid`: the missing object; `referrer`: oid of an object that refers to it, where known;
+    `database`: name or path of the database.
+    """
+
+    facts = {"oid": None, "referrer": None, "database": None}
+    oid: Oid
+    referrer: Oid | None
+    database: str | None
+
+    def __init__(self, oid: Oid | str = b"", **facts: Any) -> None:
+        if isinstance(oid, str):
+            super().__init__(oid, **facts)
+            return
+        super().__init__("", **{"oid": oid, **facts})
+
+    def __str__(self) -> str:
+        if self.args and self.args[0]:
+            return str(self.args[0])
+        text = f"no object {format_oid(self.oid)}"
+        if self.database:
+            text += f" in {self.database}"
+        if self.referrer is not None:
+            text += f"; object {format_oid(self.referrer)} refers to it"
+        return text + ". Run a database check to see whether more is missing"
+
+
+class TransientError(POSError, _TransientError):
+    """The transaction may succeed when it is tried again."""
+
+
+class ConflictError(TransientError):
+    """Two transactions changed the same object; this one loses. Abort and try again.
+
+    `oid`: the object; `class_name`: `module.Class` where known; `serials`: the tid of the
+    committed revision and the tid of the revision ours started from.
+    """
+
+    facts = {"oid": None, "class_name": None, "serials": None}
+    oid: Oid | None
+    class_name: str | None
+    serials: tuple[Tid, Tid] | None
+    _what = "was changed by another transaction"
+
+    def __init__(self, message: str = "", **facts: Any) -> None:
+        super().__init__(message, **facts)
+        if not message:
+            self.args = (self._describe(),)
+
+    def _describe(self) -> str:
+        text = f"object {format_oid(self.oid)}"
+        if self.class_name:
+            text += f" ({self.class_name})"
+        text += f" {self._what}"
+        if self.serials:
+            committed, ours = self.serials
+            text += f": committed is {format_tid(committed)}, ours began from {format_tid(ours)}"
+        return text + ". Abort and try the transaction again (db.run does so)"
+
+
+class UnresolvableConflictError(ConflictError):
+    """The class's `_p_resolveConflict` was asked to merge the changes and could not."""
+
+    _what = "was changed by another transaction, and the changes could not be merged"
+
+
+class ReadConflictError(ConflictError):
+    """A revision this transaction read, or needs to read, has moved or is gone."""
+
+    _what = "was read in this transaction and has changed since"
+
+
+class StorageError(POSError):
+    """The storage cannot do what was asked."""
+
+
+class StorageTransactionError(StorageError):
+    """A storage was called with a transaction that did not begin, or in the wrong phase."""
+
+
+class ReadOnlyError(StorageError):
+    """The storage is open for reading only."""
+
+
+class StorageLockedError(StorageError):
+    """Another opener has the file. `path`, `pid` and `host` say who."""
+
+    facts = {"path": None, "pid": None, "host": None}
+    path: str
+    pid: int | None
+    host: str | None
+
+
+class StorageClosedError(StorageError):
+    """The storage, or the database, is closed."""
+
+
+class StorageFailedError(StorageError):
+    """A write's outcome is unknown, so the storage commits no more. Close and reopen it."""
+
+
+class StorageWriteError(StorageError):
+    """A write failed and was taken back: nothing was committed, the storage goes on."""
+
+
+class StorageForkedError(StorageError):
+    """A storage opened before a fork was used in the child. Open it in the child."""
+
+
+class RecordTooLargeError(StorageError):
+    """One object's state is larger than a record may be. `oid`, `size` and `limit` in bytes."""
+
+    facts = {"oid": None, "size": None, "limit": None}
+    oid: Oid | None
+    size: int | None
+    limit: int | None
+
+
+class Unsupported(StorageError):
+    """This kind of storage does not have the feature."""
+
+
+class FileFormatError(POSError):
+    """The file is no database that objdb can open. `path` says which."""
+
+    facts = {"path": None}
+    path: str
+
+
+class NeedsMigrationError(FileFormatError):
+    """A database of an older kind; the message names the tool that converts it."""
+
+
+class CorruptedDataError(POSError):
+    """Damaged data, at `path` and `position` (bytes from the start), in object `oid` if known."""
+
+    facts = {"path": None, "position": None, "oid": None}
+    path: str | None
+    position: int | None
+    oid: Oid | None
+
+
+class SerializationError(POSError):
+    """An object cannot be turned into a record. `oid` and `class_name` say which."""
+
+    facts = {"oid": None, "class_name": None}
+    oid: Oid | None
+    class_name: str | None
+
+
+class UnpicklableError(SerializationError, TypeError):
+    """Something in the state cannot be pickled; `attribute_path` leads to it."""
+
+    facts = {"attribute_path": None}
+    attribute_path: str | None
+
+
+class InvalidObjectReference(SerializationError):
+    """An object refers to one of another connection, or of a database it cannot refer to."""
+
+
+class DeserializationError(POSError):
+    """A record cannot be turned into an object. `oid` and `class_name` say which."""
+
+    facts = {"oid": None, "class_name": None}
+    oid: Oid | None
+    class_name: str | None
+
+
+class PythonTwoRecordError(DeserializationError):
+    """The record was written under Python 2, whose strings are neither text nor bytes."""
+
+
+class BrokenObjectError(DeserializationError):
+    """The object's class cannot be imported. Its state is kept; it cannot be changed."""
+
+
+class ConnectionStateError(POSError):
+    """A connection was used, opened or closed at the wrong time."""
+
+
+class ConcurrentUseError(ConnectionStateError):
+    """Two threads used one connection at once. Open a connection per thread."""
+
+
+class PoolTimeoutError(POSError):
+    """No connection became free in time. `holders` describes each one that is out."""
+
+    facts = {"holders": ()}
+    holders: tuple[str, ...]

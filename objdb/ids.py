@@ -1,0 +1,90 @@
+"""Object ids and transaction ids: make, compare, print.
+
+Both are 8 bytes, big-endian, so that comparing the bytes compares the numbers.
+
+* An **oid** identifies an object. The root object is oid 0.
+* A **tid** identifies a transaction and the revisions it wrote. It is a time stamp in the
+  format of ZODB: 4 bytes of minutes since 1900 (months counted as 31 days), then 4 bytes of
+  seconds in units of 60 / 2**32. `persistent.timestamp.TimeStamp` computes it. Tids only grow,
+  whatever the wall clock does.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+
+from persistent.timestamp import TimeStamp
+
+Oid = bytes
+Tid = bytes
+
+ROOT_OID: Oid = bytes(8)
+NO_TID: Tid = bytes(8)
+MAX_TID: Tid = b"\x7f" + b"\xff" * 7
+
+
+def oid_from_int(number: int) -> Oid:
+    """Return the oid (8 bytes) with this number."""
+    return number.to_bytes(8, "big")
+
+
+def int_from_oid(oid: Oid) -> int:
+    """Return the number of an oid (8 bytes)."""
+    return int.from_bytes(oid, "big")
+
+
+def format_oid(oid: Oid | None) -> str:
+    """Return an oid the way messages print it, `0x2a`; anything that is none prints as itself."""
+    return hex(int.from_bytes(oid, "big")) if isinstance(oid, bytes) else repr(oid)
+
+
+def format_tid(tid: Tid | None) -> str:
+    """Return a tid the way messages print it: hexadecimal digits, then its time in UTC."""
+    if not isinstance(tid, bytes) or len(tid) != 8:
+        return repr(tid)
+    if tid == NO_TID:
+        return "0x0"
+    return f"0x{tid.hex()} ({datetime_from_tid(tid):%Y-%m-%d %H:%M:%S.%f}Z)"
+
+
+def tid_after(last: Tid, now: float | None = None) -> Tid:
+    """Return the tid for the time *now* (seconds since 1970, default: the clock), or the first
+    one after *last* where the clock stands still or went back."""
+    now = time.time() if now is None else now
+    tid = TimeStamp(*time.gmtime(now)[:5], now % 60).raw()
+    return tid if tid > last else next_tid(last)
+
+
+def next_tid(tid: Tid) -> Tid:
+    """Return the smallest tid greater than *tid*: "at *tid*" is "before `next_tid(tid)`"."""
+    return (int.from_bytes(tid, "big") + 1).to_bytes(8, "big")
+
+
+def time_from_tid(tid: Tid) -> float:
+    """Return the time of a tid as seconds since 1970."""
+    return datetime_from_tid(tid).timestamp()
+
+
+def datetime_from_tid(tid: Tid) -> datetime:
+    """Return the time of a tid as an aware datetime in UTC.
+
+    Tids that are no real time (small numbers made by tests or other tools) give the nearest
+    time that exists.
+    """
+    minutes = int.from_bytes(tid[:4], "big")
+    seconds = int.from_bytes(tid[4:], "big") * 60 / 2**32
+    days, minute = divmod(minutes, 24 * 60)
+    months, day = divmod(days, 31)
+    year, month = divmod(months, 12)
+    whole = min(int(seconds), 59)
+    micro = min(int((seconds - whole) * 1e6), 999999)
+    for last_day in (day + 1, 30, 29, 28):
+        try:
+            return datetime(
+                1900 + year, month + 1, last_day, minute // 60, minute % 60, whole, micro,
+                timezone.utc,
+            )
+        except ValueError:
+            continue
+    return datetime.max.replace(tzinfo=timezone.utc)

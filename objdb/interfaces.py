@@ -1,0 +1,157 @@
+"""Every contract, declared with `zope.interface`.
+
+Storage interfaces keep ZODB's names and signatures, so that storages and wrappers written for
+either plug into the other. What a storage can do beyond `IStorage` is declared by the further
+interfaces and asked with `IStorageHistory.providedBy(storage)`.
+"""
+
+# Methods in an interface have no self, and no bodies.
+# mypy: ignore-errors
+# ruff: noqa: N805
+
+from zope.interface import Attribute, Interface
+
+
+class IStorage(Interface):
+    """Keeps revisions of records, and commits them in two phases.
+
+    oids and tids are 8 bytes; records are bytes of any meaning. The calls of one transaction
+    come in the order tpc_begin, store …, tpc_vote, tpc_finish, with tpc_abort at any point
+    before the end. A call with a transaction that did not begin, or out of order, raises
+    StorageTransactionError (tpc_abort ignores it).
+    """
+
+    def close():
+        """Close the storage; calling it again does nothing."""
+
+    def getName():
+        """Return a name for people: a path, where there is one."""
+
+    def getSize():
+        """Return the size in bytes, on the medium where there is one."""
+
+    def __len__():
+        """Return the number of objects."""
+
+    def isReadOnly():
+        """Return whether the storage takes no transactions."""
+
+    def lastTransaction():
+        """Return the tid of the last transaction that others can see, 8 zero bytes if none."""
+
+    def sortKey():
+        """Return the text by which storages are ordered in a commit that spans several."""
+
+    def registerDB(db):
+        """Take from the database what it hands down: `db.resolve`."""
+
+    def new_oid():
+        """Return an oid that was never returned before. ReadOnlyError when read-only."""
+
+    def load(oid, version=""):
+        """Return (record, tid) of the current revision. POSKeyError if there is no object."""
+
+    def loadBefore(oid, tid):
+        """Return (record, tid, next tid or None) of the last revision before *tid*.
+
+        None if the object had no revision then, POSKeyError if there is no such object.
+        """
+
+    def loadSerial(oid, serial):
+        """Return the record that the transaction *serial* wrote. POSKeyError if there is none."""
+
+    def getTid(oid):
+        """Return the tid of the current revision. POSKeyError if there is no object."""
+
+    def tpc_begin(transaction, tid=None, status=" "):
+        """Begin to stage writes; *tid* and *status* are given for copied transactions."""
+
+    def store(oid, serial, data, version, transaction):
+        """Stage a record made from the revision *serial* (8 zero bytes: a new object)."""
+
+    def restore(oid, serial, data, version, prev_txn, transaction):
+        """Stage a revision copied from another storage, without a conflict check."""
+
+    def deleteObject(oid, serial, transaction):
+        """Stage that the object exists no more."""
+
+    def checkCurrentSerialInTransaction(oid, serial, transaction):
+        """Let the vote raise ReadConflictError unless *serial* is still current."""
+
+    def tpc_vote(transaction):
+        """Do everything that can fail. Return the oids whose conflicts were resolved."""
+
+    def tpc_finish(transaction, callback=None):
+        """Commit; return the tid when the data is durable.
+
+        `callback(tid)` runs before lastTransaction() moves and before anyone sees the data.
+        """
+
+    def tpc_abort(transaction):
+        """Drop what is staged; ignored for a transaction that has not begun."""
+
+
+class IStorageHistory(Interface):
+    """A storage that can list an object's revisions."""
+
+    def history(oid, size=1):
+        """Return the last *size* revisions, newest first, as dicts.
+
+        Keys: tid, serial, time (seconds since 1970), user_name, description (text), size
+        (bytes), version, and the items of the transaction's extension.
+        """
+
+
+class IStorageIteration(Interface):
+    """A storage whose transactions can be listed in order."""
+
+    def iterator(start=None, stop=None):
+        """Yield the transactions with start <= tid <= stop, oldest first.
+
+        Each has tid, status, user, description, extension, extension_bytes, and yields its
+        revisions: oid, tid, data (None: un-created), version, data_txn.
+        """
+
+
+class IStoragePolling(Interface):
+    """A storage that others can commit to behind the database's back."""
+
+    def poll():
+        """Take in what was committed elsewhere: move lastTransaction(), after telling the
+        database which objects changed."""
+
+
+class IDatabase(Interface):
+    """Hands out connections to one storage."""
+
+    storage = Attribute("The storage.")
+    database_name = Attribute("The database's name among `databases`.")
+    databases = Attribute("dict of name -> database: those that can refer to one another.")
+
+    def open(version="", transaction=None, temporary=False, *, transaction_manager=None):
+        """Return a connection. PoolTimeoutError when none becomes free in time."""
+
+    def close():
+        """Close all connections and the storage."""
+
+    def invalidate(tid, oids, version=""):
+        """Tell that the transaction *tid* changed *oids* (called by storages)."""
+
+
+class IConnection(Interface):
+    """Binds objects to one snapshot of a database in one transaction."""
+
+    def root():
+        """Return the root object, a PersistentMapping."""
+
+    def get(oid):
+        """Return the object with this oid, as a ghost if it was not in the cache."""
+
+    def add(obj):
+        """Give *obj* an oid, and store it with this transaction."""
+
+    def sync():
+        """End the view of the data, and begin a new one at the last transaction."""
+
+    def close():
+        """Give the connection back. ConnectionStateError with uncommitted changes."""

@@ -1,0 +1,157 @@
+"""Objects whose class cannot be imported.
+
+A missing class is replaced by a *broken* class with the same module and name. Its instances
+keep everything the pickle said about them and say it again when they are written back:
+
+    loaded by                   kept as                  written back by
+    cls.__new__(cls, *args)     __broken_how__ "new"     the same
+    cls(*args)                  __broken_how__ "call"    the same
+    state                       __broken_state__         the same
+    append/extend, [k] = v      __broken_items__ ...     the same
+
+Persistent objects become `PersistentBroken`: attributes can be read (from the state, if that is
+a dict), writing raises `BrokenObjectError`.
+"""
+
+from __future__ import annotations
+
+import copyreg
+from typing import Any
+
+from persistent import Persistent
+
+from objdb.errors import BrokenObjectError
+
+_HINT = (
+    "Make the class importable again, under this name, to use the object; until then its state "
+    "is kept as it is and cannot be changed"
+)
+_BLOB_HINT = (
+    "It is a ZODB blob: its record is kept as it is, but the blob file beside the database is "
+    "not read by this version of objdb"
+)
+_classes: dict[tuple[str, str, bool], type] = {}
+
+
+class BrokenType(type):
+    """The class of broken classes: calling one is remembered as a call."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        instance = cls.__new__(cls, *args, **kwargs)
+        instance.__dict__["__broken_how__"] = "call"
+        return instance
+
+
+class Broken(metaclass=BrokenType):
+    """An object inside a record whose class, or whose making function, is missing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Broken:
+        instance = object.__new__(cls)
+        instance.__dict__.update(
+            __broken_how__="new", __broken_args__=args, __broken_state__=None,
+            __broken_items__=[], __broken_pairs__=[],
+        )
+        return instance
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__["__broken_state__"] = state
+
+    def append(self, item: Any) -> None:
+        """Keep an item of what is a list when its class is there."""
+        self.__dict__["__broken_items__"].append(item)
+
+    def extend(self, items: Any) -> None:
+        """Keep items of what is a list when its class is there."""
+        self.__dict__["__broken_items__"].extend(items)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.__dict__["__broken_pairs__"].append((key, value))
+
+    def __getattr__(self, name: str) -> Any:
+        return _state_attribute(self, self.__dict__.get("__broken_state__"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise _cannot_change(type(self), name)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        kept = self.__dict__
+        cls, args = type(self), kept["__broken_args__"]
+        items, pairs = kept["__broken_items__"], kept["__broken_pairs__"]
+        how = (cls, args) if kept["__broken_how__"] == "call" else _new_object(cls, args)
+        tail = (iter(items) if items else None, iter(pairs) if pairs else None)
+        return (*how, kept["__broken_state__"], *tail)
+
+    def __repr__(self) -> str:
+        return f"<broken {class_name(type(self))}>"
+
+
+class PersistentBroken(Persistent):
+    """A persistent object whose class is missing."""
+
+    def __new__(cls, *args: Any) -> PersistentBroken:
+        instance = Persistent.__new__(cls)
+        instance.__dict__["__broken_args__"] = args
+        return instance
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__["__broken_state__"] = state
+
+    def __getstate__(self) -> Any:
+        return self.__dict__.get("__broken_state__")
+
+    def __getattr__(self, name: str) -> Any:
+        return _state_attribute(self, self.__dict__.get("__broken_state__"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith(("_p_", "_v_")):
+            raise _cannot_change(type(self), name)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if not name.startswith(("_p_", "_v_")):
+            raise _cannot_change(type(self), name)
+        super().__delattr__(name)
+
+    def __repr__(self) -> str:
+        return f"<persistent broken {class_name(type(self))}>"
+
+
+def broken_class(module: str, name: str, *, persistent: bool) -> type:
+    """Return the stand-in for the missing class `module.name`, always the same one."""
+    key = (module, name, persistent)
+    if key not in _classes:
+        base = PersistentBroken if persistent else Broken
+        _classes[key] = type(base)(name, (base,), {"__module__": module, "__qualname__": name})
+    return _classes[key]
+
+
+def is_broken(cls: Any) -> bool:
+    """Whether *cls* stands in for a missing class."""
+    return isinstance(cls, type) and issubclass(cls, (Broken, PersistentBroken))
+
+
+def class_name(cls: type) -> str:
+    """Return `module.Class`, as errors name classes."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _new_object(cls: type, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    return copyreg.__newobj__, (cls, *args)  # type: ignore[attr-defined]
+
+
+def _hint(cls: type) -> str:
+    return _BLOB_HINT if class_name(cls) == "ZODB.blob.Blob" else _HINT
+
+
+def _state_attribute(instance: Any, state: Any, name: str) -> Any:
+    if isinstance(state, dict) and name in state:
+        return state[name]
+    cls = type(instance)
+    raise AttributeError(f"broken {class_name(cls)} has no attribute {name!r}. {_hint(cls)}")
+
+
+def _cannot_change(cls: type, attribute: str) -> BrokenObjectError:
+    return BrokenObjectError(
+        f"cannot set {attribute!r}: the class {class_name(cls)} is missing. {_hint(cls)}",
+        class_name=class_name(cls),
+    )

@@ -1,0 +1,243 @@
+"""Records to objects.
+
+Two ways in, both of a connection: `ghost(oid, record)` makes an object without its state, and
+`state(cls, record)` returns the state for an object that exists.
+
+Nearly every record begins with a class pickle that is a constant for its class. So the reader
+keeps, per such prefix, a C unpickler that has read that prefix once, and thereafter skips it:
+
+    record   80 03 c app\\n Person\\n .  80 03 } ...
+             └─ compared, skipped ─┘   └─ handed to the unpickler in one piece
+
+The unpickler is handed the whole state at its first `peek`, so that it reads from memory from
+then on. States written by ZODB may refer back to the class as memo entry 0; reading the prefix
+put it there, and it stays, since such states put nothing at 0 (one that does is read the slow
+way, with an unpickler of its own).
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from persistent import Persistent
+from persistent.wref import WeakRef
+
+from objdb.errors import DeserializationError, POSKeyError, PythonTwoRecordError
+from objdb.ids import Oid, format_oid
+from objdb.records.broken import broken_class, is_broken
+from objdb.records.format import class_and_arguments, is_shared_memo, plain_prefix_length
+from objdb.records.references import record_class_name
+
+# Records larger than this get an unpickler of their own, so that what its memo holds on to is
+# freed at once.
+_LARGE_BYTES = 64 * 1024
+# Python 2 strings are decoded with this codec, which refuses everything.
+_NO_PYTHON_TWO = "undefined"
+# Classes that are stood in for even where they can be imported: objdb does not read blob files.
+_NEVER_IMPORTED = {("ZODB.blob", "Blob")}
+
+
+class _Source:
+    """A file for the C unpickler that gives all there is at the first peek."""
+
+    __slots__ = ("data",)
+    data: bytes
+
+    def peek(self, size: int) -> bytes:
+        data, self.data = self.data, b""
+        return data
+
+    # Called to skip what was peeked, the result unused. Called for more data only when the
+    # record is cut off: then the number it returns is refused by the unpickler.
+    read = int
+
+    def readline(self) -> bytes:
+        raise EOFError
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, reader: ObjectReader) -> None:
+        super().__init__(file, encoding=_NO_PYTHON_TWO)
+        self.find_class = reader.find_class  # type: ignore[method-assign]
+        self.persistent_load = reader.persistent_load  # type: ignore[method-assign]
+
+
+class _Loader:
+    """An unpickler for the states behind one class pickle, which it has read."""
+
+    __slots__ = ("busy", "keeps_class", "length", "load", "prefix", "source")
+
+    def __init__(self, prefix: bytes, reader: ObjectReader) -> None:
+        self.prefix = prefix
+        self.length = len(prefix)
+        self.keeps_class = is_shared_memo(prefix, len(prefix))
+        self.source = _Source()
+        self.source.data = prefix
+        self.load: Callable[[], Any] = _Unpickler(self.source, reader).load
+        self.busy = False
+        self.load()
+
+
+class ObjectReader:
+    """Makes objects of one connection from records.
+
+    *jar* is the connection: `jar.get(oid)` loads by oid, `jar.get_connection(name)` reaches
+    other databases. *cache* is its `PickleCache`.
+    """
+
+    def __init__(self, jar: Any, cache: Any) -> None:
+        self._jar = jar
+        self._cache = cache
+        self._loaders: dict[type, _Loader] = {}
+        self._by_prefix: dict[bytes, _Loader] = {}
+        self._classes: dict[tuple[str, str], Any] = {}
+
+    def state(self, cls: type, record: bytes) -> Any:
+        """Return the state in *record*, which belongs to an object of class *cls*.
+
+        Raises `DeserializationError` or `PythonTwoRecordError`; `POSKeyError` for a reference
+        by oid alone to an object that is not there.
+        """
+        loader = self._loaders.get(cls)
+        if loader is None or not record.startswith(loader.prefix):
+            loader = self._find_loader(cls, record)
+        if loader is None or loader.busy or len(record) > _LARGE_BYTES:
+            return self._load_slowly(record)
+        length = loader.length
+        if loader.keeps_class and record.find(b"q\x00", length) >= 0:
+            return self._load_slowly(record)
+        loader.source.data = record[length:]
+        # Unpickling can load other objects (a key with a __hash__ of its own, say): those of
+        # the same class must not use this unpickler meanwhile.
+        loader.busy = True
+        try:
+            return loader.load()
+        except Exception as error:
+            raise self._explain(error, record) from error
+        finally:
+            loader.busy = False
+
+    def _find_loader(self, cls: type, record: bytes) -> _Loader | None:
+        length = plain_prefix_length(record)
+        if not length:
+            return None
+        prefix = record[:length]
+        loader = self._by_prefix.get(prefix)
+        if loader is None:
+            try:
+                loader = self._by_prefix[prefix] = _Loader(prefix, self)
+            except Exception as error:
+                raise self._explain(error, record) from error
+        self._loaders[cls] = loader
+        return loader
+
+    def _load_slowly(self, record: bytes) -> Any:
+        unpickler = _Unpickler(io.BytesIO(record), self)
+        try:
+            unpickler.load()
+            return unpickler.load()
+        except Exception as error:
+            raise self._explain(error, record) from error
+
+    def ghost(self, oid: Oid, record: bytes) -> Persistent:
+        """Return a new object for *record*, without state, entered in the cache."""
+        try:
+            metadata = _Unpickler(io.BytesIO(record), self).load()
+            cls, arguments = class_and_arguments(metadata)
+            if isinstance(cls, tuple):
+                cls = self.find_class(*cls)
+            return self._new_ghost(oid, cls, arguments)
+        except DeserializationError:
+            raise
+        except Exception as error:
+            raise self._explain(error, record, oid) from error
+
+    def _new_ghost(self, oid: Oid, cls: Any, arguments: tuple[Any, ...]) -> Persistent:
+        if is_broken(cls):
+            cls = broken_class(cls.__module__, cls.__qualname__, persistent=True)
+        obj = cls.__new__(cls, *arguments)
+        if not isinstance(obj, Persistent):
+            raise DeserializationError(
+                f"object {format_oid(oid)} is stored as persistent, but its class "
+                f"{cls.__module__}.{cls.__qualname__} does not derive from Persistent (any "
+                "more). Make it persistent again to read it",
+                oid=oid, class_name=f"{cls.__module__}.{cls.__qualname__}",
+            )
+        self._cache.new_ghost(oid, obj)
+        return obj
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the class or function `module.name`, or a broken class in its place."""
+        found = self._classes.get((module, name))
+        if found is None:
+            found = import_global(module, name)
+            if not is_broken(found):  # it may become importable
+                self._classes[module, name] = found
+        return found
+
+    def persistent_load(self, reference: Any) -> Any:
+        """Return the object a reference stands for: from the cache, or a new ghost."""
+        if type(reference) is tuple:
+            oid, cls = reference
+            obj = self._cache.get(oid)
+            if obj is not None:
+                return obj
+            if type(cls) is tuple or hasattr(cls, "__getnewargs__") or type(oid) is not bytes:
+                return self._load_by_oid(oid)
+            return self._new_ghost(oid, cls, ())
+        if type(reference) is not list:
+            return self._load_by_oid(reference)
+        if len(reference) == 1:
+            return self._weak_reference(reference[0])
+        kind, arguments = reference
+        if kind == "w":
+            return self._weak_reference(*arguments)
+        if kind == "n" or kind == "m":
+            return self._jar.get_connection(arguments[0]).get(arguments[1])
+        raise DeserializationError(f"unknown kind of reference {reference!r}")
+
+    def _load_by_oid(self, oid: Any) -> Any:
+        if type(oid) is not bytes:
+            raise PythonTwoRecordError(f"a reference to {oid!r}, which is not an oid of 8 bytes")
+        return self._jar.get(oid)
+
+    def _weak_reference(self, oid: Oid, database: str | None = None) -> WeakRef:
+        reference = WeakRef.__new__(WeakRef)
+        reference.oid = oid
+        reference.dm = self._jar if database is None else self._jar.get_connection(database)
+        reference.database_name = reference.dm.db().database_name
+        return reference
+
+    def _explain(self, error: Exception, record: bytes, oid: Oid | None = None) -> Exception:
+        """Return the error to raise for *error*, met while unpickling *record*."""
+        if isinstance(error, (DeserializationError, POSKeyError)):
+            return error
+        name = record_class_name(record)
+        if isinstance(error, UnicodeError) and "undefined" in str(error):
+            return PythonTwoRecordError(
+                f"the state of a {name} was written under Python 2, whose strings are neither "
+                "text nor bytes. Convert the database first, with zodbupdate (--convert-py3) "
+                "under ZODB, then open it here", oid=oid, class_name=name,
+            )
+        return DeserializationError(
+            f"the record of a {name} ({len(record)} bytes) cannot be read: "
+            f"{type(error).__name__}: {error}", oid=oid, class_name=name,
+        )
+
+
+def import_global(module: str, name: str) -> Any:
+    """Import `module.name` (the name may be dotted), or return a broken class in its place."""
+    if (module, name) not in _NEVER_IMPORTED:
+        try:
+            __import__(module)
+            found: Any = sys.modules[module]
+            for part in name.split("."):
+                found = getattr(found, part)
+            return found
+        except (ImportError, AttributeError, KeyError):
+            pass
+    return broken_class(module, name, persistent=False)

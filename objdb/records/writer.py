@@ -1,0 +1,242 @@
+"""Objects to records.
+
+    state = obj.__getstate__()
+    record = class pickle (a constant per class) + pickle of the state
+
+The state's pickler asks `persistent_id` about every object it meets. A persistent one is not
+pickled but referred to; one that is new gets an oid on the way and is put on `new_objects`, for
+the connection to store in turn: persistence by reachability.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from persistent import Persistent
+from persistent.wref import WeakRef
+
+from objdb.errors import BrokenObjectError, InvalidObjectReference, UnpicklableError
+from objdb.ids import Oid, format_oid
+from objdb.records.broken import is_broken
+from objdb.records.format import PROTOCOL, class_prefix, dump_class
+
+# Values that are neither persistent nor contain anything that is.
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
+# Types whose instances are never persistent themselves, though they may contain what is.
+_PLAIN = _ATOMS | {dict, list, tuple, set, frozenset, bytearray}
+
+
+class ObjectWriter:
+    """Turns the objects of one connection into records.
+
+    *jar* is the connection (it gives `db()` and owns the objects), *new_oid* makes oids.
+    `new_objects` collects the objects first met, in the order they were met; the caller empties
+    it.
+    """
+
+    def __init__(self, jar: Any, new_oid: Callable[[], Oid]) -> None:
+        self._jar = jar
+        self._new_oid = new_oid
+        self.new_objects: list[Persistent] = []
+        self._chunks: list[bytes] = []
+        self._prefixes: dict[type, bytes] = {}
+        sink = _Sink()
+        sink.write = self._chunks.append
+        self._pickler = pickle.Pickler(sink, PROTOCOL)
+        self._pickler.persistent_id = self.persistent_id  # type: ignore[method-assign]
+
+    def serialize(self, obj: Persistent) -> bytes:
+        """Return the record of *obj*.
+
+        Raises `UnpicklableError` with the path to what cannot be stored, and
+        `InvalidObjectReference` for a reference to an object of another connection.
+        """
+        prefix = self._prefixes.get(type(obj)) or self._class_pickle(obj)
+        state = obj.__getstate__()
+        if type(state) is dict and _ATOMS.issuperset(map(type, state.values())):
+            return prefix + pickle.dumps(state, PROTOCOL)
+        chunks = self._chunks
+        del chunks[:]
+        self._pickler.clear_memo()
+        try:
+            self._pickler.dump(state)
+        except InvalidObjectReference:
+            raise
+        except Exception as error:
+            return prefix + self._dump_carefully(obj, state, error)
+        return prefix + b"".join(chunks)
+
+    def _class_pickle(self, obj: Persistent) -> bytes:
+        cls = type(obj)
+        newargs = getattr(obj, "__getnewargs__", None)
+        if is_broken(cls):
+            arguments = obj.__dict__["__broken_args__"]
+            return _dump_with_broken((cls, arguments) if arguments else cls, None)
+        self._require_importable(obj)
+        if newargs is not None:
+            return dump_class(cls, newargs())
+        prefix = self._prefixes[cls] = class_prefix(cls)
+        return prefix
+
+    def _require_importable(self, obj: Persistent) -> None:
+        cls = type(obj)
+        try:
+            pickle.dumps(cls, PROTOCOL)
+        except Exception as error:
+            raise UnpicklableError(
+                f"objects of {cls!r} cannot be stored: {error}. Define the class at the top "
+                "level of a module that can be imported",
+                oid=obj._p_oid, class_name=f"{cls.__module__}.{cls.__qualname__}",
+            ) from error
+
+    def _dump_carefully(self, obj: Persistent, state: Any, error: Exception) -> bytes:
+        """Pickle a state that holds instances of missing classes, or explain *error*."""
+        try:
+            return _dump_with_broken(state, self.persistent_id)
+        except InvalidObjectReference:
+            raise
+        except Exception:
+            cls = type(obj)
+            path, value = _find_unpicklable(cls.__name__, state, self._is_picklable)
+            raise UnpicklableError(
+                f"{path}: {value!r} cannot be stored ({error}). Keep it in an attribute whose "
+                "name begins with _v_, which is never stored, or store what it is made from",
+                oid=obj._p_oid, class_name=f"{cls.__module__}.{cls.__qualname__}",
+                attribute_path=path,
+            ) from error
+
+    def _is_picklable(self, value: Any) -> bool:
+        try:
+            _dump_with_broken(value, lambda obj: 0 if isinstance(obj, Persistent) else None)
+        except Exception:
+            return False
+        return True
+
+    def persistent_id(self, obj: Any) -> Any:
+        """Return the reference to *obj*, or None for what is stored inside the record."""
+        if type(obj) in _PLAIN:
+            return None
+        if not isinstance(obj, Persistent):
+            return self._weak_reference(obj) if type(obj) is WeakRef else None
+        oid, jar = obj._p_oid, obj._p_jar
+        if jar is not self._jar:
+            if jar is not None:
+                return self._foreign_reference(obj)
+            if oid is None:
+                oid = self._new_oid()
+            obj._p_jar = self._jar
+            obj._p_oid = oid
+            self.new_objects.append(obj)
+        cls = type(obj)
+        if hasattr(cls, "__getnewargs__") or is_broken(cls):
+            return oid
+        return oid, cls
+
+    def _weak_reference(self, reference: WeakRef) -> Any:
+        oid, jar = reference.oid, reference.dm
+        if oid is None:
+            target = reference()
+            if target is None:
+                raise InvalidObjectReference("a weak reference to nothing cannot be stored")
+            self.persistent_id(target)
+            oid = reference.oid = target._p_oid
+            jar = reference.dm = target._p_jar
+            reference.database_name = jar.db().database_name
+        if jar is None or jar is self._jar:
+            return ["w", (oid,)]
+        self._require_same_group(reference(), jar)
+        return ["w", (oid, reference.database_name)]
+
+    def _foreign_reference(self, obj: Persistent) -> Any:
+        """A reference into another database of the same group."""
+        jar = obj._p_jar
+        self._require_same_group(obj, jar)
+        name = jar.db().database_name
+        if obj._p_oid is None:
+            jar.add(obj)
+        if hasattr(type(obj), "__getnewargs__") or is_broken(type(obj)):
+            return ["n", (name, obj._p_oid)]
+        return ["m", (name, obj._p_oid, type(obj))]
+
+    def _require_same_group(self, obj: Any, jar: Any) -> None:
+        ours, theirs = self._jar.db(), jar.db() if hasattr(jar, "db") else None
+        text = f"object {format_oid(getattr(obj, '_p_oid', None))} ({type(obj).__name__})"
+        if theirs is None:
+            raise InvalidObjectReference(
+                f"{text} belongs to a connection that is closed, and cannot be stored here. "
+                "Load it again in this connection", oid=getattr(obj, "_p_oid", None),
+            )
+        if theirs is ours:
+            raise InvalidObjectReference(
+                f"{text} belongs to another connection of the same database. Pass its oid "
+                "(_p_oid) and load it here with connection.get(oid)", oid=obj._p_oid,
+            )
+        if ours.databases.get(theirs.database_name) is not theirs:
+            raise InvalidObjectReference(
+                f"{text} belongs to the database {theirs.database_name!r}, which is not in the "
+                "same group. Give both databases one `databases` dict to refer across",
+                oid=obj._p_oid,
+            )
+
+
+class _Sink:
+    """Where a C pickler writes: a function, called with bytes."""
+
+    write: Callable[[bytes], Any]
+
+
+class _BrokenPickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+    """A pickler that can name classes that are missing. Slow, and rarely needed."""
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        if is_broken(obj):
+            self.write(pickle.GLOBAL + f"{obj.__module__}\n{obj.__qualname__}\n".encode())
+            self.memoize(obj)
+        else:
+            super().save_global(obj, name)
+
+    def save_type(self, obj: Any) -> None:
+        if is_broken(obj):
+            self.save_global(obj)
+        else:
+            super().save_type(obj)
+
+    dispatch = {**pickle._Pickler.dispatch, type: save_type}  # type: ignore[attr-defined]
+
+
+def _dump_with_broken(state: Any, persistent_id: Callable[[Any], Any] | None) -> bytes:
+    buffer = io.BytesIO()
+    pickler = _BrokenPickler(buffer, PROTOCOL)
+    if persistent_id is not None:
+        pickler.persistent_id = persistent_id
+    pickler.dump(state)
+    return buffer.getvalue()
+
+
+def _find_unpicklable(
+    path: str, value: Any, is_picklable: Callable[[Any], bool], depth: int = 0
+) -> tuple[str, Any]:
+    """Return (path, value) of the innermost part of *value* that cannot be pickled."""
+    if depth < 50:
+        for step, part in _parts(value, top=depth == 0):
+            if not is_picklable(part):
+                return _find_unpicklable(path + step, part, is_picklable, depth + 1)
+    return path, value
+
+
+def _parts(value: Any, *, top: bool) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        form = ".{}" if top else "[{!r}]"
+        parts = [(form.format(key), part) for key, part in value.items()]
+        return parts + [(f".keys()[{i}]", key) for i, key in enumerate(value)]
+    if isinstance(value, (list, tuple)):
+        return [(f"[{i}]", part) for i, part in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return [(f"{{{part!r}}}", part) for part in value]
+    attributes = getattr(value, "__dict__", None)
+    if isinstance(attributes, dict) and not isinstance(value, type):
+        return [(f".{name}", part) for name, part in attributes.items()]
+    return []

@@ -1,0 +1,201 @@
+"""Who commits, and which phase each transaction is in; shared by all storages.
+
+           tpc_begin         tpc_vote                tpc_finish
+    (none) ────────► BEGUN ───────────► VOTED ───────────────► (gone, committed)
+                       │  slot taken      │  decided, slot freed
+                       └── tpc_abort ─────┴───────► (gone, nothing happened)
+
+Any number of transactions can be BEGUN: they stage their writes without a lock. One at a time
+is VOTED: it holds the *commit slot* from the first conflict check until its outcome is decided.
+"""
+
+from __future__ import annotations
+
+import enum
+import pickle
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from objdb.errors import CorruptedDataError, StorageTransactionError
+from objdb.ids import Oid, Tid
+
+# A transaction that stages more than this keeps the rest in a temporary file.
+SPOOL_BYTES = 16 * 1024 * 1024
+
+
+class TransactionMetaData:
+    """What a storage is told about a transaction.
+
+    *user* and *description* are text or UTF-8 bytes; *extension* is a dict of further facts, or
+    its pickle. `data(key)` and `set_data(key, value)` keep a storage's or connection's own facts.
+    """
+
+    def __init__(
+        self, user: str | bytes = b"", description: str | bytes = b"",
+        extension: dict[str, Any] | bytes | None = None,
+    ) -> None:
+        self.user = user.encode() if isinstance(user, str) else user
+        self.description = (
+            description.encode() if isinstance(description, str) else description
+        )
+        if isinstance(extension, bytes):
+            extension = loads_extension(extension)
+        self.extension: dict[str, Any] = extension or {}
+        self._data: dict[Any, Any] = {}
+
+    def data(self, key: Any) -> Any:
+        """Return what `set_data` kept for *key*; KeyError if nothing."""
+        return self._data[id(key)]
+
+    def set_data(self, key: Any, value: Any) -> None:
+        """Keep *value* for *key* for as long as the transaction lasts."""
+        self._data[id(key)] = value
+
+    @property
+    def extension_bytes(self) -> bytes:
+        """The extension as storages keep it: pickled, empty when there is none."""
+        return pickle.dumps(self.extension, 3) if self.extension else b""
+
+
+def loads_extension(data: bytes) -> dict[str, Any]:
+    """Return the extension dict pickled in *data*; `CorruptedDataError` when it is none."""
+    if not data:
+        return {}
+    try:
+        extension = pickle.loads(data)
+    except Exception as error:
+        raise CorruptedDataError(f"a transaction's extension cannot be read: {error}") from error
+    return extension if isinstance(extension, dict) else {}
+
+
+class Write(NamedTuple):
+    """One staged revision.
+
+    `base_tid` is the revision it was made from (`NO_TID`: a new object), or None for a restored
+    revision, which is not checked. `record` is None to un-create the object.
+    """
+
+    base_tid: Tid | None
+    record: bytes | None
+    version: str
+
+
+class Phase(enum.Enum):
+    """How far a transaction has come."""
+
+    BEGUN = "begun"
+    VOTED = "voted"
+
+
+class Staged:
+    """One transaction's writes, until it commits or aborts."""
+
+    def __init__(self, transaction: Any, tid: Tid | None, status: str) -> None:
+        self.transaction = transaction
+        self.phase = Phase.BEGUN
+        self.tid = tid
+        self.status = status
+        self.reads: dict[Oid, Tid] = {}
+        self.resolved: list[Oid] = []
+        self.medium: Any = None  # what the storage needs between vote and finish
+        self._writes: dict[Oid, Write | tuple[Tid | None, int, int, str]] = {}
+        self.record_bytes = 0  # of all records; 8 for each object un-created
+        self._spool: Any = None
+
+    def __len__(self) -> int:
+        return len(self._writes)
+
+    def write(self, oid: Oid, base_tid: Tid | None, record: bytes | None, version: str) -> None:
+        """Stage a revision of *oid*; a second one of the same oid replaces the first."""
+        if oid in self._writes:
+            replaced = self[oid].record
+            self.record_bytes -= 8 if replaced is None else len(replaced)
+        self.record_bytes += 8 if record is None else len(record)
+        if self.record_bytes > SPOOL_BYTES and record is not None:
+            self._writes[oid] = (base_tid, *self._to_spool(record), version)
+        else:
+            self._writes[oid] = Write(base_tid, record, version)
+
+    def _to_spool(self, record: bytes) -> tuple[int, int]:
+        if self._spool is None:
+            self._spool = tempfile.TemporaryFile(prefix="objdb-commit-")
+        position = self._spool.seek(0, 2)
+        self._spool.write(record)
+        return position, len(record)
+
+    def base_tids(self) -> Iterator[tuple[Oid, Tid | None]]:
+        """Yield (oid, base tid) of every write."""
+        return ((oid, write[0]) for oid, write in self._writes.items())
+
+    def writes(self) -> Iterator[tuple[Oid, Write]]:
+        """Yield (oid, write) in the order they were staged, one record in memory at a time."""
+        for oid, write in self._writes.items():
+            yield oid, write if type(write) is Write else self._from_spool(*write)
+
+    def __getitem__(self, oid: Oid) -> Write:
+        write = self._writes[oid]
+        return write if isinstance(write, Write) else self._from_spool(*write)
+
+    def _from_spool(self, base_tid: Tid | None, position: int, size: int, version: str) -> Write:
+        self._spool.seek(position)
+        return Write(base_tid, self._spool.read(size), version)
+
+    def close(self) -> None:
+        """Drop everything."""
+        self._writes = {}
+        if self._spool is not None:
+            self._spool.close()
+
+
+class CommitSlot:
+    """Knows every transaction that has begun, and lets one at a time decide its outcome.
+
+    `_lock` is held from `take` to `release` by the transaction `_holder`; `_staged` maps a
+    transaction's identity to its staged writes (each entry is touched by its own thread only).
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._holder: Staged | None = None
+        self._staged: dict[int, Staged] = {}
+
+    def begin(self, transaction: Any, tid: Tid | None, status: str) -> None:
+        """Register *transaction*; `StorageTransactionError` if it has begun already."""
+        if id(transaction) in self._staged:
+            raise StorageTransactionError(
+                f"{self._name}: this transaction has begun already. Finish or abort it first"
+            )
+        self._staged[id(transaction)] = Staged(transaction, tid, status)
+
+    def staged(self, transaction: Any, phase: Phase = Phase.BEGUN) -> Staged:
+        """Return the staged writes of *transaction*, which must be in *phase*."""
+        staged = self._staged.get(id(transaction))
+        if staged is None:
+            raise StorageTransactionError(
+                f"{self._name}: this transaction has not begun here (or has ended). Call "
+                "tpc_begin first, and pass the same transaction to every call"
+            )
+        if staged.phase is not phase:
+            raise StorageTransactionError(
+                f"{self._name}: this transaction is {staged.phase.value}, which the call does "
+                f"not fit: it takes one that is {phase.value}"
+            )
+        return staged
+
+    def take(self, staged: Staged) -> None:
+        """Wait for the slot, and hold it."""
+        self._lock.acquire()
+        self._holder = staged
+
+    def release(self, staged: Staged) -> None:
+        """Let the next transaction have the slot, if *staged* holds it."""
+        if self._holder is staged:
+            self._holder = None
+            self._lock.release()
+
+    def end(self, transaction: Any) -> Staged | None:
+        """Forget *transaction* and return what it had staged, or None if it never began."""
+        return self._staged.pop(id(transaction), None)

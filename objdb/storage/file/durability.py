@@ -1,0 +1,115 @@
+"""Group commit: transactions that wait for the medium together share one sync.
+
+    thread A   decide ─ join ─ lead: [ sync ] publish A, hand the lead to B
+    thread B            decide ─ join ─ wait ──────────── lead: [ sync ] publish B, C
+    thread C                decide ─ join ─ wait ───────────────────────────┘
+
+The first to join leads: it syncs once for all who have joined by then, publishes them in the
+order they joined, which is tid order, and passes the lead on to one of those who came
+meanwhile. Nobody is published before a sync that began after it was decided has returned.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from objdb.errors import StorageFailedError
+from objdb.ids import Oid, Tid
+from objdb.storage.file.log import Written
+
+
+class Ticket:
+    """A decided transaction that waits to be durable."""
+
+    __slots__ = ("error", "finished", "leads", "positions", "tid", "wake", "written")
+
+    def __init__(self, tid: Tid, written: Written, finished: Callable[[Tid], object]) -> None:
+        self.tid = tid
+        self.written = written
+        self.positions: dict[Oid, int] = written.positions
+        self.finished = finished
+        self.error: BaseException | None = None
+        self.leads = False
+        self.wake = threading.Lock()
+
+
+class GroupCommit:
+    """Makes tickets durable in groups.
+
+    *sync* puts everything written so far on the medium; *publish(ticket)* lets others see it.
+    `_mutex` protects `_waiting` and `_is_led`. `unpublished` is replaced, never changed, so it
+    can be read without the lock: tickets leave it only after they were published.
+    """
+
+    def __init__(self, sync: Callable[[], None], publish: Callable[[Ticket], None]) -> None:
+        self._sync = sync
+        self._publish = publish
+        self._mutex = threading.Lock()
+        self._waiting: list[Ticket] = []
+        self._is_led = False
+        self.unpublished: tuple[Ticket, ...] = ()
+
+    def join(self, ticket: Ticket) -> None:
+        """Enter a ticket; called in tid order, by the holder of the commit slot."""
+        with self._mutex:
+            self._waiting.append(ticket)
+            self.unpublished += (ticket,)
+            if self._is_led:
+                ticket.wake.acquire()
+            else:
+                self._is_led = ticket.leads = True
+
+    def wait(self, ticket: Ticket) -> None:
+        """Return when the ticket's transaction is durable and published.
+
+        Raises `StorageFailedError` when the sync failed: the outcome is unknown.
+        """
+        if not ticket.leads:
+            ticket.wake.acquire()  # released by the leader
+        if ticket.leads:
+            self._lead()
+        if ticket.error is not None:
+            raise ticket.error
+
+    def _lead(self) -> None:
+        with self._mutex:
+            group, self._waiting = self._waiting, []
+        try:
+            self._make_durable(group)
+        finally:
+            with self._mutex:
+                gone = set(map(id, group))
+                self.unpublished = tuple(t for t in self.unpublished if id(t) not in gone)
+                successor = self._waiting[0] if self._waiting else None
+                self._is_led = successor is not None
+                if successor is not None:
+                    successor.leads = True
+                    group.append(successor)
+            for ticket in group:
+                if ticket.wake.locked():
+                    ticket.wake.release()
+
+    def _make_durable(self, group: list[Ticket]) -> None:
+        for ticket in group:
+            ticket.error = _unknown_outcome(None)
+        try:
+            self._sync()
+        except OSError as error:
+            for ticket in group:
+                ticket.error = _unknown_outcome(error)
+            return
+        for ticket in group:
+            ticket.error = None
+            try:
+                self._publish(ticket)
+            except BaseException as error:  # of the callback: the transaction is committed
+                ticket.error = error
+
+
+def _unknown_outcome(error: OSError | None) -> StorageFailedError:
+    return StorageFailedError(
+        f"the sync of a commit failed ({error or 'interrupted'}): whether the transaction is on "
+        "the medium is unknown, so the storage commits no more. Close it, see to the disk, and "
+        "open it again: what it then shows is what was committed"
+    )

@@ -1,0 +1,246 @@
+"""Where each object's current record is: oid → (position, tid), in a mapped file.
+
+The index lies beside the log as `<path>.oidx`. Integers are unsigned, big-endian, 8 bytes.
+
+    page 0       header slots at 0 and 512 (see `_HEADER`), the synced position twice at 1024
+    then groups  one directory page: the page numbers (oid // 256, plus 1) of the 512 pages
+                 that follow it, 0 where there is none yet
+                 pages: 256 entries of (position, tid), one for each oid of the page;
+                 position 0: no such object
+
+    find(oid): number = int(oid) ─► directory[number >> 8] ─► page + 16 * (number & 255)
+
+Pages are changed in place through the map, so nothing is private to the process and nothing is
+rewritten. What makes that safe:
+
+* An entry is written only when its transaction is on the medium. So whichever pages reach the
+  disk before a crash, every entry points to a record that is there.
+* The header says up to which log position all entries are surely in the file. It is written
+  after the pages were synced (a *checkpoint*). Opening replays the log from there on.
+* A page damaged on the disk is noticed when it is used: the record an entry points to must
+  carry the entry's oid and tid.
+
+Drawbacks: an oid far from all others takes a page of 4 KiB for itself; a disk that fails to
+read a mapped page ends the process with a signal, not with an exception.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from objdb.ids import Oid, Tid
+from objdb.storage.files import File
+
+PAGE = 4096
+_ENTRIES = PAGE // 16
+_SHIFT, _MASK = 8, 255
+_PER_GROUP = PAGE // 8
+_GROUP = PAGE * (1 + _PER_GROUP)
+_MAGIC = b"objdbix1"
+_SLOTS = 0, 512
+_SYNCED_AT = 1024
+
+# magic, sequence number of this header, log position, tid of the last transaction before it,
+# largest oid, number of objects, number of pages, 1 when commits are synced; then CRC-32 of it.
+_HEADER = struct.Struct(">8sQQ8sQQQQ")
+_CRC = struct.Struct(">I")
+_ENTRY = struct.Struct(">Q8s")
+_PAIR = struct.Struct(">QQ")
+_NUMBER = struct.Struct(">Q")
+
+assert _ENTRIES == 1 << _SHIFT and _HEADER.size + _CRC.size <= 512
+
+
+class Checkpoint(NamedTuple):
+    """Up to which position of the log the index is complete, and what was true there."""
+
+    position: int
+    tid: Tid
+    max_oid: int
+    objects: int
+    pages: int
+    synced: bool
+
+
+class Index:
+    """The index file of one log, open for reading and writing; or for reading (*file* may be None
+    then), with what the file does not know kept in memory.
+
+    Pages are added by the transaction that holds the commit slot (`reserve`), entries are set by
+    the one that leads a group of commits (`set_many`); both under the storage's own locks.
+    Lookups take no lock: an entry is read, and written, in one piece.
+    """
+
+    def __init__(self, file: File | None, *, writable: bool) -> None:
+        self._file = file
+        self._writable = writable
+        self._pages: dict[int, int] = {}
+        self._page_count = 0
+        self._sequence = 0
+        self._overlay: dict[Oid, tuple[int, Tid]] = {}
+        self._size = 0
+        self._map: Any = b""
+        self.checkpoint: Checkpoint | None = None
+        self._open()
+
+    # -- looking up
+
+    def get(self, oid: Oid) -> tuple[int, Tid] | None:
+        """Return (position, tid) of the object's current record, or None."""
+        if self._overlay:
+            found = self._overlay.get(oid)
+            if found is not None:
+                return found
+        number = int.from_bytes(oid, "big")
+        page = self._pages.get(number >> _SHIFT)
+        if page is None:
+            return None
+        entry: tuple[int, Tid] = _ENTRY.unpack_from(self._map, page + ((number & _MASK) << 4))
+        return entry if entry[0] else None
+
+    def oids_after(self, start: int) -> Iterable[Oid]:
+        """Yield the oids that have an entry, in order, from the number *start* on."""
+        overlay = sorted(self._overlay)
+        numbers = {int.from_bytes(oid, "big") >> _SHIFT for oid in overlay}
+        for page_number in sorted(numbers | self._pages.keys()):
+            for number in range(page_number << _SHIFT, (page_number + 1) << _SHIFT):
+                oid = number.to_bytes(8, "big")
+                if number >= start and self.get(oid) is not None:
+                    yield oid
+
+    # -- changing
+
+    def reserve(self, oids: Iterable[Oid]) -> None:
+        """Make room for entries, so that setting them cannot fail.
+
+        Raises OSError when the disk is full.
+        """
+        if not self._writable:
+            return
+        pages = self._pages
+        for oid in oids:
+            number = int.from_bytes(oid, "big") >> _SHIFT
+            if number not in pages:
+                self._add_page(number)
+
+    def _add_page(self, number: int) -> None:
+        group, place = divmod(self._page_count, _PER_GROUP)
+        directory = PAGE + group * _GROUP
+        page = directory + PAGE * (1 + place)
+        self._grow(page + PAGE)
+        if place == 0:
+            self._map[directory : directory + PAGE] = bytes(PAGE)
+        self._map[page : page + PAGE] = bytes(PAGE)
+        _NUMBER.pack_into(self._map, directory + 8 * place, number + 1)
+        self._page_count += 1
+        self._pages[number] = page
+
+    def _grow(self, size: int) -> None:
+        if size > self._size:
+            # Doubling up to one group at a time keeps both small files and the steps small.
+            size = max(size, min(2 * self._size, self._size + _GROUP))
+            self._file.allocate(size)
+            # Lookups under way keep the old map, which shows the same pages.
+            self._map = self._file.map(size)
+            self._size = size
+
+    def set_many(self, positions: dict[Oid, int], tid: Tid) -> None:
+        """Point each oid at its record of the transaction *tid*, which is on the medium."""
+        if not self._writable:
+            self._overlay.update((oid, (position, tid)) for oid, position in positions.items())
+            return
+        mapped, pages, pack_into, number_of = self._map, self._pages, _ENTRY.pack_into, int.from_bytes
+        for oid, position in positions.items():
+            number = number_of(oid, "big")
+            pack_into(mapped, pages[number >> _SHIFT] + ((number & _MASK) << 4), position, tid)
+
+    def note_synced(self, position: int) -> None:
+        """Note that the log is on the medium up to *position*: never take that for a torn tail."""
+        _PAIR.pack_into(self._map, _SYNCED_AT, position, position)
+
+    def synced_position(self) -> int:
+        """Return the last position noted as synced, or 0 if the note is not there or torn."""
+        first, second = _PAIR.unpack_from(self._map, _SYNCED_AT)
+        return first if first == second else 0
+
+    def write_checkpoint(
+        self, position: int, tid: Tid, max_oid: int, objects: int, *, synced: bool = True
+    ) -> None:
+        """Say that every entry of the log up to *position* is here; called when they are."""
+        pages = self._page_count
+        self._file.sync()
+        self._sequence += 1
+        header = _HEADER.pack(
+            _MAGIC, self._sequence, position, tid, max_oid, objects, pages, int(synced)
+        )
+        slot = _SLOTS[self._sequence % 2]
+        header += _CRC.pack(zlib.crc32(header))
+        self._map[slot : slot + len(header)] = header
+        self._file.sync()
+        self.checkpoint = Checkpoint(position, tid, max_oid, objects, pages, synced)
+
+    def clear(self) -> None:
+        """Forget everything, to be filled again from the log."""
+        self.checkpoint = None
+        self._pages.clear()
+        self._overlay.clear()
+        self._page_count = 0
+        if self._writable:
+            # The sequence goes on: an old header that is still on the disk must not win.
+            self._grow(PAGE)
+            self._map[:PAGE] = bytes(PAGE)
+            self._file.sync()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._pages = {}
+        self._overlay = {}
+        self._map = b""
+        if self._file is not None:
+            self._file.close()
+
+    # -- opening
+
+    def _open(self) -> None:
+        if self._file is None:
+            return
+        size = self._file.size()
+        if size < PAGE:
+            if self._writable:
+                self._grow(PAGE)
+            return
+        self._size = size
+        self._map = self._file.map(size, read_only=not self._writable)
+        headers = [self._header(slot) for slot in _SLOTS]
+        found = max((header for header in headers if header), default=None)
+        if found is None:
+            return
+        self._sequence, self.checkpoint = found
+        if not self._read_directory(self.checkpoint.pages):
+            self._pages.clear()
+            self.checkpoint = None
+            return
+        self._page_count = self.checkpoint.pages
+
+    def _header(self, slot: int) -> tuple[int, Checkpoint] | None:
+        block = bytes(self._map[slot : slot + _HEADER.size])
+        crc = _CRC.unpack_from(self._map, slot + _HEADER.size)[0]
+        magic, sequence, position, tid, max_oid, objects, pages, synced = _HEADER.unpack(block)
+        if magic != _MAGIC or crc != zlib.crc32(block):
+            return None
+        return sequence, Checkpoint(position, tid, max_oid, objects, pages, bool(synced))
+
+    def _read_directory(self, count: int) -> bool:
+        """Read which oids the first *count* pages are for; False if that makes no sense."""
+        for first in range(0, count, _PER_GROUP):
+            directory = PAGE + first // _PER_GROUP * _GROUP
+            here = min(_PER_GROUP, count - first)
+            if directory + PAGE * (1 + here) > self._size:
+                return False
+            numbers = struct.unpack_from(f">{here}Q", self._map, directory)
+            offsets = range(directory + PAGE, directory + PAGE * (1 + here), PAGE)
+            self._pages.update(zip((n - 1 for n in numbers), offsets, strict=True))
+        return len(self._pages) == count and -1 not in self._pages

@@ -1,0 +1,479 @@
+"""FileStorage: the log, its index and group commit put together.
+
+    load     index.get(oid) ─► one read at the position ─► header checked ─► record
+    vote     conflicts checked ─► space and index pages reserved ─► written with status `c`
+    finish   status byte ─► slot freed ─► shared sync ─► callback ─► index ─► lastTransaction()
+
+Locks: the commit slot (`revisions`) covers `_end`, `_decided` and writing to the log; the leader
+of a group commit alone changes index entries, `_published`, `_last_tid` and the counters;
+`_checkpoint_lock` is held while the index is made durable. Reading takes none.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from zope.interface import implementer
+
+from objdb.errors import (
+    CorruptedDataError,
+    FileFormatError,
+    POSKeyError,
+    StorageFailedError,
+    StorageLockedError,
+    StorageWriteError,
+    UsageError,
+)
+from objdb.ids import NO_TID, Oid, Tid
+from objdb.interfaces import IStorage, IStorageHistory, IStorageIteration, IStoragePolling
+from objdb.storage.commit import Staged, TransactionMetaData, loads_extension
+from objdb.storage.file.durability import GroupCommit, Ticket
+from objdb.storage.file.format import MAGIC, RECORD, START, visible_extension, without_integrity
+from objdb.storage.file.index import Index
+from objdb.storage.file.log import Header, Log, Record, Written
+from objdb.storage.file.recovery import (
+    LogState,
+    check_magic,
+    cut_tail,
+    next_transaction,
+    open_log,
+)
+from objdb.storage.files import Files, Lock, OSFiles
+from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry, in_range
+from objdb.storage.revisions import RevisionStorage
+
+_RECORD_BYTES = RECORD.size
+# Header and record of most objects are had with one read of this size.
+_GUESS_BYTES = 512
+DURABILITIES = ("sync", "os")
+
+
+@implementer(IStorage, IStorageHistory, IStorageIteration, IStoragePolling)
+class FileStorage(RevisionStorage):
+    """Keeps every revision in one file, in ZODB's format.
+
+    *path*: the file; made if it does not exist (unless *create* is false, or *read_only*).
+    *read_only*: take no lock and no transactions; may be open while another process writes,
+    whose commits are seen as they come.
+    *durability*: `"sync"`: a commit returns when it is on the medium; `"os"`: when the
+    operating system has it, which survives the process but not a loss of power.
+    *preallocate_bytes*: how far ahead disk space is allocated (0: not at all).
+    *checkpoint_records*: after how many records the index is made durable: what a crash leaves
+    to be replayed.
+    *files*: the file system.
+
+    Raises `FileFormatError`, `NeedsMigrationError`, `StorageLockedError`, `CorruptedDataError`,
+    or OSError from the operating system.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, create: bool = True, read_only: bool = False,
+        durability: str = "sync", preallocate_bytes: int = 1024 * 1024,
+        checkpoint_records: int = 16_384, files: Files | None = None,
+    ) -> None:
+        if durability not in DURABILITIES:
+            raise UsageError(f"durability is {durability!r}; it can be {' or '.join(DURABILITIES)}")
+        path = os.fspath(path)
+        super().__init__(path, read_only=read_only)
+        self._files = files or OSFiles()
+        self._durability = durability
+        self._preallocate_bytes = preallocate_bytes
+        self._checkpoint_records = checkpoint_records
+        self._failed: str | None = None
+        self._db: Any = None
+        self._lock: Lock | None = None if read_only else self._take_lock()
+        try:
+            self._open(path, create and not read_only)
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+        self._group = GroupCommit(self._sync, self._publish)
+        self._checkpoint_lock = threading.Lock()
+
+    # -- opening
+
+    def _take_lock(self) -> Lock:
+        if self._files.is_directory(self._name):
+            raise FileFormatError(
+                f"{self._name} is a directory. Name a file in it", path=self._name
+            )
+        host = socket.gethostname()
+        lock = self._files.lock(self._name + ".lock", f"{os.getpid()};{host}")
+        if not isinstance(lock, str):
+            return lock
+        pid_text, _, owner_host = lock.strip().partition(";")
+        pid = int(pid_text) if pid_text.strip().isdigit() else None
+        owner = f"process {pid_text.strip()}" + (f" on {owner_host}" if owner_host else "")
+        if pid == os.getpid():
+            owner = f"this process ({pid})"
+        raise StorageLockedError(
+            f"{self._name} is open for writing in {owner}. Close it there, or open it here with "
+            "read_only=True",
+            path=self._name, pid=pid, host=owner_host or None,
+        )
+
+    def _open(self, path: str, create: bool) -> None:
+        files, read_only = self._files, self._is_read_only
+        if files.is_directory(path):
+            raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
+        if create and not files.exists(path):
+            _create(files, path)
+        self._file = files.open(path, "r" if read_only else "w")
+        self._log = Log(self._file)
+        self._read_at = self._file.read_at
+        index = None
+        try:
+            check_magic(self._log)
+            index = self._index = self._open_index(path + ".oidx")
+            state = open_log(self._log, index)
+            if not read_only:
+                cut_tail(self._log, files, state)
+                self._after_recovery(state)
+        except BaseException:
+            self._file.close()
+            if index is not None:
+                index.close()
+            raise
+        self._end = self._allocated = state.end
+        self._last_tid = self._decided = state.tid
+        self._objects = state.objects
+        self._max_oid = 0
+        self._note_oid(state.max_oid.to_bytes(8, "big"))
+        self._published = state.end, state.tid, self._max_oid, state.objects
+
+    def _open_index(self, path: str) -> Index:
+        if self._is_read_only and not self._files.exists(path):
+            return Index(None, writable=False)
+        mode = "r" if self._is_read_only else "c"
+        return Index(self._files.open(path, mode), writable=not self._is_read_only)
+
+    def _after_recovery(self, state: LogState) -> None:
+        """Make durable what the replay found out, if it was much, or nothing was known."""
+        self._since_checkpoint = state.replayed
+        checkpoint = self._index.checkpoint
+        unsynced = self._durability == "os"
+        if checkpoint is None or unsynced or state.replayed > self._checkpoint_records // 4:
+            if self._durability == "sync":
+                self._file.sync()  # what is replayed may have been left unsynced by a crash
+            self._index.write_checkpoint(
+                state.end, state.tid, state.max_oid, state.objects, synced=not unsynced
+            )
+            self._since_checkpoint = 0
+
+    # -- reading
+
+    def __len__(self) -> int:
+        """The number of objects."""
+        return self._objects
+
+    def getSize(self) -> int:
+        """Return the size of the log, without space allocated ahead, in bytes."""
+        return self._end
+
+    def loadBefore(self, oid: Oid, tid: Tid) -> tuple[bytes, Tid, Tid | None] | None:
+        """See `RevisionStorage.loadBefore`. Raises `CorruptedDataError` where the index and the
+        log disagree."""
+        entry = self._index.get(oid)
+        if entry is None:
+            self._require_open()
+            raise POSKeyError(oid, database=self._name)
+        position, current = entry
+        if current >= tid:
+            return self._load_older(oid, tid, position, current)
+        block = self._read_at(_GUESS_BYTES, position)
+        try:
+            found, serial, _, _, version_size, size = RECORD.unpack_from(block)
+        except Exception:
+            raise self._entry_damaged(oid, position) from None
+        if found != oid or serial != current:
+            raise self._entry_damaged(oid, position)
+        data = block[_RECORD_BYTES : _RECORD_BYTES + size]
+        if len(data) != size or not size or version_size:
+            whole = self._log.data(self._log.record(position))
+            if whole is None:
+                raise POSKeyError(oid, database=self._name)
+            data = whole
+        return data, current, None
+
+    def _load_older(
+        self, oid: Oid, tid: Tid, position: int, current: Tid
+    ) -> tuple[bytes, Tid, Tid | None] | None:
+        following: Tid | None = None
+        for record in self._chain(oid, position, current):
+            if record.tid < tid:
+                data = self._log.data(record)
+                if data is None:
+                    raise POSKeyError(oid, database=self._name)
+                return data, record.tid, following
+            following = record.tid
+        return None
+
+    def _chain(self, oid: Oid, position: int, current: Tid) -> Iterator[Record]:
+        """Yield the object's records, newest first."""
+        record = self._log.record(position)
+        if record.oid != oid or record.tid != current:
+            raise self._entry_damaged(oid, position)
+        yield record
+        while record.previous:
+            older = self._log.record(record.previous)
+            if older.oid != oid or older.tid >= record.tid:
+                raise self._log.damaged(record.position, "the previous position is wrong", oid)
+            yield older
+            record = older
+
+    def _entry_damaged(self, oid: Oid, position: int) -> CorruptedDataError:
+        self._require_open()
+        return self._log.damaged(
+            position, "the record here is not the one the index says. If the file itself is "
+            "whole, removing the index beside it (.oidx) lets it be built again", oid,
+        )
+
+    def _current_tids(self, oids: Iterable[Oid]) -> Iterator[Tid | None]:
+        for oid in oids:
+            entry = self._current(oid)
+            yield None if entry is None else entry[1]
+
+    def _current(self, oid: Oid) -> tuple[int, Tid] | None:
+        """Return (position, tid) of the current record, decided ones included."""
+        # Read before the index: a ticket leaves only when its entries are in the index.
+        for ticket in reversed(self._group.unpublished):
+            if oid in ticket.positions:
+                return ticket.positions[oid], ticket.tid
+        return self._index.get(oid)
+
+    def _load_decided(self, oid: Oid, tid: Tid) -> bytes:
+        entry = self._current(oid)
+        assert entry is not None and entry[1] == tid
+        data = self._log.data(self._log.record(entry[0]))
+        if data is None:
+            raise POSKeyError(oid, database=self._name)
+        return data
+
+    def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
+        """See `IStorageHistory`."""
+        entry = self._index.get(oid)
+        if entry is None:
+            raise POSKeyError(oid, database=self._name)
+        entries = []
+        for record in self._chain(oid, *entry):
+            if len(entries) == size:
+                break
+            header = self._log.header(record.transaction, self._file.size())
+            extension = without_integrity(loads_extension(header.extension))
+            metadata = TransactionMetaData(header.user, header.description, extension)
+            entries.append(history_entry(record.tid, metadata, record.size))
+        return entries
+
+    def iterator(
+        self, start: Tid | None = None, stop: Tid | None = None
+    ) -> Iterator[TransactionRecord]:
+        """See `IStorageIteration`. Checksums are checked; `CorruptedDataError` where one does
+        not fit."""
+        position, end, last = START, self._visible_end(), NO_TID
+        while position < end:
+            header = next_transaction(self._log, position, end, last)
+            if header is None:
+                return
+            if stop is not None and header.tid > stop:
+                return
+            if in_range(header.tid, start, stop):
+                yield TransactionRecord(
+                    header.tid, header.status.decode("ascii"), header.user, header.description,
+                    visible_extension(header.extension), _Records(self._log, header),
+                )
+            position, last = header.end, header.tid
+
+    def _visible_end(self) -> int:
+        """Return where the last published transaction ends."""
+        unpublished = self._group.unpublished
+        return unpublished[0].written.position if unpublished else self._end
+
+    # -- committing
+
+    def tpc_begin(self, transaction: Any, tid: Tid | None = None, status: str = " ") -> None:
+        """See `RevisionStorage.tpc_begin`."""
+        self._require_not_failed()
+        super().tpc_begin(transaction, tid, status)
+
+    def _decided_tid(self) -> Tid:
+        return self._decided
+
+    def _prepare(self, staged: Staged) -> None:
+        self._require_not_failed()
+        metadata = staged.transaction
+        size = self._log.size_of(staged, metadata)
+        end = self._end + size
+        oids = [oid for oid, _ in staged.base_tids()]
+        previous = {
+            oid: entry[0]
+            for oid, base in staged.base_tids()
+            if base != NO_TID and (entry := self._current(oid)) is not None
+        }
+        try:
+            if end > self._allocated and self._preallocate_bytes:
+                self._file.allocate(end + self._preallocate_bytes)
+                self._allocated = end + self._preallocate_bytes
+            self._index.reserve(oids)
+            staged.medium = self._log.write(staged, metadata, self._end, size, previous)
+        except OSError as error:
+            self._take_back(end)
+            raise StorageWriteError(
+                f"{self._name}: the transaction ({size} bytes) could not be written: {error}. "
+                "Nothing was committed; make space, or see to the disk, and try again"
+            ) from error
+
+    def _take_back(self, end: int) -> None:
+        """Leave zeros where a transaction was written that will not be."""
+        try:
+            if end <= self._allocated:
+                self._log.erase(self._end, end)
+            else:
+                self._file.truncate(self._end)
+        except OSError as error:
+            self._fail(f"an undecided transaction could not be taken back: {error}")
+
+    def _discard(self, staged: Staged) -> None:
+        self._take_back(staged.medium.end)
+
+    def _commit(self, staged: Staged, finished: Callable[[Tid], object]) -> None:
+        written: Written = staged.medium
+        assert staged.tid is not None and written.position == self._end
+        try:
+            self._log.decide(written.position)
+        except OSError as error:
+            self._fail(f"a commit could not be finished: {error}")
+            self._require_not_failed()
+        self._end, self._decided = written.end, staged.tid
+        ticket = Ticket(staged.tid, written, finished)
+        self._group.join(ticket)
+        self._slot.release(staged)
+        self._group.wait(ticket)
+        if self._since_checkpoint >= self._checkpoint_records:
+            self._write_checkpoint()
+
+    def _sync(self) -> None:
+        """Put what is decided on the medium (called by the leader of a group)."""
+        if self._durability == "sync":
+            self._require_not_failed()
+            try:
+                self._file.sync()
+            except OSError as error:
+                self._fail(f"a sync failed: {error}")
+                raise
+
+    def _publish(self, ticket: Ticket) -> None:
+        """Let others see a durable transaction (called by the leader, in tid order)."""
+        try:
+            ticket.finished(ticket.tid)
+        finally:
+            written = ticket.written
+            self._index.set_many(written.positions, ticket.tid)
+            self._index.note_synced(written.end)
+            self._objects += written.new_objects
+            if written.positions:
+                self._note_oid(max(written.positions))
+            self._since_checkpoint += len(written.positions) + 1
+            self._published = written.end, ticket.tid, self._max_oid, self._objects
+            self._last_tid = ticket.tid
+
+    def _write_checkpoint(self) -> None:
+        """Make the index durable up to here, by the thread whose commit made it due."""
+        if not self._checkpoint_lock.acquire(blocking=False):
+            return
+        try:
+            self._since_checkpoint = 0
+            self._index.write_checkpoint(*self._published, synced=self._durability == "sync")
+        except OSError as error:
+            self._fail(f"the index could not be synced: {error}")
+        finally:
+            self._checkpoint_lock.release()
+
+    # -- failing and closing
+
+    def _fail(self, what: str) -> None:
+        self._failed = what
+
+    def _require_not_failed(self) -> None:
+        if self._failed is not None:
+            raise StorageFailedError(
+                f"{self._name} commits no more, since {self._failed}. Close it, see to the disk, "
+                "and open it again: what it then shows is what was committed"
+            )
+
+    def _close(self) -> None:
+        if self._pid != os.getpid():  # a fork's copy: the parent's files are not ours to finish
+            return
+        try:
+            if not self._is_read_only and self._failed is None:
+                self._file.truncate(self._end)
+                self._file.sync()
+                self._index.write_checkpoint(*self._published)
+        finally:
+            self._index.close()
+            self._file.close()
+            if self._lock is not None:
+                self._lock.release()
+
+    # -- seeing what another process commits
+
+    def poll(self) -> None:
+        """Take in what another process has committed since, when open for reading only."""
+        if not self._is_read_only:
+            return
+        with self._oid_lock:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        size = self._file.size()
+        while True:
+            try:
+                header = next_transaction(self._log, self._end, size, self._last_tid)
+                if header is None:
+                    return
+                positions = {r.oid: r.position for r in self._log.records(header)}
+            except CorruptedDataError:
+                return  # the writer is in the middle of it
+            self._objects += sum(self._index.get(oid) is None for oid in positions)
+            self._index.set_many(positions, header.tid)
+            if self._db is not None:
+                self._db.invalidate(header.tid, list(positions))
+            self._end, self._last_tid = header.end, header.tid
+
+    def registerDB(self, db: Any) -> None:
+        """See `RevisionStorage.registerDB`."""
+        super().registerDB(db)
+        self._db = db
+
+
+class _Records:
+    """The revisions of one transaction, read as they are iterated over."""
+
+    def __init__(self, log: Log, header: Header) -> None:
+        self._log = log
+        self._header = header
+
+    def __iter__(self) -> Iterator[RevisionRecord]:
+        for record in self._log.records(self._header):
+            target = None if record.size else self._log.target(record)
+            yield RevisionRecord(
+                record.oid, record.tid, self._log.data(record),
+                data_txn=None if target is None else target.tid,
+            )
+
+
+def _create(files: Files, path: str) -> None:
+    """Make an empty database, all at once."""
+    temporary = path + ".new"
+    file = files.open(temporary, "c")
+    try:
+        file.truncate(0)
+        file.write_at(MAGIC, 0)
+        file.sync()
+    finally:
+        file.close()
+    files.rename(temporary, path)

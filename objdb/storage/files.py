@@ -1,0 +1,172 @@
+"""The seam to the operating system: every byte a storage reads or writes goes through here.
+
+`Files` opens, renames, removes and locks; `File` reads and writes at positions. There are two
+implementations: this one, and `objdb.testing.faults.FaultyFiles`, which keeps a disk in memory
+that loses power, tears writes and fills up on command. Positions and sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import zc.lockfile
+
+
+class File(Protocol):
+    """One open file."""
+
+    path: str
+    # read_at(size, position) -> bytes, fewer at the end of the file
+    read_at: Callable[[int, int], bytes]
+
+    def write_at(self, data: Any, position: int) -> None:
+        """Write all of *data* at *position*."""
+
+    def truncate(self, size: int) -> None:
+        """Make the file *size* bytes long."""
+
+    def allocate(self, size: int) -> None:
+        """Make the file at least *size* bytes long, with disk space behind all of it."""
+
+    def sync(self) -> None:
+        """Return when everything written so far is on the medium."""
+
+    def size(self) -> int:
+        """Return the file's length."""
+
+    def map(self, size: int, *, read_only: bool = False) -> Any:
+        """Return the first *size* bytes as a buffer whose changes go to the file (with `sync`,
+        surely), or that cannot be changed."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class Lock(Protocol):
+    """A held lock."""
+
+    def release(self) -> None:
+        """Let go of the lock."""
+
+
+class Files(Protocol):
+    """A file system."""
+
+    def open(self, path: str, mode: str) -> File:
+        """Open *path*: mode `"r"` to read, `"w"` to read and write, `"c"` also to create.
+
+        A created file survives a loss of power as such, if not what is written to it.
+        """
+
+    def exists(self, path: str) -> bool:
+        """Whether there is anything at *path*."""
+
+    def is_directory(self, path: str) -> bool:
+        """Whether *path* is a directory."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Put *old* in the place of *new*, at once, surviving a crash."""
+
+    def remove(self, path: str) -> None:
+        """Remove the file."""
+
+    def lock(self, path: str, content: str) -> Lock | str:
+        """Take the lock file *path* and write *content* into it.
+
+        Returns the lock, or, when another holds it, the content of the file.
+        """
+
+
+class OSFile:
+    """A file of the operating system."""
+
+    def __init__(self, path: str, mode: str) -> None:
+        flags = {"r": os.O_RDONLY, "w": os.O_RDWR, "c": os.O_RDWR | os.O_CREAT}[mode]
+        self.path = path
+        self._fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o644)
+        self.read_at: Callable[[int, int], bytes] = functools.partial(os.pread, self._fd)
+
+    def write_at(self, data: Any, position: int) -> None:
+        written = os.pwrite(self._fd, data, position)
+        while written < len(data):
+            data = memoryview(data)[written:]
+            position += written
+            written = os.pwrite(self._fd, data, position)
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._fd, size)
+
+    def allocate(self, size: int) -> None:
+        current = self.size()
+        if size > current:
+            os.posix_fallocate(self._fd, current, size - current)
+
+    def sync(self) -> None:
+        os.fdatasync(self._fd)
+
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def map(self, size: int, *, read_only: bool = False) -> mmap.mmap:
+        access = mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE
+        return mmap.mmap(self._fd, size, access=access)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class OSFiles:
+    """The operating system's file system."""
+
+    def open(self, path: str, mode: str) -> OSFile:
+        is_new = mode == "c" and not os.path.exists(path)
+        file = OSFile(path, mode)
+        if is_new:
+            sync_directory(os.path.dirname(os.path.abspath(path)))
+        return file
+
+    def exists(self, path: str) -> bool:
+        return os.path.lexists(path)
+
+    def is_directory(self, path: str) -> bool:
+        return os.path.isdir(path)
+
+    def rename(self, old: str, new: str) -> None:
+        os.replace(old, new)
+        sync_directory(os.path.dirname(os.path.abspath(new)))
+
+    def remove(self, path: str) -> None:
+        os.remove(path)
+
+    def lock(self, path: str, content: str) -> Lock | str:
+        try:
+            return OSLock(zc.lockfile.LockFile(path, content))
+        except zc.lockfile.LockError:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                return file.read().strip()
+
+
+class OSLock:
+    """A lock file, locked by the operating system for as long as this process lives."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+
+    def release(self) -> None:
+        # The file stays: removing it could remove the one that the next opener has locked.
+        self._lock.close()
+
+
+def sync_directory(path: str) -> None:
+    """Make renames, creations and removals in the directory survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,77 @@
+"""What a storage's `iterator()` yields: transactions, and the revisions in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from objdb.ids import Oid, Tid, time_from_tid
+from objdb.storage.commit import loads_extension
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionRecord:
+    """One revision in a transaction. `data` is None where the object was un-created;
+    `data_txn` is the tid of the revision whose data this one repeats, if it does."""
+
+    oid: Oid
+    tid: Tid
+    data: bytes | None
+    version: str = ""
+    data_txn: Tid | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionRecord:
+    """One transaction: iterating over it yields its `RevisionRecord`s.
+
+    `status` is one character: space, or `p` for one that has been packed. `user` and
+    `description` are bytes (UTF-8), `extension_bytes` the pickled dict of further facts.
+    """
+
+    tid: Tid
+    status: str
+    user: bytes
+    description: bytes
+    extension_bytes: bytes
+    records: Iterable[RevisionRecord]
+
+    @classmethod
+    def of(
+        cls, tid: Tid, status: str, metadata: Any, records: Iterable[RevisionRecord]
+    ) -> TransactionRecord:
+        """Return the record of the transaction that *metadata* describes."""
+        return cls(
+            tid, status, metadata.user, metadata.description, metadata.extension_bytes, records
+        )
+
+    @property
+    def extension(self) -> dict[str, Any]:
+        """The further facts of the transaction."""
+        return loads_extension(self.extension_bytes)
+
+    def __iter__(self) -> Iterator[RevisionRecord]:
+        return iter(self.records)
+
+
+def in_range(tid: Tid, start: Tid | None, stop: Tid | None) -> bool:
+    """Whether *start* <= *tid* <= *stop*, where None leaves that end open."""
+    return (start is None or start <= tid) and (stop is None or tid <= stop)
+
+
+def history_entry(tid: Tid, metadata: Any, size: int) -> dict[str, Any]:
+    """Return the dict that `history()` lists for a revision of *size* bytes.
+
+    *metadata* has `user`, `description` (bytes) and `extension` (a dict).
+    """
+    return {
+        **metadata.extension,
+        "tid": tid,
+        "serial": tid,
+        "time": time_from_tid(tid),
+        "user_name": metadata.user.decode("utf-8", "replace"),
+        "description": metadata.description.decode("utf-8", "replace"),
+        "size": size,
+        "version": "",
+    }

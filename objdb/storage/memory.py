@@ -1,0 +1,111 @@
+"""A storage in memory: the contract at its plainest, with history.
+
+    _revisions    oid -> [(tid, record or None), ...]      oldest first; None: un-created
+    _transactions [(tid, metadata, [oid, ...]), ...]       oldest first
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from zope.interface import implementer
+
+from objdb.errors import POSKeyError
+from objdb.ids import Oid, Tid
+from objdb.interfaces import IStorage, IStorageHistory, IStorageIteration
+from objdb.storage.commit import Staged
+from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry, in_range
+from objdb.storage.revisions import RevisionStorage
+
+
+@implementer(IStorage, IStorageHistory, IStorageIteration)
+class MappingStorage(RevisionStorage):
+    """Keeps every revision in dicts; gone when the process ends.
+
+    *name* is what errors and statistics call it.
+    """
+
+    def __init__(self, name: str = "MappingStorage") -> None:
+        super().__init__(name)
+        self._revisions: dict[Oid, list[tuple[Tid, bytes | None]]] = {}
+        self._transactions: list[tuple[Tid, Any, list[Oid], str]] = []
+
+    def __len__(self) -> int:
+        """The number of objects."""
+        return len(self._revisions)
+
+    def getSize(self) -> int:
+        """Return the size of all records, in bytes."""
+        revisions = self._revisions.values()
+        return sum(len(record or b"") for history in revisions for _, record in history)
+
+    def loadBefore(self, oid: Oid, tid: Tid) -> tuple[bytes, Tid, Tid | None] | None:
+        """See `RevisionStorage.loadBefore`."""
+        self._require_open()
+        history = self._revisions.get(oid)
+        if history is None:
+            raise POSKeyError(oid, database=self._name)
+        i = bisect_left(history, (tid,))
+        if i == 0:
+            return None
+        found, record = history[i - 1]
+        if record is None:
+            raise POSKeyError(oid, database=self._name)
+        return record, found, history[i][0] if i < len(history) else None
+
+    def _current_tids(self, oids: Iterable[Oid]) -> list[Tid | None]:
+        return [self._current_tid(oid) for oid in oids]
+
+    def _current_tid(self, oid: Oid) -> Tid | None:
+        history = self._revisions.get(oid)
+        return None if history is None or history[-1][1] is None else history[-1][0]
+
+    def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
+        """See `IStorageHistory`."""
+        if oid not in self._revisions:
+            raise POSKeyError(oid, database=self._name)
+        metadata = {tid: transaction for tid, transaction, _, _ in self._transactions}
+        return [
+            history_entry(tid, metadata[tid], len(record or b""))
+            for tid, record in reversed(self._revisions[oid])
+        ][:size]
+
+    def iterator(
+        self, start: Tid | None = None, stop: Tid | None = None
+    ) -> Iterator[TransactionRecord]:
+        """See `IStorageIteration`."""
+        for tid, metadata, oids, status in list(self._transactions):
+            if in_range(tid, start, stop):
+                records = [self._revision_record(oid, tid) for oid in oids]
+                yield TransactionRecord.of(tid, status, metadata, records)
+
+    def _revision_record(self, oid: Oid, tid: Tid) -> RevisionRecord:
+        history = self._revisions[oid]
+        return RevisionRecord(oid, tid, history[bisect_left(history, (tid,))][1])
+
+    def _prepare(self, staged: Staged) -> None:
+        pass
+
+    def _commit(self, staged: Staged, finished: Callable[[Tid], object]) -> None:
+        tid = staged.tid
+        assert tid is not None
+        try:
+            finished(tid)
+        finally:
+            oids = []
+            for oid, write in staged.writes():
+                self._revisions.setdefault(oid, []).append((tid, write.record))
+                self._note_oid(oid)
+                oids.append(oid)
+            self._transactions.append((tid, staged.transaction, oids, staged.status))
+            self._last_tid = tid
+
+    def _discard(self, staged: Staged) -> None:
+        pass
+
+    def _close(self) -> None:
+        """Keep the data: a storage in memory can be looked at after its database closed."""
+
+

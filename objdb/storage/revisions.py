@@ -1,0 +1,311 @@
+"""What every storage that keeps revisions has in common, written once over a few primitives.
+
+A storage supplies the primitives (see `RevisionStorage`); it gets the two-phase commit, conflict
+checks, conflict resolution and checks of read objects from here:
+
+    tpc_vote:  take the slot ─► check all writes and reads in one batch ─► resolve conflicts
+               ─► assign the tid ─► _prepare (write, undecided)
+    tpc_finish: _commit (decide, free the slot, make durable, callback, make visible)
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from objdb.errors import (
+    ConflictError,
+    POSKeyError,
+    ReadConflictError,
+    ReadOnlyError,
+    RecordTooLargeError,
+    StorageClosedError,
+    StorageForkedError,
+    StorageTransactionError,
+    Unsupported,
+)
+from objdb.ids import MAX_TID, NO_TID, Oid, Tid, format_oid, int_from_oid, tid_after
+from objdb.storage.commit import CommitSlot, Phase, Staged
+
+MAX_RECORD_BYTES = 2**31 - 1
+
+Resolve = Callable[[Oid, "bytes | None", bytes, bytes, tuple[Tid, Tid]], bytes]
+
+
+def resolve_nothing(
+    oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
+) -> bytes:
+    """The resolver of a storage that no database has given one: every conflict is one."""
+    raise ConflictError(oid=oid, serials=serials)
+
+
+class RevisionStorage:
+    """Base of storages. The primitives a subclass supplies:
+
+    * `loadBefore(oid, tid)`: the revision before a tid
+    * `_current_tids(oids)`: the current tid of each oid, None where there is no object
+    * `_prepare(staged)`: write what is staged, undecided; everything that can fail happens here
+    * `_commit(staged, finished)`: decide, call `self._slot.release(staged)`, make durable, call
+      `finished(tid)`, then let others see it
+    * `_discard(staged)`: take back what `_prepare` wrote
+    * `_close()`
+
+    `_next_oid` counts oids; `next()` on it is atomic, replacing it happens under `_oid_lock`.
+    """
+
+    def __init__(self, name: str, *, read_only: bool = False) -> None:
+        self._name = name
+        self._is_read_only = read_only
+        self._slot = CommitSlot(name)
+        self._resolve: Resolve = resolve_nothing
+        self._last_tid: Tid = NO_TID
+        self._oid_lock = threading.Lock()
+        self._next_oid = itertools.count(1)
+        self._max_oid = 0
+        self._pid = os.getpid()
+        self._closed = False
+
+    # -- facts
+
+    def getName(self) -> str:
+        """Return the storage's name (a path, where there is one)."""
+        return self._name
+
+    def sortKey(self) -> str:
+        """Return the text that orders storages in a two-phase commit over several."""
+        return self._name
+
+    def isReadOnly(self) -> bool:
+        """Whether the storage was opened for reading only."""
+        return self._is_read_only
+
+    def lastTransaction(self) -> Tid:
+        """Return the tid of the last transaction that others can see."""
+        return self._last_tid
+
+    def registerDB(self, db: Any) -> None:
+        """Take from *db* the function that resolves conflicts."""
+        self._resolve = getattr(db, "resolve", resolve_nothing)
+
+    def new_oid(self) -> Oid:
+        """Return an oid that was never returned before and belongs to no object."""
+        self._require_writable()
+        number = next(self._next_oid)
+        self._max_oid = number
+        return number.to_bytes(8, "big")
+
+    def _note_oid(self, oid: Oid) -> None:
+        """Never hand out *oid*, which came from elsewhere."""
+        number = int_from_oid(oid)
+        if number > self._max_oid:
+            with self._oid_lock:
+                if number > self._max_oid:
+                    self._max_oid = number
+                    self._next_oid = itertools.count(number + 1)
+
+    # -- reading
+
+    def loadBefore(self, oid: Oid, tid: Tid) -> tuple[bytes, Tid, Tid | None] | None:
+        """Return (record, its tid, tid of the next revision or None) of the last revision of
+        *oid* before *tid*, or None if there was none; `POSKeyError` if there is no object."""
+        raise NotImplementedError
+
+    def load(self, oid: Oid, version: str = "") -> tuple[bytes, Tid]:
+        """Return (record, tid) of the current revision of *oid*; `POSKeyError` if none."""
+        if version:
+            raise Unsupported(f"{self._name}: versions are not supported")
+        found = self.loadBefore(oid, MAX_TID)
+        if found is None:
+            raise POSKeyError(oid, database=self._name)
+        return found[0], found[1]
+
+    def loadSerial(self, oid: Oid, serial: Tid) -> bytes:
+        """Return the record of *oid* that the transaction *serial* wrote; `POSKeyError` if it
+        wrote none, or it has been packed away."""
+        found = self.loadBefore(oid, (int_from_oid(serial) + 1).to_bytes(8, "big"))
+        if found is None or found[1] != serial:
+            raise POSKeyError(oid, database=self._name)
+        return found[0]
+
+    def getTid(self, oid: Oid) -> Tid:
+        """Return the tid of the current revision of *oid*; `POSKeyError` if none."""
+        return self.load(oid)[1]
+
+    def _current_tids(self, oids: Iterable[Oid]) -> Iterable[Tid | None]:
+        raise NotImplementedError
+
+    # -- committing
+
+    def tpc_begin(self, transaction: Any, tid: Tid | None = None, status: str = " ") -> None:
+        """Begin to stage writes for *transaction*.
+
+        *tid* and *status* are given when transactions are copied from elsewhere.
+        `StorageTransactionError` if it has begun already.
+        """
+        self._require_writable()
+        self._slot.begin(transaction, tid, status)
+
+    def store(
+        self, oid: Oid, serial: Tid | None, data: bytes, version: str, transaction: Any
+    ) -> None:
+        """Stage the record *data* as a revision of *oid*, made from the revision *serial*."""
+        if version:
+            raise Unsupported(f"{self._name}: versions are not supported")
+        if len(data) > MAX_RECORD_BYTES:
+            raise RecordTooLargeError(
+                f"object {format_oid(oid)} is {len(data)} bytes; a record holds at most "
+                f"{MAX_RECORD_BYTES}. Keep large data in many objects or in a file",
+                oid=oid, size=len(data), limit=MAX_RECORD_BYTES,
+            )
+        self._slot.staged(transaction).write(oid, serial or NO_TID, data, "")
+
+    def restore(
+        self, oid: Oid, serial: Tid, data: bytes | None, version: str, prev_txn: Tid | None,
+        transaction: Any,
+    ) -> None:
+        """Stage a revision copied from elsewhere: not checked for conflicts. *data* None
+        un-creates the object."""
+        if version:
+            raise Unsupported(f"{self._name}: versions are not supported")
+        self._slot.staged(transaction).write(oid, None, data, "")
+
+    def deleteObject(self, oid: Oid, serial: Tid, transaction: Any) -> None:
+        """Stage that *oid*, at revision *serial*, exists no more."""
+        self._slot.staged(transaction).write(oid, serial, None, "")
+
+    def checkCurrentSerialInTransaction(self, oid: Oid, serial: Tid, transaction: Any) -> None:
+        """Let the vote fail with `ReadConflictError` unless *serial* is *oid*'s current tid."""
+        self._slot.staged(transaction).reads[oid] = serial
+
+    def tpc_vote(self, transaction: Any) -> list[Oid]:
+        """Do everything that can fail; return the oids whose conflicts were resolved.
+
+        Raises `ConflictError` and its kind, after which nothing is held: abort.
+        """
+        staged = self._slot.staged(transaction)
+        self._slot.take(staged)
+        try:
+            self._require_writable()
+            self._check(staged)
+            if staged.tid is None:
+                staged.tid = tid_after(self._decided_tid())
+            elif staged.tid <= self._decided_tid():
+                raise StorageTransactionError(
+                    f"{self._name}: tid {staged.tid.hex()} is not after the last one, "
+                    f"{self._decided_tid().hex()}. Copy transactions in their order"
+                )
+            self._prepare(staged)
+        except BaseException:
+            self._slot.release(staged)
+            raise
+        staged.phase = Phase.VOTED
+        return staged.resolved
+
+    def _check(self, staged: Staged) -> None:
+        """Check that every write was made from, and every checked read saw, the current
+        revision; resolve what conflicts."""
+        oids = [oid for oid, base in staged.base_tids() if base is not None]
+        bases = [base for _, base in staged.base_tids() if base is not None]
+        conflicts = []
+        for oid, base, current in zip(oids, bases, self._current_tids(oids), strict=True):
+            if current != base and not (current is None and base == NO_TID):
+                conflicts.append((oid, base, current))
+        reads = staged.reads
+        for oid, current in zip(reads, self._current_tids(reads), strict=True):
+            if current != reads[oid]:
+                raise ReadConflictError(oid=oid, serials=(current or NO_TID, reads[oid]))
+        for oid, base, current in conflicts:
+            self._resolve_conflict(staged, oid, base, current)
+
+    def _resolve_conflict(
+        self, staged: Staged, oid: Oid, base: Tid, current: Tid | None
+    ) -> None:
+        ours = staged[oid].record
+        if current is None or ours is None:  # deleted on either side
+            raise ConflictError(oid=oid, serials=(current or NO_TID, base))
+        committed = self._load_decided(oid, current)
+        try:
+            old = self.loadSerial(oid, base)
+        except POSKeyError:
+            old = None
+        merged = self._resolve(oid, old, committed, ours, (current, base))
+        staged.write(oid, current, merged, "")
+        staged.resolved.append(oid)
+
+    def _load_decided(self, oid: Oid, tid: Tid) -> bytes:
+        """Return the record of the current revision, which may not be visible yet."""
+        return self.loadSerial(oid, tid)
+
+    def _decided_tid(self) -> Tid:
+        """Return the last tid whose outcome is decided, visible or not."""
+        return self._last_tid
+
+    def tpc_finish(
+        self, transaction: Any, callback: Callable[[Tid], object] | None = None
+    ) -> Tid:
+        """Commit. *callback* is called with the tid before anybody can see the data.
+
+        Returns the tid when the data is durable.
+        """
+        staged = self._slot.staged(transaction, Phase.VOTED)
+        try:
+            self._commit(staged, callback or _no_callback)
+            assert staged.tid is not None
+            return staged.tid
+        finally:
+            self._slot.release(staged)
+            self._slot.end(transaction)
+            staged.close()
+
+    def tpc_abort(self, transaction: Any) -> None:
+        """Drop everything staged. Ignored for a transaction that has not begun."""
+        staged = self._slot.end(transaction)
+        if staged is None:
+            return
+        try:
+            if staged.phase is Phase.VOTED:
+                self._discard(staged)
+        finally:
+            self._slot.release(staged)
+            staged.close()
+
+    def _prepare(self, staged: Staged) -> None:
+        raise NotImplementedError
+
+    def _commit(self, staged: Staged, finished: Callable[[Tid], object]) -> None:
+        raise NotImplementedError
+
+    def _discard(self, staged: Staged) -> None:
+        raise NotImplementedError
+
+    # -- the end
+
+    def close(self) -> None:
+        """Close the storage. A second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+    def _close(self) -> None:
+        raise NotImplementedError
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StorageClosedError(f"{self._name} is closed. Open it again to use it")
+
+    def _require_writable(self) -> None:
+        self._require_open()
+        if self._is_read_only:
+            raise ReadOnlyError(f"{self._name} is open for reading only. Open it for writing")
+        if self._pid != os.getpid():
+            raise StorageForkedError(
+                f"{self._name} was opened by process {self._pid}, of which this one is a fork. "
+                "Open the storage in the child"
+            )
+
+
+def _no_callback(tid: Tid) -> None:
+    pass
