@@ -55,10 +55,11 @@ from objdb.errors import (
 )
 from objdb.storage.file.storage import FileStorage
 from objdb.storage.memory import MappingStorage
+from objdb.version import __version__
 
 open = open_database
 
-__version__ = "0.1.0"
+
 
 __all__ = [
     "DB",
@@ -101,6 +102,7 @@ __all__ = [
     "Unsupported",
     "UsageError",
     "WeakRef",
+    "__version__",
     "object_state",
     "open",
 ]

@@ -7,7 +7,6 @@ interfaces and asked with `IStorageHistory.providedBy(storage)`.
 
 # Methods in an interface have no self, and no bodies.
 # mypy: ignore-errors
-# ruff: noqa: N805
 
 from zope.interface import Attribute, Interface
 
@@ -111,6 +110,13 @@ class IStorageIteration(Interface):
         Each has tid, status, user, description, extension, extension_bytes, and yields its
         revisions: oid, tid, data (None: un-created), version, data_txn.
         """
+
+
+class IStorageSelfCheck(Interface):
+    """A storage that can check its own structure."""
+
+    def self_check():
+        """Return a sentence for each thing wrong with it, beyond what its iterator shows."""
 
 
 class IStoragePolling(Interface):

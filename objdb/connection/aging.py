@@ -59,7 +59,7 @@ class AccessEpochs:
         old = [oid for set_at, oid in self._markers if set_at <= limit]
         if not old:
             return []
-        idle = []
+        idle: list[Persistent] = []
         for oid, obj in self._cache.lru_items():
             if oid == old[-1]:
                 return idle

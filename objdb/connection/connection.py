@@ -14,7 +14,8 @@ import enum
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Any
+from threading import get_ident
+from typing import Any, NoReturn
 
 import transaction
 from persistent import Persistent, PickleCache
@@ -69,9 +70,11 @@ class Connection:
     def __init__(self, db: Any, cache_size: int, cache_size_bytes: int) -> None:
         self._db = db
         self._storage = db.storage
-        self._load_before = db.storage.loadBefore
+        self._load_before: Callable[[Oid, Tid], Any] = self._load_when_closed
         self._cache = PickleCache(self, cache_size, cache_size_bytes)
+        self._note_size = self._cache.update_object_size_estimation
         self._reader = ObjectReader(self, self._cache)
+        self._read_state = self._reader.state
         self._writer = ObjectWriter(self, db.storage.new_oid)
         self._epochs = AccessEpochs(self, self._cache)
         self._phase = Phase.CLOSED
@@ -93,6 +96,7 @@ class Connection:
         self._metadata: Any = None
         self._stored: dict[Oid, Persistent | None] = {}
         self._resolved: list[Oid] = []
+        self._must_be_current: dict[Oid, Tid] = {}
 
     # -- reaching objects
 
@@ -108,7 +112,7 @@ class Connection:
         if obj is None:
             if not isinstance(oid, bytes) or len(oid) != 8:
                 raise POSKeyError(f"{oid!r} is no oid: those are 8 bytes")
-            record, _ = self._load(oid)
+            record = self._load(oid)
             # Loading may have met the object by another way.
             obj = self._cache.get(oid) or self._reader.ghost(oid, record)
         return obj
@@ -166,19 +170,18 @@ class Connection:
         Raises `POSKeyError`, `ReadConflictError`, `DeserializationError`, or
         `ConnectionStateError` after the connection was closed.
         """
-        user = self._user
-        if user is not None and user != threading.get_ident():
+        user, thread = self._user, get_ident()
+        if user is not None and user != thread:
             raise self._concurrent_use()
-        self._user = threading.get_ident()
+        self._user = thread
         oid = obj._p_oid
         try:
-            record, tid = self._load(oid)
-            state = self._reader.state(type(obj), record)
-            obj.__setstate__(state)
+            found = None if self._savepoints is None else self._load_saved(oid)
+            record, tid, _ = found or self._load_before(oid, self._before) or self._is_gone(oid)
+            obj.__setstate__(self._read_state(type(obj), record))
             obj._p_serial = tid
-            size = len(record)
-            self._cache.update_object_size_estimation(oid, size)
-            obj._p_estimated_size = size
+            obj._p_estimated_size = size = len(record)
+            self._note_size(oid, size)
             self.load_count += 1
         except POSKeyError as error:
             if error.oid == oid and error.referrer is None:
@@ -198,21 +201,27 @@ class Connection:
         finally:
             self._user = user
 
-    def _load(self, oid: Oid) -> tuple[bytes, Tid]:
-        """Return (record, tid) of *oid* as this transaction sees it."""
-        if self._savepoints is not None and oid in self._savepoints:
-            return self._savepoints.load(oid)
-        if self._phase is Phase.CLOSED:
-            raise self._closed()
-        found = self._load_before(oid, self._before)
+    def _load_saved(self, oid: Oid) -> tuple[bytes, Tid, None] | None:
+        """Return what a savepoint has put away for *oid*, if anything."""
+        if self._savepoints is None or oid not in self._savepoints:
+            return None
+        return *self._savepoints.load(oid), None
+
+    def _load(self, oid: Oid) -> bytes:
+        """Return the record of *oid* as this transaction sees it."""
+        found = self._load_saved(oid) or self._load_before(oid, self._before)
         if found is None:
-            if self._cache.get(oid) is None:
-                raise POSKeyError(oid, database=self._db.name)
-            raise ReadConflictError(
-                f"object {format_oid(oid)} has no revision as old as this transaction's view any "
-                "more. Abort and try the transaction again", oid=oid,
-            )
-        return found[0], found[1]
+            raise POSKeyError(oid, database=self._db.name)
+        return found[0]
+
+    def _is_gone(self, oid: Oid) -> NoReturn:
+        raise ReadConflictError(
+            f"object {format_oid(oid)} has no revision as old as this transaction's view any "
+            "more. Abort and try the transaction again", oid=oid,
+        )
+
+    def _load_when_closed(self, oid: Oid, before: Tid) -> NoReturn:
+        raise self._closed()
 
     def oldstate(self, obj: Any, tid: Tid) -> Any:
         """Return the state *obj* had in the revision *tid*; `POSKeyError` if there is none."""
@@ -221,10 +230,9 @@ class Connection:
     def _find_referrer(self, oid: Oid) -> Oid | None:
         """Return the oid of a loaded object that refers to *oid*, the last used one first."""
         for referrer, obj in reversed(self._cache.lru_items()):
-            if not self._epochs.is_marker(obj) and obj._p_serial != NO_TID:
-                record, _ = self._load(referrer)
-                if oid in references(record):
-                    return bytes(referrer)
+            is_stored = not self._epochs.is_marker(obj) and obj._p_serial != NO_TID
+            if is_stored and oid in references(self._load(referrer)):
+                return bytes(referrer)
         return None
 
     # -- change
@@ -242,8 +250,15 @@ class Connection:
     def _require_usable(self) -> None:
         if self._phase is Phase.CLOSED:
             raise self._closed()
-        if self._owner is not None and self._owner != threading.get_ident():
+        if self._owner is not None and self._owner != get_ident():
             raise self._concurrent_use()
+
+    def readCurrent(self, obj: Any) -> None:
+        """Let the commit of this transaction, if it writes anything, fail with
+        `ReadConflictError` unless *obj* is then still as it is now. BTrees call this for the
+        nodes whose shape a change relies on."""
+        if obj._p_jar is self and obj._p_serial != NO_TID:
+            self._must_be_current[obj._p_oid] = obj._p_serial
 
     def _join(self) -> None:
         if self._phase is Phase.IDLE:
@@ -306,6 +321,9 @@ class Connection:
                     record, base_tid = self._savepoints.load(oid)
                     store(oid, base_tid, record)
                     self._stored[oid] = None
+        for oid, serial in self._must_be_current.items():
+            if oid not in self._stored:
+                self._storage.checkCurrentSerialInTransaction(oid, serial, metadata)
         self.store_count += len(self._stored)
 
     def tpc_vote(self, txn: Any) -> None:
@@ -432,6 +450,7 @@ class Connection:
         """Move to the last transaction: objects changed since become ghosts."""
         if self._phase is not Phase.IDLE:
             return
+        self._must_be_current.clear()
         last = self._db.current_tid()
         if last != self._snapshot:
             oids = self._db.invalidations.between(self._snapshot, last, self.token)
@@ -484,8 +503,9 @@ class Connection:
         is_thread_bound = isinstance(
             self.transaction_manager, transaction.ThreadTransactionManager
         )
-        self._owner = threading.get_ident() if is_thread_bound else None
+        self._owner = get_ident() if is_thread_bound else None
         self._phase = Phase.IDLE
+        self._load_before = self._storage.loadBefore
         self._begin_view()
         self.transaction_manager.registerSynch(self)
 
@@ -515,6 +535,7 @@ class Connection:
         if self._phase is not Phase.CLOSED:
             self.transaction_manager.unregisterSynch(self)
             self.transaction_manager = self._owner = None
+            self._load_before = self._load_when_closed
             self._phase = Phase.CLOSED
 
     def __enter__(self) -> Connection:

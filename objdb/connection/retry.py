@@ -47,11 +47,12 @@ class Attempt:
         elif self._note:
             txn.note(self._note)
         try:
-            self._connection: Connection = self._db.open(transaction_manager=self._manager)
+            connection: Connection = self._db.open(transaction_manager=self._manager)
         except BaseException:
             self._manager.abort()
             raise
-        return self._connection
+        self._connection = connection
+        return connection
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
         txn = self._manager.get()

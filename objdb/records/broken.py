@@ -36,7 +36,7 @@ _classes: dict[tuple[str, str, bool], type] = {}
 class BrokenType(type):
     """The class of broken classes: calling one is remembered as a call."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls: Any, *args: Any, **kwargs: Any) -> Any:
         instance = cls.__new__(cls, *args, **kwargs)
         instance.__dict__["__broken_how__"] = "call"
         return instance
@@ -89,7 +89,7 @@ class PersistentBroken(Persistent):
     """A persistent object whose class is missing."""
 
     def __new__(cls, *args: Any) -> PersistentBroken:
-        instance = Persistent.__new__(cls)
+        instance: PersistentBroken = Persistent.__new__(cls)
         instance.__dict__["__broken_args__"] = args
         return instance
 
@@ -120,7 +120,7 @@ def broken_class(module: str, name: str, *, persistent: bool) -> type:
     """Return the stand-in for the missing class `module.name`, always the same one."""
     key = (module, name, persistent)
     if key not in _classes:
-        base = PersistentBroken if persistent else Broken
+        base: Any = PersistentBroken if persistent else Broken
         _classes[key] = type(base)(name, (base,), {"__module__": module, "__qualname__": name})
     return _classes[key]
 

@@ -63,10 +63,16 @@ class PersistentReference:
         return f"<{weak}reference to {format_oid(self.oid)}>"
 
 
+_References = dict[tuple[Oid, "str | None", bool], PersistentReference]
+
+
 class _StateReader(pickle.Unpickler):
-    def __init__(self, record: bytes) -> None:
+    """Reads one of the three states. *references* is shared by all of them: the same object is
+    the same `PersistentReference` everywhere, as BTrees compare references by identity."""
+
+    def __init__(self, record: bytes, references: _References) -> None:
         self.file = io.BytesIO(record)
-        self.references: dict[Any, PersistentReference] = {}
+        self.references = references
         super().__init__(self.file)
 
     def find_class(self, module: str, name: str) -> Any:
@@ -96,7 +102,8 @@ def resolve(
     facts: dict[str, Any] = {
         "oid": oid, "class_name": record_class_name(new), "serials": serials,
     }
-    reader = _StateReader(new)
+    references: _References = {}
+    reader = _StateReader(new, references)
     try:
         cls, arguments = class_and_arguments(reader.load())
         class_end = reader.file.tell()
@@ -110,8 +117,8 @@ def resolve(
     if merge is None or old is None:
         raise ConflictError(**facts)
     try:
-        states = _state(old), _state(committed), reader.load()
-        merged = merge(*states)
+        old_state, committed_state = _state(old, references), _state(committed, references)
+        merged = merge(old_state, committed_state, reader.load())
         buffer = io.BytesIO()
         _StateWriter(buffer, PROTOCOL).dump(merged)
     except Exception as error:
@@ -119,7 +126,7 @@ def resolve(
     return new[:class_end] + buffer.getvalue()
 
 
-def _state(record: bytes) -> Any:
-    reader = _StateReader(record)
+def _state(record: bytes, references: _References) -> Any:
+    reader = _StateReader(record, references)
     reader.load()
     return reader.load()

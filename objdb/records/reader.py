@@ -95,6 +95,7 @@ class ObjectReader:
         self._loaders: dict[type, _Loader] = {}
         self._by_prefix: dict[bytes, _Loader] = {}
         self._classes: dict[tuple[str, str], Any] = {}
+        self.persistent_load = self._reference_loader()
 
     def state(self, cls: type, record: bytes) -> Any:
         """Return the state in *record*, which belongs to an object of class *cls*.
@@ -179,13 +180,36 @@ class ObjectReader:
                 self._classes[module, name] = found
         return found
 
-    def persistent_load(self, reference: Any) -> Any:
-        """Return the object a reference stands for: from the cache, or a new ghost."""
+    def _reference_loader(self) -> Callable[[Any], Any]:
+        """Return the function that turns a reference into an object: from the cache, or a new
+        ghost. It runs for every reference, so it holds what it needs in its closure."""
+        in_cache, new_ghost = self._cache.get, self._cache.new_ghost
+        plain: dict[type, Any] = {}  # class -> its __new__
+        load_unusual = self._load_reference
+
+        def persistent_load(reference: Any) -> Any:
+            if type(reference) is tuple:
+                oid, cls = reference
+                obj = in_cache(oid)
+                if obj is not None:
+                    return obj
+                make = plain.get(cls)
+                if make is not None:
+                    obj = make(cls)
+                    new_ghost(oid, obj)
+                    return obj
+                obj = load_unusual(reference)
+                if type(obj) is cls and not hasattr(cls, "__getnewargs__"):
+                    plain[cls] = cls.__new__
+                return obj
+            return load_unusual(reference)
+
+        return persistent_load
+
+    def _load_reference(self, reference: Any) -> Any:
+        """Return the object for a reference of any form (see `format`)."""
         if type(reference) is tuple:
             oid, cls = reference
-            obj = self._cache.get(oid)
-            if obj is not None:
-                return obj
             if type(cls) is tuple or hasattr(cls, "__getnewargs__") or type(oid) is not bytes:
                 return self._load_by_oid(oid)
             return self._new_ghost(oid, cls, ())

@@ -13,12 +13,12 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from persistent import Persistent
 from persistent.wref import WeakRef
 
-from objdb.errors import BrokenObjectError, InvalidObjectReference, UnpicklableError
+from objdb.errors import InvalidObjectReference, UnpicklableError
 from objdb.ids import Oid, format_oid
 from objdb.records.broken import is_broken
 from objdb.records.format import PROTOCOL, class_prefix, dump_class
@@ -188,7 +188,11 @@ class _Sink:
     write: Callable[[bytes], Any]
 
 
-class _BrokenPickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+# The pickler written in Python, which the type stubs do not know.
+_PythonPickler: Any = pickle._Pickler
+
+
+class _BrokenPickler(_PythonPickler):
     """A pickler that can name classes that are missing. Slow, and rarely needed."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
@@ -204,12 +208,12 @@ class _BrokenPickler(pickle._Pickler):  # type: ignore[name-defined,misc]
         else:
             super().save_type(obj)
 
-    dispatch = {**pickle._Pickler.dispatch, type: save_type}  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[Any, Any]] = {**_PythonPickler.dispatch, type: save_type}
 
 
 def _dump_with_broken(state: Any, persistent_id: Callable[[Any], Any] | None) -> bytes:
     buffer = io.BytesIO()
-    pickler = _BrokenPickler(buffer, PROTOCOL)
+    pickler: Any = _BrokenPickler(buffer, PROTOCOL)
     if persistent_id is not None:
         pickler.persistent_id = persistent_id
     pickler.dump(state)

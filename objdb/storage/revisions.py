@@ -198,6 +198,9 @@ class RevisionStorage:
                     f"{self._decided_tid().hex()}. Copy transactions in their order"
                 )
             self._prepare(staged)
+        except ConflictError:
+            self._settle(staged)
+            raise
         except BaseException:
             self._slot.release(staged)
             raise
@@ -238,6 +241,11 @@ class RevisionStorage:
     def _load_decided(self, oid: Oid, tid: Tid) -> bytes:
         """Return the record of the current revision, which may not be visible yet."""
         return self.loadSerial(oid, tid)
+
+    def _settle(self, staged: Staged) -> None:
+        """Free the slot after a conflict, and return when what was conflicted with can be seen:
+        the next try would meet it again otherwise."""
+        self._slot.release(staged)
 
     def _decided_tid(self) -> Tid:
         """Return the last tid whose outcome is decided, visible or not."""

@@ -75,7 +75,7 @@ class Index:
     """
 
     def __init__(self, file: File | None, *, writable: bool) -> None:
-        self._file = file
+        self._file: Any = file
         self._writable = writable
         self._pages: dict[int, int] = {}
         self._page_count = 0
@@ -152,7 +152,8 @@ class Index:
         if not self._writable:
             self._overlay.update((oid, (position, tid)) for oid, position in positions.items())
             return
-        mapped, pages, pack_into, number_of = self._map, self._pages, _ENTRY.pack_into, int.from_bytes
+        mapped, pages = self._map, self._pages
+        pack_into, number_of = _ENTRY.pack_into, int.from_bytes
         for oid, position in positions.items():
             number = number_of(oid, "big")
             pack_into(mapped, pages[number >> _SHIFT] + ((number & _MASK) << 4), position, tid)

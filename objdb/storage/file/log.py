@@ -25,7 +25,6 @@ from objdb.storage.file.format import (
     STATUS_AT,
     TRANSACTION,
     UNDONE,
-    VERSION,
     VOTED,
     find_crc,
     pack_extension,
@@ -271,7 +270,8 @@ class Log:
         add(length)
         body.finish(crc_at)
         assert body.flushed == position + size == at + NUMBER.size
-        return Written(position, position + size, positions, len(positions) - len(previous_position))
+        new_objects = len(positions) - len(previous_position)
+        return Written(position, position + size, positions, new_objects)
 
     def decide(self, position: int) -> None:
         """Make the transaction at *position* a committed one."""

@@ -29,8 +29,15 @@ from objdb.errors import (
     UsageError,
 )
 from objdb.ids import NO_TID, Oid, Tid
-from objdb.interfaces import IStorage, IStorageHistory, IStorageIteration, IStoragePolling
+from objdb.interfaces import (
+    IStorage,
+    IStorageHistory,
+    IStorageIteration,
+    IStoragePolling,
+    IStorageSelfCheck,
+)
 from objdb.storage.commit import Staged, TransactionMetaData, loads_extension
+from objdb.storage.file.checking import check_structure
 from objdb.storage.file.durability import GroupCommit, Ticket
 from objdb.storage.file.format import MAGIC, RECORD, START, visible_extension, without_integrity
 from objdb.storage.file.index import Index
@@ -47,12 +54,15 @@ from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_e
 from objdb.storage.revisions import RevisionStorage
 
 _RECORD_BYTES = RECORD.size
+unpack_record = RECORD.unpack_from
 # Header and record of most objects are had with one read of this size.
 _GUESS_BYTES = 512
+# Where reading goes on forward, this much is read at once.
+_WINDOW_BYTES = 16 * 1024
 DURABILITIES = ("sync", "os")
 
 
-@implementer(IStorage, IStorageHistory, IStorageIteration, IStoragePolling)
+@implementer(IStorage, IStorageHistory, IStorageIteration, IStoragePolling, IStorageSelfCheck)
 class FileStorage(RevisionStorage):
     """Keeps every revision in one file, in ZODB's format.
 
@@ -126,10 +136,12 @@ class FileStorage(RevisionStorage):
         self._file = files.open(path, "r" if read_only else "w")
         self._log = Log(self._file)
         self._read_at = self._file.read_at
+        self._window: tuple[int, bytes] = 0, b""
         index = None
         try:
             check_magic(self._log)
             index = self._index = self._open_index(path + ".oidx")
+            self._index_get = index.get
             state = open_log(self._log, index)
             if not read_only:
                 cut_tail(self._log, files, state)
@@ -178,27 +190,44 @@ class FileStorage(RevisionStorage):
     def loadBefore(self, oid: Oid, tid: Tid) -> tuple[bytes, Tid, Tid | None] | None:
         """See `RevisionStorage.loadBefore`. Raises `CorruptedDataError` where the index and the
         log disagree."""
-        entry = self._index.get(oid)
+        entry = self._index_get(oid)
         if entry is None:
             self._require_open()
             raise POSKeyError(oid, database=self._name)
         position, current = entry
         if current >= tid:
             return self._load_older(oid, tid, position, current)
-        block = self._read_at(_GUESS_BYTES, position)
-        try:
-            found, serial, _, _, version_size, size = RECORD.unpack_from(block)
-        except Exception:
-            raise self._entry_damaged(oid, position) from None
-        if found != oid or serial != current:
-            raise self._entry_damaged(oid, position)
-        data = block[_RECORD_BYTES : _RECORD_BYTES + size]
-        if len(data) != size or not size or version_size:
-            whole = self._log.data(self._log.record(position))
-            if whole is None:
-                raise POSKeyError(oid, database=self._name)
-            data = whole
+        # The bytes read last are kept: objects stored together are often loaded together.
+        start, block = self._window
+        at = position - start
+        if at < 0 or at + _RECORD_BYTES > len(block):
+            at, block = 0, self._read_block(position)
+        found, serial, _, _, version_size, size = unpack_record(block, at)
+        data = block[at + _RECORD_BYTES : at + _RECORD_BYTES + size]
+        if found != oid or serial != current or len(data) != size or not size or version_size:
+            data = self._load_carefully(oid, position, current)
         return data, current, None
+
+    def _read_block(self, position: int) -> bytes:
+        """Return what is at *position*: much where reading goes on forward, little elsewhere."""
+        start, block = self._window
+        ahead = position - start - len(block)
+        size = _WINDOW_BYTES if -_GUESS_BYTES <= ahead <= _WINDOW_BYTES else _GUESS_BYTES
+        block = self._read_at(size, position)
+        if len(block) < _RECORD_BYTES:
+            block = bytes(_RECORD_BYTES)  # there is no record: told by whoever unpacks it
+        self._window = position, block
+        return block
+
+    def _load_carefully(self, oid: Oid, position: int, current: Tid) -> bytes:
+        """Load a record that is large, or a back pointer, or was not in the window yet."""
+        record = self._log.record(position)
+        if record.oid != oid or record.tid != current:
+            raise self._entry_damaged(oid, position)
+        data = self._log.data(record)
+        if data is None:
+            raise POSKeyError(oid, database=self._name)
+        return data
 
     def _load_older(
         self, oid: Oid, tid: Tid, position: int, current: Tid
@@ -259,7 +288,7 @@ class FileStorage(RevisionStorage):
         entry = self._index.get(oid)
         if entry is None:
             raise POSKeyError(oid, database=self._name)
-        entries = []
+        entries: list[dict[str, Any]] = []
         for record in self._chain(oid, *entry):
             if len(entries) == size:
                 break
@@ -292,6 +321,10 @@ class FileStorage(RevisionStorage):
         """Return where the last published transaction ends."""
         unpublished = self._group.unpublished
         return unpublished[0].written.position if unpublished else self._end
+
+    def self_check(self) -> list[str]:
+        """See `IStorageSelfCheck`: the index against the log, and the chains of records."""
+        return check_structure(self._log, self._index, self._visible_end(), len(self))
 
     # -- committing
 
@@ -355,6 +388,17 @@ class FileStorage(RevisionStorage):
         self._group.wait(ticket)
         if self._since_checkpoint >= self._checkpoint_records:
             self._write_checkpoint()
+
+    def _settle(self, staged: Staged) -> None:
+        if not self._group.unpublished:
+            self._slot.release(staged)
+            return
+        # Wait like a transaction that wrote nothing, behind those that are not visible yet.
+        nothing = Written(self._end, self._end, {}, 0)
+        ticket = Ticket(self._decided, nothing, lambda tid: None)
+        self._group.join(ticket)
+        self._slot.release(staged)
+        self._group.wait(ticket)
 
     def _sync(self) -> None:
         """Put what is decided on the medium (called by the leader of a group)."""

@@ -1,0 +1,44 @@
+"""Whether the index says what the log says, and the log's chains are whole."""
+
+from __future__ import annotations
+
+from objdb.ids import NO_TID, Oid, Tid, format_oid
+from objdb.storage.file.format import START
+from objdb.storage.file.index import Index
+from objdb.storage.file.log import Log
+from objdb.storage.file.recovery import next_transaction
+
+
+def check_structure(log: Log, index: Index, end: int, objects: int) -> list[str]:
+    """Return a sentence for each thing wrong between the log, up to *end*, and its index.
+
+    *objects* is how many there should be. Damage in the log raises `CorruptedDataError`.
+    """
+    problems: list[str] = []
+    last: dict[Oid, tuple[int, Tid]] = {}
+    position, tid = START, NO_TID
+    while position < end:
+        header = next_transaction(log, position, end, tid)
+        if header is None:
+            problems.append(f"the log ends at {position}, not at {end}")
+            break
+        for record in log.records(header):
+            before = last.get(record.oid, (0, NO_TID))[0]
+            # A packed file has forgotten older records, and their positions.
+            if record.previous not in (before, 0):
+                problems.append(
+                    f"the record of {format_oid(record.oid)} at {record.position} says its "
+                    f"previous one is at {record.previous}; it is at {before}"
+                )
+            last[record.oid] = record.position, record.tid
+        position, tid = header.end, header.tid
+    for oid, entry in last.items():
+        if index.get(oid) != entry:
+            problems.append(
+                f"the index has {index.get(oid)} for {format_oid(oid)}; the log has {entry}"
+            )
+    extra = [oid for oid in index.oids_after(0) if oid not in last]
+    problems += [f"the index has {format_oid(oid)}, which is not in the log" for oid in extra]
+    if len(last) != objects:
+        problems.append(f"there are {len(last)} objects, but {objects} were counted")
+    return problems

@@ -1,0 +1,485 @@
+"""What every storage must do, as a test suite: subclass `StorageConformance` in a test module
+and give it the fixture `make_storage`.
+
+    class TestMyStorage(StorageConformance):
+        @pytest.fixture
+        def make_storage(self, tmp_path):
+            return lambda: MyStorage(tmp_path / "data")
+
+`make_storage()` opens the storage; if called again after `close()`, it must open the same one
+(`persistent = False` says that this one forgets). What a storage does not declare by interface
+is skipped, with the reason.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from zope.interface.verify import verifyObject
+
+from objdb.errors import (
+    ConflictError,
+    POSKeyError,
+    ReadConflictError,
+    StorageClosedError,
+    StorageTransactionError,
+    Unsupported,
+)
+from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid, next_tid
+from objdb.interfaces import IStorage, IStorageHistory, IStorageIteration
+from objdb.storage.commit import TransactionMetaData
+
+Make = Callable[[], Any]
+
+
+def commit(
+    storage: Any, changes: dict[Oid, tuple[Tid, bytes | None]], **metadata: Any
+) -> Tid:
+    """Commit {oid: (base tid, record, or None to un-create)}; return the tid."""
+    transaction = TransactionMetaData(**metadata)
+    storage.tpc_begin(transaction)
+    try:
+        for oid, (base, record) in changes.items():
+            if record is None:
+                storage.deleteObject(oid, base, transaction)
+            else:
+                storage.store(oid, base, record, "", transaction)
+        storage.tpc_vote(transaction)
+    except BaseException:
+        storage.tpc_abort(transaction)
+        raise
+    tid: Tid = storage.tpc_finish(transaction)
+    return tid
+
+
+class StorageConformance:
+    """The suite. Each test gets a fresh, empty storage."""
+
+    persistent = True
+
+    @pytest.fixture
+    def make_storage(self) -> Make:
+        """Return a function that opens the storage under test."""
+        raise NotImplementedError("give the suite a fixture make_storage")
+
+    @pytest.fixture
+    def storage(self, make_storage: Make) -> Any:
+        """An open storage with a root record, closed afterwards."""
+        storage = make_storage()
+        commit(storage, {ROOT_OID: (NO_TID, b"root")})
+        yield storage
+        storage.close()
+
+    # -- the interface
+
+    def test_interface(self, storage: Any) -> None:
+        """The storage has every method it declares, with the signature it declares."""
+        assert IStorage.providedBy(storage)
+        for interface in (IStorage, IStorageHistory, IStorageIteration):
+            if interface.providedBy(storage):
+                verifyObject(interface, storage)
+
+    def test_facts(self, storage: Any) -> None:
+        """Name, sort key, size and length say something of the right type."""
+        assert isinstance(storage.getName(), str)
+        assert isinstance(storage.sortKey(), str)
+        assert storage.getSize() > 0
+        assert len(storage) == 1
+        assert not storage.isReadOnly()
+
+    def test_new_oids_are_unique(self, storage: Any) -> None:
+        """Oids handed out to several threads are 8 bytes, never the root's, never the same."""
+        oids: list[Oid] = []
+        threads = [
+            threading.Thread(target=lambda: oids.extend(storage.new_oid() for _ in range(200)))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(set(oids)) == 800
+        assert all(len(oid) == 8 and oid != ROOT_OID for oid in oids)
+
+    def test_oids_stored_by_others_are_not_handed_out(self, storage: Any) -> None:
+        """An oid that came with a record is never returned by new_oid."""
+        oid = (int.from_bytes(storage.new_oid(), "big") + 3).to_bytes(8, "big")
+        commit(storage, {oid: (NO_TID, b"data")})
+        assert all(storage.new_oid() != oid for _ in range(10))
+
+    # -- reading
+
+    def test_load(self, storage: Any) -> None:
+        """What was committed loads, with its tid."""
+        oid = storage.new_oid()
+        tid = commit(storage, {oid: (NO_TID, b"one")})
+        assert storage.load(oid) == (b"one", tid)
+        assert storage.getTid(oid) == tid
+        assert storage.loadSerial(oid, tid) == b"one"
+
+    @pytest.mark.parametrize("size", [1, 2, 469, 470, 471, 4096, 1_000_000])
+    def test_record_sizes(self, storage: Any, size: int) -> None:
+        """Records of any size come back whole."""
+        oid, record = storage.new_oid(), bytes(i % 251 for i in range(size))
+        commit(storage, {oid: (NO_TID, record)})
+        assert storage.load(oid)[0] == record
+
+    def test_load_before(self, storage: Any) -> None:
+        """loadBefore finds the revision before a tid, and the tid that ended it."""
+        oid = storage.new_oid()
+        tids = [commit(storage, {oid: (NO_TID, b"0")})]
+        for i in range(1, 5):
+            tids.append(commit(storage, {oid: (tids[-1], b"%d" % i)}))
+        for i, tid in enumerate(tids):
+            following = tids[i + 1] if i < 4 else None
+            assert storage.loadBefore(oid, next_tid(tid)) == (b"%d" % i, tid, following)
+            if following:
+                assert storage.loadBefore(oid, following) == (b"%d" % i, tid, following)
+        assert storage.loadBefore(oid, tids[0]) is None
+        assert storage.loadBefore(oid, MAX_TID) == (b"4", tids[4], None)
+
+    def test_load_serial(self, storage: Any) -> None:
+        """loadSerial gives exactly the revision asked for."""
+        oid = storage.new_oid()
+        first = commit(storage, {oid: (NO_TID, b"first")})
+        second = commit(storage, {oid: (first, b"second")})
+        assert storage.loadSerial(oid, first) == b"first"
+        assert storage.loadSerial(oid, second) == b"second"
+        with pytest.raises(POSKeyError):
+            storage.loadSerial(oid, next_tid(first))
+
+    def test_unknown_oid(self, storage: Any) -> None:
+        """An unknown oid is a POSKeyError that carries it, in every call."""
+        oid = b"\0\0\0\0\0\xbb\xbb\xbb"
+        for call in (
+            lambda: storage.load(oid),
+            lambda: storage.loadBefore(oid, MAX_TID),
+            lambda: storage.loadSerial(oid, b"\1" * 8),
+            lambda: storage.getTid(oid),
+        ):
+            with pytest.raises(POSKeyError) as caught:
+                call()
+            assert caught.value.oid == oid
+
+    # -- committing
+
+    def test_nothing_is_seen_before_finish(self, storage: Any) -> None:
+        """Staged and voted data cannot be loaded, and lastTransaction stays, until finish."""
+        oid, before = storage.new_oid(), storage.lastTransaction()
+        transaction = TransactionMetaData()
+        storage.tpc_begin(transaction)
+        storage.store(oid, NO_TID, b"data", "", transaction)
+        for _ in range(2):
+            with pytest.raises(POSKeyError):
+                storage.load(oid)
+            assert storage.lastTransaction() == before
+            if _ == 0:
+                storage.tpc_vote(transaction)
+        storage.tpc_finish(transaction)
+        assert storage.load(oid)[0] == b"data"
+
+    def test_finish_calls_back_first(self, storage: Any) -> None:
+        """The callback gets the tid before lastTransaction moves and before data is visible."""
+        oid, before = storage.new_oid(), storage.lastTransaction()
+        transaction = TransactionMetaData()
+        storage.tpc_begin(transaction)
+        storage.store(oid, NO_TID, b"data", "", transaction)
+        storage.tpc_vote(transaction)
+        seen = []
+
+        def callback(tid: Tid) -> None:
+            with pytest.raises(POSKeyError):
+                storage.load(oid)
+            seen.append((tid, storage.lastTransaction()))
+
+        tid = storage.tpc_finish(transaction, callback)
+        assert seen == [(tid, before)]
+        assert storage.lastTransaction() == tid > before
+
+    def test_tids_grow(self, storage: Any) -> None:
+        """Each transaction's tid is greater than the one before."""
+        tids = [commit(storage, {storage.new_oid(): (NO_TID, b"x")}) for _ in range(50)]
+        assert tids == sorted(set(tids))
+
+    def test_abort(self, storage: Any) -> None:
+        """An aborted transaction leaves nothing, before and after the vote."""
+        oid = storage.new_oid()
+        for vote in (False, True):
+            transaction = TransactionMetaData()
+            storage.tpc_begin(transaction)
+            storage.store(oid, NO_TID, b"never", "", transaction)
+            if vote:
+                storage.tpc_vote(transaction)
+            storage.tpc_abort(transaction)
+        with pytest.raises(POSKeyError):
+            storage.load(oid)
+        assert commit(storage, {oid: (NO_TID, b"now")}) == storage.getTid(oid)
+
+    def test_wrong_transaction(self, storage: Any) -> None:
+        """Calls with a transaction that did not begin, began twice or ended, are refused by
+        name; tpc_abort ignores them."""
+        stranger = TransactionMetaData()
+        storage.tpc_abort(stranger)
+        for call in (
+            lambda: storage.store(ROOT_OID, NO_TID, b"x", "", stranger),
+            lambda: storage.restore(ROOT_OID, NO_TID, b"x", "", None, stranger),
+            lambda: storage.deleteObject(ROOT_OID, NO_TID, stranger),
+            lambda: storage.checkCurrentSerialInTransaction(ROOT_OID, NO_TID, stranger),
+            lambda: storage.tpc_vote(stranger),
+            lambda: storage.tpc_finish(stranger),
+        ):
+            with pytest.raises(StorageTransactionError):
+                call()
+        transaction = TransactionMetaData()
+        storage.tpc_begin(transaction)
+        with pytest.raises(StorageTransactionError):
+            storage.tpc_begin(transaction)
+        with pytest.raises(StorageTransactionError):
+            storage.tpc_finish(transaction)  # not voted
+        storage.tpc_vote(transaction)
+        with pytest.raises(StorageTransactionError):
+            storage.store(ROOT_OID, NO_TID, b"late", "", transaction)
+        storage.tpc_abort(transaction)
+
+    def test_versions_are_refused(self, storage: Any) -> None:
+        """A version name is refused where the storage has no versions."""
+        transaction = TransactionMetaData()
+        storage.tpc_begin(transaction)
+        with pytest.raises(Unsupported):
+            storage.store(ROOT_OID, NO_TID, b"x", "a version", transaction)
+        storage.tpc_abort(transaction)
+
+    def test_store_twice(self, storage: Any) -> None:
+        """The second record of an oid in one transaction replaces the first."""
+        oid = storage.new_oid()
+        transaction = TransactionMetaData()
+        storage.tpc_begin(transaction)
+        storage.store(oid, NO_TID, b"first", "", transaction)
+        storage.store(oid, NO_TID, b"second, longer", "", transaction)
+        storage.tpc_vote(transaction)
+        tid = storage.tpc_finish(transaction)
+        assert storage.load(oid) == (b"second, longer", tid)
+
+    def test_empty_transaction(self, storage: Any) -> None:
+        """A transaction without records commits and moves lastTransaction."""
+        before = storage.lastTransaction()
+        assert commit(storage, {}) == storage.lastTransaction() > before
+
+    # -- conflicts
+
+    def test_conflict(self, storage: Any) -> None:
+        """A record made from an old revision is refused with oid and serials, and nothing is
+        stored; the storage goes on."""
+        oid = storage.new_oid()
+        first = commit(storage, {oid: (NO_TID, b"1")})
+        second = commit(storage, {oid: (first, b"2")})
+        with pytest.raises(ConflictError) as caught:
+            commit(storage, {oid: (first, b"late"), storage.new_oid(): (NO_TID, b"with it")})
+        assert caught.value.oid == oid
+        assert caught.value.serials == (second, first)
+        assert storage.load(oid) == (b"2", second)
+        assert len(storage) == 2
+        commit(storage, {oid: (second, b"3")})
+
+    def test_conflict_between_staged(self, storage: Any) -> None:
+        """Of two transactions staged side by side, the one that votes second conflicts."""
+        oid = storage.new_oid()
+        base = commit(storage, {oid: (NO_TID, b"1")})
+        one, two = TransactionMetaData(), TransactionMetaData()
+        for transaction in (one, two):
+            storage.tpc_begin(transaction)
+            storage.store(oid, base, b"mine", "", transaction)
+        storage.tpc_vote(one)
+        storage.tpc_finish(one)
+        with pytest.raises(ConflictError):
+            storage.tpc_vote(two)
+        storage.tpc_abort(two)
+
+    def test_new_object_conflict(self, storage: Any) -> None:
+        """Creating an object that exists is a conflict."""
+        with pytest.raises(ConflictError):
+            commit(storage, {ROOT_OID: (NO_TID, b"another root")})
+
+    def test_resolution(self, storage: Any) -> None:
+        """The database's resolver merges old, committed and new; the vote lists the oid."""
+
+        class Database:
+            @staticmethod
+            def resolve(
+                oid: Oid, old: bytes, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
+            ) -> bytes:
+                return b"|".join((old, committed, new))
+
+        storage.registerDB(Database())
+        oid = storage.new_oid()
+        first = commit(storage, {oid: (NO_TID, b"old")})
+        commit(storage, {oid: (first, b"committed")})
+        transaction = TransactionMetaData()
+        storage.tpc_begin(transaction)
+        storage.store(oid, first, b"new", "", transaction)
+        assert list(storage.tpc_vote(transaction)) == [oid]
+        tid = storage.tpc_finish(transaction)
+        assert storage.load(oid) == (b"old|committed|new", tid)
+
+    def test_check_current(self, storage: Any) -> None:
+        """A checked read passes while current, and is a ReadConflictError afterwards."""
+        oid = storage.new_oid()
+        first = commit(storage, {oid: (NO_TID, b"1")})
+        for expected in (True, False):
+            transaction = TransactionMetaData()
+            storage.tpc_begin(transaction)
+            storage.store(storage.new_oid(), NO_TID, b"x", "", transaction)
+            storage.checkCurrentSerialInTransaction(oid, first, transaction)
+            if expected:
+                storage.tpc_vote(transaction)
+                storage.tpc_finish(transaction)
+                commit(storage, {oid: (first, b"2")})
+            else:
+                with pytest.raises(ReadConflictError):
+                    storage.tpc_vote(transaction)
+                storage.tpc_abort(transaction)
+
+    # -- deleting and restoring
+
+    def test_delete(self, storage: Any) -> None:
+        """A deleted object is a POSKeyError now, and loads as of before."""
+        oid = storage.new_oid()
+        tid = commit(storage, {oid: (NO_TID, b"data")})
+        gone = commit(storage, {oid: (tid, None)})
+        with pytest.raises(POSKeyError):
+            storage.load(oid)
+        assert storage.loadBefore(oid, gone) == (b"data", tid, gone)
+
+    def test_restore(self, storage: Any) -> None:
+        """restore keeps the tid it is given and checks no conflict."""
+        oid = storage.new_oid()
+        commit(storage, {oid: (NO_TID, b"data")})
+        tid = (int.from_bytes(storage.lastTransaction(), "big") + 2**40).to_bytes(8, "big")
+        transaction = TransactionMetaData()
+        storage.tpc_begin(transaction, tid, " ")
+        storage.restore(oid, tid, b"restored", "", None, transaction)
+        storage.tpc_vote(transaction)
+        assert storage.tpc_finish(transaction) == tid
+        assert storage.load(oid) == (b"restored", tid)
+        late = TransactionMetaData()
+        storage.tpc_begin(late, tid, " ")
+        with pytest.raises(StorageTransactionError):
+            storage.tpc_vote(late)  # not after the last one
+        storage.tpc_abort(late)
+
+    # -- history and iteration
+
+    def test_history(self, storage: Any) -> None:
+        """history lists revisions, newest first, with what their transactions say."""
+        _require(storage, IStorageHistory)
+        oid = storage.new_oid()
+        first = commit(storage, {oid: (NO_TID, b"1")}, user="anna", description="début")
+        second = commit(storage, {oid: (first, b"22")}, extension={"ticket": 7})
+        newest, oldest = storage.history(oid, 9)
+        assert (newest["tid"], newest["size"], newest["ticket"]) == (second, 2, 7)
+        assert (oldest["user_name"], oldest["description"]) == ("anna", "début")
+        assert len(storage.history(oid)) == 1
+        with pytest.raises(POSKeyError):
+            storage.history(b"\0\0\0\0\0\xbb\xbb\xbb")
+
+    def test_iterator(self, storage: Any) -> None:
+        """iterator lists transactions oldest first, within bounds, with their records."""
+        _require(storage, IStorageIteration)
+        oid = storage.new_oid()
+        first = commit(storage, {oid: (NO_TID, b"1")}, user="u", description="d")
+        second = commit(storage, {oid: (first, b"2")}, extension={"a": [1]})
+        third = commit(storage, {oid: (second, None)})
+        seen = list(storage.iterator())
+        assert [t.tid for t in seen[1:]] == [first, second, third]
+        assert (seen[1].user, seen[1].description, seen[2].extension) == (b"u", b"d", {"a": [1]})
+        assert [(r.oid, r.tid, r.data) for t in seen[1:] for r in t] == [
+            (oid, first, b"1"), (oid, second, b"2"), (oid, third, None),
+        ]
+        assert [t.tid for t in storage.iterator(second)] == [second, third]
+        assert [t.tid for t in storage.iterator(first, second)] == [first, second]
+        assert list(storage.iterator(next_tid(third))) == []
+
+    # -- threads
+
+    def test_readers_beside_writers(self, storage: Any) -> None:
+        """Threads that read as of a tid see one whole commit, whatever is being committed."""
+        oids = [storage.new_oid() for _ in range(5)]
+        tid = commit(storage, {oid: (NO_TID, b"0") for oid in oids})
+        failures: list[Any] = []
+        done = threading.Event()
+
+        def read() -> None:
+            while not done.is_set():
+                before = next_tid(storage.lastTransaction())
+                found = {storage.loadBefore(oid, before)[0] for oid in oids}
+                if len(found) != 1:
+                    failures.append(found)
+
+        readers = [threading.Thread(target=read) for _ in range(2)]
+        for reader in readers:
+            reader.start()
+        for i in range(100):
+            tid = commit(storage, {oid: (tid, b"%d" % i) for oid in oids})
+        done.set()
+        for reader in readers:
+            reader.join()
+        assert failures == []
+
+    def test_writers_lose_nothing(self, storage: Any) -> None:
+        """Counters added to by several threads, retrying on conflict, end at the right sum."""
+        oid = storage.new_oid()
+        commit(storage, {oid: (NO_TID, b"0")})
+
+        def add() -> None:
+            for _ in range(30):
+                while True:
+                    record, tid = storage.load(oid)
+                    try:
+                        commit(storage, {oid: (tid, b"%d" % (int(record) + 1))})
+                        break
+                    except ConflictError:
+                        continue
+
+        threads = [threading.Thread(target=add) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert storage.load(oid)[0] == b"120"
+
+    # -- closing
+
+    def test_close(self, make_storage: Make) -> None:
+        """A closed storage takes no transaction; closing twice does nothing."""
+        storage = make_storage()
+        commit(storage, {ROOT_OID: (NO_TID, b"root")})
+        storage.close()
+        storage.close()
+        with pytest.raises(StorageClosedError):
+            storage.tpc_begin(TransactionMetaData())
+        with pytest.raises(StorageClosedError):
+            storage.load(ROOT_OID)
+
+    def test_reopen(self, make_storage: Make) -> None:
+        """What was committed is there after closing and opening again."""
+        if not self.persistent:
+            pytest.skip("this storage keeps nothing after it was closed")
+        storage = make_storage()
+        oid = storage.new_oid()
+        tid = commit(storage, {ROOT_OID: (NO_TID, b"root"), oid: (NO_TID, b"data")})
+        tid = commit(storage, {oid: (tid, b"more")}, description="note")
+        storage.close()
+        storage = make_storage()
+        assert storage.load(oid) == (b"more", tid)
+        assert len(storage) == 2
+        assert storage.lastTransaction() == tid
+        assert storage.new_oid() > oid
+        storage.close()
+
+
+def _require(storage: Any, interface: Any) -> None:
+    if not interface.providedBy(storage):
+        pytest.skip(f"the storage does not declare {interface.__name__}")

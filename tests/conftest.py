@@ -1,0 +1,80 @@
+"""What every test gets: after it, databases hold together, and nothing is left open."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transaction
+
+import objdb
+from objdb.check import check
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """No thread, no open file and no transaction outlives its test."""
+    threads, files = set(threading.enumerate()), _open_files()
+    yield
+    transaction.abort()
+    assert set(threading.enumerate()) <= threads, "threads left running"
+    left = _open_files() - files
+    if left:
+        gc.collect()
+        left = _open_files() - files
+    assert not left, f"files left open: {left}"
+
+
+def _open_files() -> set[str]:
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            continue
+        if target.startswith("/") and ".fs" in target:
+            found.add(f"{number} {target}")
+    return found
+
+
+class Databases:
+    """Opens databases for a test, and closes and checks them at its end."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.opened: list[Any] = []
+
+    def open(self, where: Any = None, **options: Any) -> objdb.DB:
+        """Open a database: on a file of the test's directory if *where* is a file name."""
+        if isinstance(where, str) and ":" not in where:
+            where = str(self.directory / where)
+        db = objdb.DB(where, **options)
+        self.opened.append(db)
+        return db
+
+    def close(self) -> None:
+        """Check and close all."""
+        transaction.abort()
+        for db in self.opened:
+            if not db._is_closed:
+                check(db.storage).raise_if_damaged()
+                db.close()
+
+
+@pytest.fixture
+def databases(tmp_path: Path) -> Iterator[Databases]:
+    """A function-like object whose `open` makes databases that are checked and closed."""
+    made = Databases(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["memory", "file"])
+def db(request: pytest.FixtureRequest, databases: Databases) -> objdb.DB:
+    """A new database, over each kind of storage."""
+    return databases.open(None if request.param == "memory" else "data.fs")

@@ -1,0 +1,35 @@
+"""The conformance suite over every storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from objdb.storage.file.storage import FileStorage
+from objdb.storage.memory import MappingStorage
+from objdb.testing.conformance import StorageConformance
+
+
+class TestMappingStorage(StorageConformance):
+    persistent = False
+
+    @pytest.fixture
+    def make_storage(self) -> Callable[[], Any]:
+        return MappingStorage
+
+
+class TestFileStorage(StorageConformance):
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
+        return lambda: FileStorage(tmp_path / "data.fs")
+
+
+class TestFileStorageWithoutAllocation(StorageConformance):
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
+        return lambda: FileStorage(
+            tmp_path / "data.fs", preallocate_bytes=0, durability="os", checkpoint_records=3
+        )

@@ -1,0 +1,166 @@
+"""Power lost after every single operation of a workload, in every way: nothing acknowledged is
+gone, nothing unacknowledged is half there."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from objdb.check import check
+from objdb.errors import ConflictError, ObjdbError
+from objdb.ids import NO_TID
+from objdb.storage.commit import TransactionMetaData
+from objdb.storage.file.storage import FileStorage
+from objdb.testing.faults import SURVIVALS, FaultyFiles
+
+PATH = "data.fs"
+ROOT_RECORD = b"\x80\x03cpersistent.mapping\nPersistentMapping\n.\x80\x03}X\x04\x00\x00\x00data}s."
+
+
+def open_storage(files: FaultyFiles) -> FileStorage:
+    return FileStorage(PATH, files=files, preallocate_bytes=700, checkpoint_records=6)
+
+
+class Workload:
+    """Commits, aborts at each stage, conflicts and checkpoints; keeps a model of what should be.
+
+    `states` holds (number of operations when it was acknowledged, {oid: record}), one for each
+    commit.
+    """
+
+    def __init__(self) -> None:
+        self.files = FaultyFiles()
+        self.states: list[tuple[int, dict[bytes, bytes]]] = []
+        self.started: list[dict[bytes, bytes]] = []
+
+    def run(self) -> None:
+        self.storage = open_storage(self.files)
+        self.tids: dict[bytes, bytes] = {}
+        oids = [bytes(8), *(self.storage.new_oid() for _ in range(4))]
+        self.commit({oids[0]: ROOT_RECORD, oids[1]: b"one"})
+        self.commit({oids[2]: b"two" * 100, oids[3]: b"three"})
+        self.abort({oids[1]: b"never" * 60}, vote=True)
+        self.commit({oids[1]: b"one again"})
+        self.abort({oids[2]: b"nor this"}, vote=False)
+        self.conflict(oids[1])
+        for i in range(4):
+            self.commit({oids[4]: b"four %d" % i, oids[2]: b"two %d" % i})
+        self.commit({b"\0\0\1\0\0\0\0\7": b"far away"})
+        self.storage.close()
+        self.storage = open_storage(self.files)
+        self.commit({oids[1]: b"after reopening", oids[3]: b"x" * 900})
+        self.commit({oids[1]: b"last"})
+
+    def begin(self, changes: dict[bytes, bytes]) -> TransactionMetaData:
+        transaction = TransactionMetaData("user", "a change")
+        self.storage.tpc_begin(transaction)
+        for oid, record in changes.items():
+            self.storage.store(oid, self.tids.get(oid, NO_TID), record, "", transaction)
+        return transaction
+
+    def commit(self, changes: dict[bytes, bytes]) -> None:
+        before = self.states[-1][1] if self.states else {}
+        self.started.append({**before, **changes})
+        transaction = self.begin(changes)
+        self.storage.tpc_vote(transaction)
+        tid = self.storage.tpc_finish(transaction)
+        self.tids.update(dict.fromkeys(changes, tid))
+        self.states.append((len(self.files.operations), self.started[-1]))
+
+    def abort(self, changes: dict[bytes, bytes], *, vote: bool) -> None:
+        transaction = self.begin(changes)
+        if vote:
+            self.storage.tpc_vote(transaction)
+        self.storage.tpc_abort(transaction)
+
+    def conflict(self, oid: bytes) -> None:
+        transaction = TransactionMetaData()
+        self.storage.tpc_begin(transaction)
+        self.storage.store(oid, NO_TID, b"stale", "", transaction)
+        with pytest.raises(ConflictError):
+            self.storage.tpc_vote(transaction)
+        self.storage.tpc_abort(transaction)
+
+
+def contents(storage: FileStorage) -> dict[bytes, bytes]:
+    """Everything in the storage, by its iterator."""
+    found: dict[bytes, bytes] = {}
+    for transaction in storage.iterator():
+        for revision in transaction:
+            found[revision.oid] = revision.data
+    return found
+
+
+@pytest.fixture(scope="module")
+def workload() -> Workload:
+    done = Workload()
+    done.run()
+    return done
+
+
+@pytest.mark.parametrize("survival", SURVIVALS)
+def test_power_lost_at_every_operation(workload: Workload, survival: str) -> None:
+    """After a crash anywhere the storage opens with a whole number of transactions, no fewer
+    than were acknowledged, checks clean, and takes the next commit."""
+    total = len(workload.files.operations)
+    for count in range(total + 1):
+        for seed in range(1 if survival in ("lost", "kept") else 3):
+            disk = workload.files.crashed(count, survival, seed)
+            _check_reopened(workload, disk, count, f"after operation {count}, seed {seed}")
+
+
+def _check_reopened(workload: Workload, disk: FaultyFiles, count: int, when: str) -> None:
+    acknowledged = [state for at, state in workload.states if at <= count]
+    storage = open_storage(disk)
+    found = contents(storage)
+    possible = [{}, *workload.started][len(acknowledged) :]
+    assert found in possible, when
+    loaded = {oid: storage.load(oid)[0] for oid in found}
+    assert loaded == found, when
+    problems = [p for p in storage.self_check() if p]
+    assert not problems, (when, problems)
+    if bytes(8) in found:
+        transaction = TransactionMetaData()
+        storage.tpc_begin(transaction)
+        storage.store(bytes(8), storage.getTid(bytes(8)), ROOT_RECORD + b"", "", transaction)
+        storage.tpc_vote(transaction)
+        storage.tpc_finish(transaction)
+    storage.close()
+    again = open_storage(FaultyFiles({p: bytes(c) for p, c in disk.contents.items()}))
+    expected = dict(found)
+    assert contents(again) == expected, when
+    again.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
+def test_errors_at_every_operation(workload: Workload, code: int, lasting: bool) -> None:
+    """A disk that is full, or fails, at any operation gives an error with a name; reopening
+    shows all that was acknowledged and nothing by halves."""
+    for number in range(len(workload.files.operations)):
+        failing = Workload()
+        if lasting:
+            failing.files.fail_after = number, code
+        else:
+            failing.files.fail[number] = code
+        error = None
+        try:
+            failing.run()
+        except (ObjdbError, OSError) as caught:
+            error = caught
+        assert error is not None or not lasting, number
+        failing.files.fail_after = None
+        failing.files.fail.clear()
+        disk = FaultyFiles({p: bytes(c) for p, c in failing.files.contents.items()})
+        count = len(failing.files.operations)
+        if PATH in disk.contents:
+            _check_reopened(failing, disk, count, f"error at operation {number}")
+
+
+def test_a_clean_close_checks_clean(workload: Workload) -> None:
+    """The workload itself leaves a database that the whole check finds nothing wrong with."""
+    disk = FaultyFiles({p: bytes(c) for p, c in workload.files.contents.items()})
+    storage = open_storage(disk)
+    assert check(storage).problems == []
+    storage.close()
