@@ -84,8 +84,9 @@ class Connection:
         self._owner: int | None = None  # the thread whose transactions we join, if bound to one
         self._reset_transaction()
         self.transaction_manager: Any = None
-        # Connections to other databases of the group, in the same transactions, by name.
-        self._companions: dict[str, Connection] = {}
+        # Connections to other databases of the group, in the same transactions, by name. They
+        # stay with this one, since the objects in its cache refer to theirs.
+        self._companions: dict[str, Connection] = {self._db.database_name: self}
         self.token = object()  # names this connection in the invalidation log
         self.load_count = 0
         self.store_count = 0
@@ -106,6 +107,8 @@ class Connection:
 
     def get(self, oid: Oid) -> Any:
         """Return the object with this oid (8 bytes); `POSKeyError` if there is none."""
+        if self._phase is Phase.CLOSED:
+            raise self._closed()
         obj = self._cache.get(oid)
         if obj is None:
             obj = self._changes.added.get(oid)
@@ -151,12 +154,12 @@ class Connection:
         `UsageError` if the group has no database *name*.
         """
         self._require_usable()
-        companions = self._companions
-        companions[self._db.database_name] = self
-        if name not in companions:
-            companions[name] = self._db.connection_to(name, self.transaction_manager)
-            companions[name]._companions = companions
-        return companions[name]
+        companion = self._companions.get(name)
+        if companion is None:
+            companion = self._db.connection_to(name, self.transaction_manager)
+            companion._companions = self._companions
+            self._companions[name] = companion
+        return companion
 
     def isReadOnly(self) -> bool:
         """Whether objects cannot be changed through this connection."""
@@ -271,29 +274,41 @@ class Connection:
 
     def _write_changes(self, store: Callable[[Oid, Tid, bytes], object]) -> None:
         """Store every changed object, and every new one reachable from it."""
-        changes, writer, cache = self._changes, self._writer, self._cache
-        for first in changes.pending():
+        for first in self._changes.pending():
             stack: list[Any] = [first]
-            while stack:
-                obj = stack.pop()
-                oid, serial = obj._p_oid, obj._p_serial
-                if oid in self._stored or (not obj._p_changed and serial != NO_TID):
-                    continue  # stored already, or dropped its changes
-                record = writer.serialize(obj)
-                if len(record) > LARGE_RECORD_BYTES:
-                    _warn_large(obj, record)
-                store(oid, serial, record)
-                self._stored[oid] = obj
-                if serial == NO_TID and oid not in changes.created:
-                    cache[oid] = obj
-                    changes.created[oid] = None
-                obj._p_changed = False
-                obj._p_estimated_size = len(record)
-                cache.update_object_size_estimation(oid, len(record))
-                if writer.new_objects:
-                    stack.extend(reversed(writer.new_objects))
-                    writer.new_objects.clear()
-        changes.clear_pending()
+            try:
+                while stack:
+                    obj = stack[-1]
+                    self._write(obj, store)
+                    stack.pop()
+                    if self._writer.new_objects:
+                        stack.extend(reversed(self._writer.new_objects))
+                        self._writer.new_objects.clear()
+            except BaseException:
+                # What was met and not stored is taken back by the abort.
+                for obj in stack + self._writer.new_objects:
+                    if obj._p_serial == NO_TID:
+                        self._changes.add(obj)
+                self._writer.new_objects.clear()
+                raise
+        self._changes.clear_pending()
+
+    def _write(self, obj: Any, store: Callable[[Oid, Tid, bytes], object]) -> None:
+        oid, serial = obj._p_oid, obj._p_serial
+        if oid in self._stored or (serial != NO_TID and not obj._p_changed):
+            return  # stored already, or dropped its changes
+        record = self._writer.serialize(obj)
+        size = len(record)
+        if size > LARGE_RECORD_BYTES:
+            _warn_large(obj, record)
+        store(oid, serial, record)
+        self._stored[oid] = obj
+        if serial == NO_TID and oid not in self._changes.created:
+            self._cache[oid] = obj
+            self._changes.created[oid] = None
+        obj._p_changed = False
+        obj._p_estimated_size = size
+        self._note_size(oid, size)
 
     # -- commit: the connection as a resource of its transaction
 
@@ -363,10 +378,6 @@ class Connection:
     def abort(self, txn: Any) -> None:
         """Drop all changes: changed objects become ghosts, new ones are unsaved again."""
         changes = self._changes
-        # What the writer had met when it failed is new as well.
-        for obj in self._writer.new_objects:
-            changes.add(obj)
-        self._writer.new_objects.clear()
         for oid in changes.created_since(0):
             self._uncreate(oid)
         for oid, obj in changes.added.items():
@@ -499,7 +510,11 @@ class Connection:
 
     def open(self, transaction_manager: Any) -> None:
         """Join the transactions of *transaction_manager* (called by the database)."""
-        self.transaction_manager = transaction_manager or transaction.manager
+        for companion in self._companions.values():
+            companion._open(transaction_manager or transaction.manager)
+
+    def _open(self, transaction_manager: Any) -> None:
+        self.transaction_manager = transaction_manager
         is_thread_bound = isinstance(
             self.transaction_manager, transaction.ThreadTransactionManager
         )
@@ -520,13 +535,9 @@ class Connection:
             raise ConnectionStateError(
                 f"{self!r} has uncommitted changes. Commit or abort the transaction first"
             )
-        self._cache.incrgc()
-        self.abandon()
-        companions, self._companions = self._companions, {}
-        for companion in companions.values():
-            if companion is not self:
-                companion._companions = {}
-                companion.close()
+        for companion in self._companions.values():
+            companion._cache.incrgc()
+            companion.abandon()
         self._db.return_connection(self)
 
     def abandon(self) -> None:

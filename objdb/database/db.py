@@ -165,7 +165,7 @@ class DB:
                 f"{', '.join(map(repr, self.databases))}. Give all of them one `databases` dict"
             )
         connection: Connection = self.databases[name].open(
-            transaction_manager=transaction_manager
+            temporary=True, transaction_manager=transaction_manager
         )
         return connection
 
