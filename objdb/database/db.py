@@ -22,6 +22,7 @@ from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid
 from objdb.interfaces import IDatabase, IStoragePolling
 from objdb.records.conflicts import resolve
 from objdb.records.format import PROTOCOL, class_prefix
+from objdb.records.references import references
 from objdb.storage.commit import TransactionMetaData
 
 Result = TypeVar("Result")
@@ -84,7 +85,7 @@ class DB:
         try:
             if self.storage.loadBefore(ROOT_OID, MAX_TID) is not None:
                 return
-        except POSKeyError:
+        except KeyError:  # POSKeyError, ours or that of a storage written for ZODB
             pass
         if len(self.storage):
             raise POSKeyError(
@@ -206,6 +207,24 @@ class DB:
     # -- what storages and connections call
 
     resolve = staticmethod(resolve)
+
+    def references(self, record: bytes, oids: list[Oid] | None = None) -> list[Oid]:
+        """Return the oids that *record* refers to, added to *oids* if that is given."""
+        found = references(record)
+        if oids is None:
+            return found
+        oids.extend(found)
+        return oids
+
+    def transform_record_data(self, record: bytes) -> bytes:
+        """Return *record* as the storage keeps it: as it is (storages written for ZODB ask)."""
+        return record
+
+    untransform_record_data = transform_record_data
+
+    def invalidateCache(self) -> None:
+        """Let every connection drop its cache when its next transaction begins."""
+        self.invalidations.forget(self.storage.lastTransaction())
 
     def current_tid(self) -> Tid:
         """Return the tid that a new view is at."""

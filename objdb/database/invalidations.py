@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-from objdb.ids import Oid, Tid
+from objdb.ids import Oid, Tid, next_tid
 
 _MOST_OIDS = 500_000
 
@@ -42,6 +42,14 @@ class InvalidationLog:
             self._count += len(oids) + 1
             if self._count > _MOST_OIDS:
                 self._shorten()
+
+    def forget(self, tid: Tid) -> None:
+        """Forget everything up to *tid*: views at *tid* or before drop their caches when they
+        move on."""
+        with self._lock:
+            self._start = next_tid(tid)
+            self._entries = [], []
+            self._count = 0
 
     def _shorten(self) -> None:
         """Forget the older half."""

@@ -14,7 +14,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from objdb.errors import (
     ConflictError,
@@ -29,6 +29,9 @@ from objdb.errors import (
 )
 from objdb.ids import MAX_TID, NO_TID, Oid, Tid, format_oid, int_from_oid, tid_after
 from objdb.storage.commit import CommitSlot, Phase, Staged
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MAX_RECORD_BYTES = 2**31 - 1
 
@@ -299,6 +302,12 @@ class RevisionStorage:
 
     def _close(self) -> None:
         raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _require_open(self) -> None:
         if self._closed:

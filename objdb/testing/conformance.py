@@ -407,7 +407,7 @@ class StorageConformance:
     def test_readers_beside_writers(self, storage: Any) -> None:
         """Threads that read as of a tid see one whole commit, whatever is being committed."""
         oids = [storage.new_oid() for _ in range(5)]
-        tid = commit(storage, {oid: (NO_TID, b"0") for oid in oids})
+        tid = commit(storage, dict.fromkeys(oids, (NO_TID, b"0")))
         failures: list[Any] = []
         done = threading.Event()
 
@@ -422,7 +422,7 @@ class StorageConformance:
         for reader in readers:
             reader.start()
         for i in range(100):
-            tid = commit(storage, {oid: (tid, b"%d" % i) for oid in oids})
+            tid = commit(storage, dict.fromkeys(oids, (tid, b"%d" % i)))
         done.set()
         for reader in readers:
             reader.join()

@@ -30,13 +30,13 @@ bytes.
 
 Integrity, which ZODB lacks: the extension of every transaction written here ends in two items,
 
-    "_position": 8 bytes   where the transaction was written
-    "_crc32":    4 bytes   CRC-32 (zlib) of the whole transaction, with a space as status and
-                           zeros in place of these 4 bytes
+    "_objdb_position": 8 bytes   where the transaction was written
+    "_crc32": 4 bytes            CRC-32 (zlib) of the whole transaction, with a space as status
+                                 and zeros in place of these 4 bytes
 
 Readers that do not know them see two extension items more. Another program that rewrites the
 file (ZODB's pack, a copy) moves transactions and changes positions inside them, but copies the
-extension as it is: such a transaction is told by its `_position`, or its status `p`, and is
+extension as it is: such a transaction is told by its `_objdb_position`, or its status `p`, and is
 taken like one from a file that never had checksums.
 
 Drawbacks: the length of user, description and extension is 65,535 bytes at most; the previous
@@ -67,7 +67,7 @@ COMMITTED, VOTED, PACKED, UNDONE = b" ", b"c", b"p", b"u"
 
 assert TRANSACTION.size == 23 and RECORD.size == 42 and VERSION.size == 16
 
-_POSITION_KEY, _CRC_KEY = "_position", "_crc32"
+_POSITION_KEY, _CRC_KEY = "_objdb_position", "_crc32"
 _ZEROS = {_POSITION_KEY: bytes(8), _CRC_KEY: bytes(4)}
 # Pickle protocol 3 writes 8 and 4 zero bytes as these; the zeros begin after 2 bytes.
 _POSITION_PLACE, _CRC_PLACE = b"C\x08" + bytes(8), b"C\x04" + bytes(4)
@@ -84,22 +84,21 @@ def pack_extension(extension: dict[str, Any]) -> tuple[bytes, int, int]:
     return packed, packed.rindex(_POSITION_PLACE) + 2, packed.rindex(_CRC_PLACE) + 2
 
 
-def find_crc(extension: bytes, position: int) -> int:
-    """Return where in the extension's bytes the CRC is, or -1 if the transaction has none that
-    holds for it at *position*."""
+def find_crc(extension: bytes, position: int) -> int | None:
+    """Return where in the extension's bytes the CRC is; None if the transaction has none, or one
+    that was made for another position. ValueError when the items are damaged."""
+    has_position, has_crc = (key.encode() in extension for key in _ZEROS)
+    if not has_position and not has_crc:
+        return None
     at = _find_value(extension, _POSITION_KEY, b"C\x08")
-    if at < 0 or extension[at : at + 8] != NUMBER.pack(position):
-        return -1
-    return _find_value(extension, _CRC_KEY, b"C\x04")
+    crc_at = _find_value(extension, _CRC_KEY, b"C\x04")
+    return crc_at if extension[at : at + 8] == NUMBER.pack(position) else None
 
 
 def _find_value(extension: bytes, key: str, opcode: bytes) -> int:
     """Return where the value of a bytes item is: behind its key, a memo opcode and *opcode*."""
-    at = extension.rfind(key.encode())
-    if at < 0:
-        return -1
-    place = extension.find(opcode, at, at + len(key) + 8)
-    return place + 2 if place >= 0 else -1
+    at = extension.rindex(key.encode())
+    return extension.index(opcode, at, at + len(key) + 8) + 2
 
 
 def without_integrity(extension: dict[str, Any]) -> dict[str, Any]:

@@ -116,8 +116,11 @@ class Log:
 
     def check_crc(self, header: Header) -> bool:
         """Return whether the transaction has a checksum; `CorruptedDataError` if it is wrong."""
-        place = find_crc(header.extension, header.position)
-        if place < 0 or header.status == PACKED:
+        try:
+            place = find_crc(header.extension, header.position)
+        except ValueError:
+            raise self.damaged(header.position, "the checksum in the extension") from None
+        if place is None or header.status == PACKED:
             return False
         crc_at = header.body - len(header.extension) + place
         crc, position = 0, header.position
@@ -176,6 +179,8 @@ class Log:
         return target
 
     def _exactly(self, size: int, position: int) -> bytes:
+        if size > _CHUNK and position + size > self.file.size():
+            raise self.damaged(position, f"the file ends before {size} bytes of data do")
         data = self.file.read_at(size, position)
         while len(data) < size:  # one read gives at most 2 GiB
             more = self.file.read_at(size - len(data), position + len(data))

@@ -1,0 +1,1 @@
+"""What is timed. `catalogue.py` lists it; the other modules have the functions."""

@@ -1,0 +1,268 @@
+"""What is measured: each measurement with its database, its systems and what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from benchmarks.measurements import cache, commits, loads, opening
+from benchmarks.sizes import Sizes
+from benchmarks.systems import SYSTEMS, System
+
+Function = Callable[[System, Path, Sizes], dict[str, float]]
+
+SLOW_TO_LOAD = ("durus",)
+"""Left out of files larger than `Sizes.slow_objects`, since building them takes minutes."""
+
+HUGE_OBJECTS = 2_000_000
+HUGE = ("objdb", "zodb", "lmdb")
+"""Larger files than `HUGE_OBJECTS` are built for these systems only, for the same reason."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number that a measurement gives."""
+
+    key: str
+    title: str
+    unit: str
+    more_is_better: bool = False
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A function, the database it starts from, and who takes part.
+
+    ability    a system must have it (see `systems/base.py`)
+    template   what the database holds (see `templates.py`)
+    writes     whether it changes the database, and so needs a copy of its own
+    rounds     at most this many, because it takes long; 0: as many as the others
+    only       names of systems, if not all with the ability take part
+    """
+
+    name: str
+    function: Function
+    ability: str
+    template: str
+    quantities: tuple[Quantity, ...]
+    writes: bool = False
+    rounds: int = 0
+    only: tuple[str, ...] = ()
+
+    def takes(self, system: System) -> bool:
+        return self.ability in system.abilities and (not self.only or system.name in self.only)
+
+
+def catalogue(sizes: Sizes) -> dict[str, Measurement]:
+    """All measurements of a run, by name."""
+    found = [
+        *_commits(sizes),
+        *_loads(sizes),
+        *_cache(sizes),
+        *_opening(sizes),
+        *_growth(sizes),
+    ]
+    return {measurement.name: measurement for measurement in found}
+
+
+def _who(objects: int, sizes: Sizes) -> tuple[str, ...]:
+    """The systems that take part with a file of so many objects; empty: all."""
+    if objects > HUGE_OBJECTS:
+        return HUGE
+    if objects > sizes.slow_objects:
+        return tuple(name for name in SYSTEMS if name not in SLOW_TO_LOAD)
+    return ()
+
+
+def _commits(sizes: Sizes) -> list[Measurement]:
+    items = f"items:{sizes.objects}"
+    return [
+        Measurement(
+            "bulk-commit",
+            commits.bulk,
+            "items",
+            "",
+            (
+                Quantity(
+                    "bulk_us", f"bulk commit of {sizes.new_objects:,} new objects", "µs/object"
+                ),
+            ),
+        ),
+        Measurement(
+            "batch-commit",
+            commits.batch,
+            "items",
+            items,
+            (Quantity("batch_us", "commit of 100 new objects", "µs/object"),),
+            writes=True,
+        ),
+        Measurement(
+            "small-commit",
+            commits.small,
+            "save",
+            items,
+            (Quantity("small_us", "small durable commit (one changed object)", "µs"),),
+            writes=True,
+        ),
+        Measurement(
+            "threads-commit",
+            commits.threads,
+            "threads",
+            items,
+            (
+                Quantity(
+                    "threads_per_second",
+                    f"small durable commits, {sizes.threads} threads",
+                    "commits/s",
+                    more_is_better=True,
+                ),
+            ),
+            writes=True,
+        ),
+    ]
+
+
+def _loads(sizes: Sizes) -> list[Measurement]:
+    items = f"items:{sizes.objects}"
+    return [
+        Measurement(
+            "load-in-order",
+            loads.in_order,
+            "items",
+            items,
+            (Quantity("in_order_us", "cold load, container order", "µs/object"),),
+        ),
+        Measurement(
+            "load-at-random",
+            loads.at_random,
+            "items",
+            items,
+            (Quantity("at_random_us", "cold load, random order", "µs/object"),),
+        ),
+        Measurement(
+            "tree",
+            loads.tree,
+            "objects",
+            "tree",
+            (Quantity("tree_us", "cold tree traversal", "µs/node"),),
+        ),
+        Measurement(
+            "oo7-t1",
+            loads.oo7_t1,
+            "objects",
+            "oo7",
+            (Quantity("t1_ms", "OO7 T1, cold", "ms"),),
+        ),
+        Measurement(
+            "oo7-t2b",
+            loads.oo7_t2b,
+            "objects",
+            "oo7",
+            (
+                Quantity("t2b_ms", "OO7 T2b, cold: update all, commit", "ms"),
+                Quantity("t2b_commit_ms", "… of that, the commit", "ms"),
+            ),
+            writes=True,
+        ),
+        Measurement(
+            "attribute",
+            loads.attribute,
+            "attribute",
+            items,
+            (Quantity("attribute_ns", "attribute of a loaded object", "ns"),),
+        ),
+    ]
+
+
+def _cache(sizes: Sizes) -> list[Measurement]:
+    items = f"items:{sizes.objects}"
+    title = f"invalidation of {sizes.objects:,} loaded objects"
+    return [
+        Measurement(
+            "sweep",
+            cache.sweep,
+            "sweep",
+            items,
+            (Quantity("sweep_ms", f"cacheMinimize of {sizes.objects:,} objects", "ms"),),
+        ),
+        Measurement(
+            "invalidation",
+            cache.invalidation,
+            "sweep",
+            items,
+            (Quantity("invalidation_ms", title, "ms"),),
+            writes=True,
+        ),
+    ]
+
+
+def _opening(sizes: Sizes) -> list[Measurement]:
+    large = f"{sizes.large:,} objects"
+    found = [
+        Measurement(
+            "open",
+            opening.opening,
+            "items",
+            f"items:{sizes.large}",
+            (
+                Quantity("open_ms", f"open a file of {large}", "ms"),
+                Quantity("open_mib", "… memory taken", "MiB"),
+            ),
+            only=_who(sizes.large, sizes),
+        ),
+        Measurement(
+            "open-after-kill",
+            opening.after_kill,
+            "items",
+            f"killed:{sizes.large}",
+            (
+                Quantity("killed_ms", f"open a file of {large} after kill -9", "ms"),
+                Quantity("killed_mib", "… memory taken", "MiB"),
+            ),
+            writes=True,
+            rounds=3,
+            only=_who(sizes.large, sizes),
+        ),
+    ]
+    if sizes.index_objects:
+        title = f"index of {sizes.index_objects:,} objects, all of it touched"
+        found.append(
+            Measurement(
+                "index",
+                opening.index,
+                "index",
+                f"items:{sizes.index_objects}",
+                (
+                    Quantity("index_mib", title, "MiB"),
+                    Quantity("index_private_mib", "… of that, private", "MiB"),
+                    Quantity("index_mapped_mib", "… of that, mapped from files", "MiB"),
+                    Quantity("index_open_ms", "… time to open the file", "ms"),
+                ),
+                rounds=3,
+            )
+        )
+    return found
+
+
+def _growth(sizes: Sizes) -> list[Measurement]:
+    return [
+        Measurement(
+            f"growth-{count}",
+            partial(opening.growth, objects=count),
+            "items",
+            f"items:{count}",
+            (
+                Quantity("growth_load_us", "cold load, runs of 100 at random places", "µs/object"),
+                Quantity("growth_commit_us", "commit of 100 new objects", "µs/object"),
+                Quantity("growth_open_ms", "open", "ms"),
+                Quantity("growth_open_mib", "memory taken by opening", "MiB"),
+                Quantity("growth_file_mib", "space on disk", "MiB"),
+            ),
+            writes=True,
+            rounds=3 if count <= HUGE_OBJECTS else 1,
+            only=_who(count, sizes),
+        )
+        for count in sizes.growth
+    ]

@@ -1,0 +1,29 @@
+"""The systems that are measured, by name, in the order of the tables."""
+
+from __future__ import annotations
+
+from benchmarks.systems.bare import BareAppend, BarePreallocated, PlainObject, PlainPersistent
+from benchmarks.systems.base import ObjectStore, Store, System
+from benchmarks.systems.berkeley_store import Berkeley
+from benchmarks.systems.durus_store import Durus
+from benchmarks.systems.lmdb_store import Lmdb
+from benchmarks.systems.persistent_store import Objdb, Zodb
+from benchmarks.systems.sqlite_store import Sqlite
+
+__all__ = ["SYSTEMS", "ObjectStore", "Store", "System"]
+
+SYSTEMS: dict[str, System] = {
+    system.name: system
+    for system in (
+        Objdb(),
+        Zodb(),
+        Durus(),
+        Lmdb(),
+        Berkeley(),
+        Sqlite(),
+        BareAppend(),
+        BarePreallocated(),
+        PlainPersistent(),
+        PlainObject(),
+    )
+}

@@ -1,0 +1,109 @@
+"""objdb and ZODB: one code path, differing only in how the database is opened."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from benchmarks.systems.base import MANY_OBJECTS, ObjectStore, System
+
+THREADS = 16
+"""Connections that may be open at once: more than any measurement opens."""
+
+
+class PersistentStore(ObjectStore):
+    """A database of `persistent` objects and `BTrees`."""
+
+    def __init__(self, database: Any, connection: Any = None) -> None:
+        import transaction
+
+        from benchmarks import persistent_model
+
+        self.model = persistent_model
+        self.database = database
+        self.connection = connection or database.open()
+        self._commit = transaction.commit
+
+    def root(self) -> Any:
+        return self.connection.root()
+
+    def new_tree(self) -> Any:
+        from BTrees.LOBTree import LOBTree
+
+        return LOBTree()
+
+    def commit(self) -> None:
+        self._commit()
+
+    @contextmanager
+    def session(self) -> Iterator[PersistentStore]:
+        session = PersistentStore(self.database)
+        yield session
+        session.connection.close()
+
+    def trim(self) -> None:
+        self.connection.cacheMinimize()
+
+    def close(self) -> None:
+        import transaction
+
+        transaction.abort()
+        self.connection.close()
+        self.database.close()
+
+    def load_record(self, oid: bytes) -> None:
+        """Look an object up in the index and read its bytes, without making an object."""
+        self.database.storage.load(oid, "")
+
+
+class PersistentSystem(System):
+    """What objdb and ZODB have in common."""
+
+    abilities = frozenset({"items", "save", "threads", "objects", "sweep", "index", "attribute"})
+
+    @abstractmethod
+    def database(self, file: str) -> Any:
+        """Open or create the database in `file`."""
+
+    def create(self, path: Path) -> PersistentStore:
+        store = self.open(path)
+        store.create_container()
+        return store
+
+    def open(self, path: Path) -> PersistentStore:
+        return PersistentStore(self.database(str(path / "data.fs")))
+
+
+class Objdb(PersistentSystem):
+    name: ClassVar[str] = "objdb"
+    title: ClassVar[str] = "objdb"
+    module: ClassVar[str] = "objdb"
+    package: ClassVar[str | None] = "objdb"
+
+    def database(self, file: str) -> Any:
+        import objdb
+
+        return objdb.DB(file, cache_size=MANY_OBJECTS, pool_size=THREADS)
+
+    def is_available(self) -> bool:
+        if not super().is_available():
+            return False
+        import objdb
+
+        return hasattr(objdb, "DB")
+
+
+class Zodb(PersistentSystem):
+    name: ClassVar[str] = "zodb"
+    title: ClassVar[str] = "ZODB"
+    module: ClassVar[str] = "ZODB"
+    package: ClassVar[str | None] = "ZODB"
+
+    def database(self, file: str) -> Any:
+        from ZODB.DB import DB
+        from ZODB.FileStorage import FileStorage
+
+        return DB(FileStorage(file), cache_size=MANY_OBJECTS, pool_size=THREADS)

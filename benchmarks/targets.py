@@ -1,0 +1,261 @@
+"""What objdb promises to reach, as ratios in one run, and whether it did.
+
+A bound compares one number of a row: its ratio to the peer, or our own value. Ratios are written
+so that they can be read aloud: "2.5 × ZODB" is how many times as fast we are, "≤ 1.15 ×" how much
+of the peer's time we take.
+"""
+
+# ruff: noqa: RUF001, RUF002
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.results import Results
+from benchmarks.sizes import Sizes
+from benchmarks.systems import SYSTEMS
+
+OURS = "objdb"
+NOISE = 1.05
+"""Two runs of the same code differ by so much: "no slower" and "equal" allow for it."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A condition, with the words that the table has for it.
+
+    at_least, at_most    limits on the row's ratio
+    ours_at_most         a limit on our own value, in the row's unit
+    no_worse_than        a system that has to be slower than we are
+    """
+
+    text: str
+    at_least: float | None = None
+    at_most: float | None = None
+    ours_at_most: float | None = None
+    no_worse_than: str | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A row of the table: a quantity of ours beside the peer's.
+
+    speed     the ratio says how many times as fast as the peer we are; otherwise, it says how
+              many times the peer's time or memory we take
+    """
+
+    title: str
+    measurement: str
+    quantity: str
+    unit: str
+    at_least: Bound
+    aim: Bound | None = None
+    peer: str | None = None
+    speed: bool = True
+    more_is_better: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target beside what was measured; `reached` and `aim` are None where nothing was."""
+
+    target: Target
+    ours: float | None
+    peer: float | None
+    ratio: float | None
+    reached: bool | None
+    aim: bool | None
+
+
+def judge(target: Target, results: Results) -> Verdict:
+    """Compare the medians of a run with a target."""
+    ours = results.median(target.measurement, OURS, target.quantity)
+    peer = None
+    if target.peer:
+        peer = results.median(target.measurement, target.peer, target.quantity)
+    ratio = None
+    if ours is not None and peer is not None:
+        ratio = _ratio(target, ours, peer)
+    reached = _holds(target.at_least, target, ours, ratio, results)
+    aim = _holds(target.aim, target, ours, ratio, results) if target.aim else None
+    return Verdict(target, ours, peer, ratio, reached, aim)
+
+
+def _ratio(target: Target, ours: float, peer: float) -> float | None:
+    over, under = (ours, peer) if target.more_is_better or not target.speed else (peer, ours)
+    return over / under if under else None
+
+
+def _holds(
+    bound: Bound, target: Target, ours: float | None, ratio: float | None, results: Results
+) -> bool | None:
+    if ours is None:
+        return None
+    checks: list[bool] = []
+    if bound.ours_at_most is not None:
+        checks.append(ours <= bound.ours_at_most)
+    if bound.no_worse_than:
+        other = results.median(target.measurement, bound.no_worse_than, target.quantity)
+        if other is None:
+            return None
+        checks.append(ours > other if target.more_is_better else ours <= other)
+    if bound.at_least is not None or bound.at_most is not None:
+        if ratio is None:
+            return None
+        checks.append(bound.at_least is None or ratio >= bound.at_least)
+        checks.append(bound.at_most is None or ratio <= bound.at_most)
+    return all(checks)
+
+
+def _times(factor: float) -> Bound:
+    return Bound(f"{factor:g} × ZODB", at_least=factor)
+
+
+def targets(sizes: Sizes) -> list[Target]:
+    """The table, with the sizes of this run."""
+    return [*_commits(sizes), *_loads(), *_cache(sizes), *_opening(sizes)]
+
+
+def _commits(sizes: Sizes) -> list[Target]:
+    title = f"bulk commit of {sizes.new_objects:,} new objects, per object"
+    threads = f"small durable commits, {sizes.threads} threads"
+    append, berkeley = SYSTEMS["append"].title, SYSTEMS["berkeley"].title
+    return [
+        Target(title, "bulk-commit", "bulk_us", "µs", _times(2.5), _times(4), "zodb"),
+        Target(
+            "commit of 100 objects, per object",
+            "batch-commit",
+            "batch_us",
+            "µs",
+            _times(2),
+            _times(3),
+            "zodb",
+        ),
+        Target(
+            "small durable commit",
+            "small-commit",
+            "small_us",
+            "µs",
+            Bound(f"≤ 1.15 × {append}", at_most=1.15),
+            Bound("below the bare append", at_most=1.0),
+            "append",
+            speed=False,
+        ),
+        Target(
+            threads,
+            "threads-commit",
+            "threads_per_second",
+            "commits/s",
+            _times(4),
+            Bound(f"more than {berkeley}", no_worse_than="berkeley"),
+            "zodb",
+            more_is_better=True,
+        ),
+    ]
+
+
+def _loads() -> list[Target]:
+    found = []
+    for order, name, quantity in (
+        ("container order", "load-in-order", "in_order_us"),
+        ("random order", "load-at-random", "at_random_us"),
+    ):
+        title = f"cold load, {order}"
+        found.append(Target(title, name, quantity, "µs", _times(3.5), None, "zodb"))
+        bound, aim = (
+            Bound("≤ 1.3 × LMDB + pickle", at_most=1.3),
+            Bound("≤ LMDB + pickle", at_most=1),
+        )
+        found.append(Target(title, name, quantity, "µs", bound, aim, "lmdb", speed=False))
+    for title, name, quantity, unit, factor, aim_factor in (
+        ("cold tree traversal, per node", "tree", "tree_us", "µs", 3.5, 5),
+        ("OO7 T1 cold", "oo7-t1", "t1_ms", "ms", 3.5, 5),
+        ("OO7 T2b (update all, commit)", "oo7-t2b", "t2b_ms", "ms", 2.5, 4),
+    ):
+        found.append(
+            Target(title, name, quantity, unit, _times(factor), _times(aim_factor), "zodb")
+        )
+    return found
+
+
+def _cache(sizes: Sizes) -> list[Target]:
+    slower = Bound("no slower than ZODB", at_least=1 / NOISE)
+    objects = f"{sizes.objects:,} objects"
+    return [
+        Target(
+            "attribute of a loaded object",
+            "attribute",
+            "attribute_ns",
+            "ns",
+            Bound("= plain Persistent", at_most=NOISE),
+            None,
+            "persistent",
+            speed=False,
+        ),
+        Target(f"cacheMinimize of {objects}", "sweep", "sweep_ms", "ms", slower, None, "zodb"),
+        Target(
+            f"invalidation of {objects}",
+            "invalidation",
+            "invalidation_ms",
+            "ms",
+            slower,
+            None,
+            "zodb",
+        ),
+    ]
+
+
+def _opening(sizes: Sizes) -> list[Target]:
+    large = f"open a file of {sizes.large:,} objects"
+    index = f"index of {sizes.index_objects or 10_000_000:,} objects, all of it touched"
+    return [
+        Target(
+            large,
+            "open",
+            "open_ms",
+            "ms",
+            Bound("≤ ZODB's time", at_most=1.0),
+            Bound("1 ms", ours_at_most=1.0),
+            "zodb",
+            speed=False,
+        ),
+        Target(
+            f"{large}: memory",
+            "open",
+            "open_mib",
+            "MiB",
+            Bound("≤ 2 MiB growth", ours_at_most=2.0),
+            None,
+            "zodb",
+            speed=False,
+        ),
+        Target(
+            "the same after kill -9",
+            "open-after-kill",
+            "killed_ms",
+            "ms",
+            Bound("≤ 100 ms", ours_at_most=100.0),
+            Bound("20 ms", ours_at_most=20.0),
+            "zodb",
+            speed=False,
+        ),
+        Target(
+            index,
+            "index",
+            "index_mib",
+            "MiB",
+            Bound("≤ 200 MiB resident", ours_at_most=200.0),
+            None,
+            "zodb",
+            speed=False,
+        ),
+        Target(
+            f"{index}: private memory",
+            "index",
+            "index_private_mib",
+            "MiB",
+            Bound("part of the above", ours_at_most=200.0),
+            Bound("nothing private (≤ 2 MiB)", ours_at_most=2.0),
+            "zodb",
+            speed=False,
+        ),
+    ]
