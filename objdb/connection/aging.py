@@ -47,7 +47,9 @@ class AccessEpochs:
             self._cache[oid] = marker
             self._markers.append((now, oid))
             if len(self._markers) > _MOST_EPOCHS:
-                del self._cache[self._markers.popleft()[1]]
+                oldest = self._markers.popleft()[1]
+                if self._cache.get(oldest) is not None:  # the cache may have let go of it
+                    del self._cache[oldest]
 
     def idle_for(self, age: float) -> list[Persistent]:
         """Return the loaded objects not used for *age* seconds, longest idle first.
@@ -56,16 +58,15 @@ class AccessEpochs:
         second longer than what is returned says.
         """
         limit = self.clock() - age
-        old = [oid for set_at, oid in self._markers if set_at <= limit]
-        if not old:
-            return []
+        old = {oid for set_at, oid in self._markers if set_at <= limit}
         idle: list[Persistent] = []
+        found = 0
         for oid, obj in self._cache.lru_items():
-            if oid == old[-1]:
-                return idle
-            if type(obj) is not _Marker:
+            if oid in old:
+                found = len(idle)
+            elif type(obj) is not _Marker:
                 idle.append(obj)
-        return []
+        return idle[:found]
 
     def is_marker(self, obj: Any) -> bool:
         """Whether *obj* is one of the markers, which belong to no user."""

@@ -43,6 +43,7 @@ from objdb.records.reader import ObjectReader
 from objdb.records.references import references
 from objdb.records.writer import ObjectWriter
 
+_STICKY = 2  # the _p_state of an object that C code is working on
 LARGE_RECORD_BYTES = 16 * 1024 * 1024
 
 
@@ -72,7 +73,7 @@ class Connection:
         self._storage = db.storage
         self._load_before: Callable[[Oid, Tid], Any] = self._load_when_closed
         self._cache = PickleCache(self, cache_size, cache_size_bytes)
-        self._note_size = self._cache.update_object_size_estimation
+        self._counts_bytes = cache_size_bytes > 0
         self._reader = ObjectReader(self, self._cache)
         self._read_state = self._reader.state
         self._writer = ObjectWriter(self, db.storage.new_oid)
@@ -88,6 +89,7 @@ class Connection:
         # stay with this one, since the objects in its cache refer to theirs.
         self._companions: dict[str, Connection] = {self._db.database_name: self}
         self.token = object()  # names this connection in the invalidation log
+        self._refused: list[Any] = []  # objects that hold a change which was refused
         self.load_count = 0
         self.store_count = 0
 
@@ -109,6 +111,8 @@ class Connection:
         """Return the object with this oid (8 bytes); `POSKeyError` if there is none."""
         if self._phase is Phase.CLOSED:
             raise self._closed()
+        if self._refused:
+            self._drop_refused()
         obj = self._cache.get(oid)
         if obj is None:
             obj = self._changes.added.get(oid)
@@ -183,8 +187,8 @@ class Connection:
             record, tid, _ = found or self._load_before(oid, self._before) or self._is_gone(oid)
             obj.__setstate__(self._read_state(type(obj), record))
             obj._p_serial = tid
-            obj._p_estimated_size = size = len(record)
-            self._note_size(oid, size)
+            if self._counts_bytes:
+                self._note_size(oid, obj, len(record))
             self.load_count += 1
         except POSKeyError as error:
             if error.oid == oid and error.referrer is None:
@@ -233,9 +237,13 @@ class Connection:
     def _find_referrer(self, oid: Oid) -> Oid | None:
         """Return the oid of a loaded object that refers to *oid*, the last used one first."""
         for referrer, obj in reversed(self._cache.lru_items()):
-            is_stored = not self._epochs.is_marker(obj) and obj._p_serial != NO_TID
-            if is_stored and oid in references(self._load(referrer)):
-                return bytes(referrer)
+            if self._epochs.is_marker(obj) or obj._p_serial == NO_TID:
+                continue
+            try:
+                if oid in references(self._load(referrer)):
+                    return bytes(referrer)
+            except ObjdbError:  # it cannot say; the error at hand is the one to raise
+                continue
         return None
 
     # -- change
@@ -246,9 +254,33 @@ class Connection:
         `ReadOnlyError` on a read-only database, `ConcurrentUseError` from a thread that is not
         the connection's, `ConnectionStateError` after close.
         """
-        self._require_usable()
-        self._join()
+        if self._refused:
+            self._drop_refused(obj)
+        try:
+            self._require_usable()
+            self._join()
+        except BaseException:
+            self._refuse(obj)
+            raise
         self._changes.register(obj)
+
+    def _refuse(self, obj: Any) -> None:
+        """Take back a change that was refused: mappings, lists and trees report a change when
+        they have made it. A tree is in use at this moment, and is dropped at the next one."""
+        if obj._p_state == _STICKY:
+            self._refused.append(obj)
+        else:
+            obj._p_invalidate()
+
+    def _drop_refused(self, changing: Any = None) -> None:
+        if any(obj is changing for obj in self._refused):
+            raise ConnectionStateError(
+                f"object {format_oid(changing._p_oid)} holds a change that was refused. Abort "
+                "the transaction first"
+            )
+        for obj in self._refused:
+            obj._p_invalidate()
+        self._refused.clear()
 
     def _require_usable(self) -> None:
         if self._phase is Phase.CLOSED:
@@ -260,7 +292,10 @@ class Connection:
         """Let the commit of this transaction, if it writes anything, fail with
         `ReadConflictError` unless *obj* is then still as it is now. BTrees call this for the
         nodes whose shape a change relies on."""
-        if obj._p_jar is self and obj._p_serial != NO_TID:
+        if obj._p_jar is not self:
+            return
+        obj._p_activate()
+        if obj._p_serial != NO_TID:
             self._must_be_current[obj._p_oid] = obj._p_serial
 
     def _join(self) -> None:
@@ -307,8 +342,13 @@ class Connection:
             self._cache[oid] = obj
             self._changes.created[oid] = None
         obj._p_changed = False
+        if self._counts_bytes:
+            self._note_size(oid, obj, size)
+
+    def _note_size(self, oid: Oid, obj: Any, size: int) -> None:
+        """Tell the cache, whose size in bytes is limited, how large an object's record is."""
+        self._cache.update_object_size_estimation(oid, size)
         obj._p_estimated_size = size
-        self._note_size(oid, size)
 
     # -- commit: the connection as a resource of its transaction
 
@@ -462,6 +502,8 @@ class Connection:
         if self._phase is not Phase.IDLE:
             return
         self._must_be_current.clear()
+        if self._refused:
+            self._drop_refused()
         last = self._db.current_tid()
         if last != self._snapshot:
             oids = self._db.invalidations.between(self._snapshot, last, self.token)
@@ -477,6 +519,7 @@ class Connection:
 
     def cacheMinimize(self, age: float = 0) -> None:
         """Make ghosts of all loaded, unchanged objects that were not used for *age* seconds."""
+        self._reader.forget()
         if age:
             self.cacheFullSweep(age)
         else:
@@ -501,6 +544,16 @@ class Connection:
         """Change the target: *size* objects, *size_bytes* bytes of their records (0: no limit)."""
         self._cache.cache_size = size
         self._cache.cache_size_bytes = size_bytes
+        self._counts_bytes = size_bytes > 0
+
+    def record_size(self, oid: Oid) -> int:
+        """Return the size of an object's record, in bytes."""
+        return len(self._load(oid))
+
+    def estimated_bytes(self) -> int:
+        """Return the size of the records the loaded objects came from: counted while the cache
+        has a limit in bytes, else 0."""
+        return int(self._cache.total_estimated_size)
 
     def ghost_count(self) -> int:
         """Return the number of ghosts in the cache."""

@@ -50,11 +50,15 @@ class DB:
         database_name: str = "unnamed", record_stacks: bool = False,
     ) -> None:
         self.databases = {} if databases is None else databases
-        if database_name in self.databases:
-            raise UsageError(f"there is a database {database_name!r} in this group already")
         self.storage, given = open_storage(storage)
         self.name: str = self.storage.getName()
         self.database_name: str = given.get("database_name", database_name)
+        if self.database_name in self.databases:
+            self.storage.close()
+            raise UsageError(
+                f"there is a database {self.database_name!r} in this group already. Give each a "
+                "database_name of its own"
+            )
         self.cache_deactivate_after: float = given.get(
             "cache_deactivate_after", cache_deactivate_after
         )
@@ -316,11 +320,11 @@ class DB:
         return details
 
     def cacheExtremeDetail(self) -> list[dict[str, Any]]:
-        """Return for each loaded object a dict: conn_no, oid, klass, size (estimated bytes of
-        its record), state."""
+        """Return for each loaded object a dict: conn_no, oid, klass, size (bytes of its record,
+        which is read for it), state."""
         return [
             {
-                "conn_no": number, "oid": obj._p_oid, "size": obj._p_estimated_size,
+                "conn_no": number, "oid": obj._p_oid, "size": connection.record_size(obj._p_oid),
                 "klass": f"{type(obj).__module__}.{type(obj).__qualname__}",
                 "state": obj._p_state,
             }
@@ -337,7 +341,7 @@ class DB:
                 ConnectionStatistics(
                     held_by=holder.thread_name if holder else "", loaded_objects=len(loaded),
                     ghosts=connection.ghost_count(), loads=connection.load_count,
-                    estimated_bytes=sum(obj._p_estimated_size for obj in loaded),
+                    estimated_bytes=connection.estimated_bytes(),
                     stores=connection.store_count,
                 )
             )

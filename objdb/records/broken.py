@@ -21,6 +21,7 @@ from typing import Any
 from persistent import Persistent
 
 from objdb.errors import BrokenObjectError
+from objdb.ids import Oid
 
 _HINT = (
     "Make the class importable again, under this name, to use the object; until then its state "
@@ -104,12 +105,12 @@ class PersistentBroken(Persistent):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith(("_p_", "_v_")):
-            raise _cannot_change(type(self), name)
+            raise _cannot_change(type(self), name, self._p_oid)
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
         if not name.startswith(("_p_", "_v_")):
-            raise _cannot_change(type(self), name)
+            raise _cannot_change(type(self), name, self._p_oid)
         super().__delattr__(name)
 
     def __repr__(self) -> str:
@@ -150,8 +151,8 @@ def _state_attribute(instance: Any, state: Any, name: str) -> Any:
     raise AttributeError(f"broken {class_name(cls)} has no attribute {name!r}. {_hint(cls)}")
 
 
-def _cannot_change(cls: type, attribute: str) -> BrokenObjectError:
+def _cannot_change(cls: type, attribute: str, oid: Oid | None = None) -> BrokenObjectError:
     return BrokenObjectError(
         f"cannot set {attribute!r}: the class {class_name(cls)} is missing. {_hint(cls)}",
-        class_name=class_name(cls),
+        oid=oid, class_name=class_name(cls),
     )

@@ -35,6 +35,7 @@ from objdb.records.references import record_class_name
 # Records larger than this get an unpickler of their own, so that what its memo holds on to is
 # freed at once.
 _LARGE_BYTES = 64 * 1024
+_REFERENCE = ord("Q")  # the opcode before every reference
 # Python 2 strings are decoded with this codec, which refuses everything.
 _NO_PYTHON_TWO = "undefined"
 # Classes that are stood in for even where they can be imported: objdb does not read blob files.
@@ -109,6 +110,11 @@ class ObjectReader:
         if loader is None or loader.busy or len(record) > _LARGE_BYTES:
             return self._load_slowly(record)
         length = loader.length
+        if _REFERENCE not in record:
+            try:
+                return pickle.loads(record[length:], encoding=_NO_PYTHON_TWO)
+            except Exception:
+                return self._load_slowly(record)  # and say what is wrong, if anything is
         if loader.keeps_class and record.find(b"q\x00", length) >= 0:
             return self._load_slowly(record)
         loader.source.data = record[length:]
@@ -143,6 +149,11 @@ class ObjectReader:
             return unpickler.load()
         except Exception as error:
             raise self._explain(error, record) from error
+
+    def forget(self) -> None:
+        """Let go of the objects that the unpicklers met last, and still hold."""
+        self._loaders.clear()
+        self._by_prefix.clear()
 
     def ghost(self, oid: Oid, record: bytes) -> Persistent:
         """Return a new object for *record*, without state, entered in the cache."""

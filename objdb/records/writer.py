@@ -20,7 +20,7 @@ from persistent.wref import WeakRef
 
 from objdb.errors import InvalidObjectReference, UnpicklableError
 from objdb.ids import Oid, format_oid
-from objdb.records.broken import is_broken
+from objdb.records.broken import class_name, is_broken
 from objdb.records.format import PROTOCOL, class_prefix, dump_class
 
 # Values that are neither persistent nor contain anything that is.
@@ -101,16 +101,21 @@ class ObjectWriter:
         except Exception:
             cls = type(obj)
             path, value = _find_unpicklable(cls.__name__, state, self._is_picklable)
+            advice = (
+                "Define its class at the top level of a module that can be imported"
+                if isinstance(value, Persistent)
+                else "Keep it in an attribute whose name begins with _v_, which is never stored, "
+                "or store what it is made from"
+            )
             raise UnpicklableError(
-                f"{path}: {value!r} cannot be stored ({error}). Keep it in an attribute whose "
-                "name begins with _v_, which is never stored, or store what it is made from",
+                f"{path}: {value!r} cannot be stored ({error}). {advice}",
                 oid=obj._p_oid, class_name=f"{cls.__module__}.{cls.__qualname__}",
                 attribute_path=path,
             ) from error
 
     def _is_picklable(self, value: Any) -> bool:
         try:
-            _dump_with_broken(value, lambda obj: 0 if isinstance(obj, Persistent) else None)
+            _dump_with_broken(value, _class_only)
         except Exception:
             return False
         return True
@@ -163,22 +168,24 @@ class ObjectWriter:
 
     def _require_same_group(self, obj: Any, jar: Any) -> None:
         ours, theirs = self._jar.db(), jar.db() if hasattr(jar, "db") else None
-        text = f"object {format_oid(getattr(obj, '_p_oid', None))} ({type(obj).__name__})"
+        oid = getattr(obj, "_p_oid", None)
+        name = class_name(type(obj))
+        text, facts = f"object {format_oid(oid)} ({name})", {"oid": oid, "class_name": name}
         if theirs is None:
             raise InvalidObjectReference(
                 f"{text} belongs to a connection that is closed, and cannot be stored here. "
-                "Load it again in this connection", oid=getattr(obj, "_p_oid", None),
+                "Load it again in this connection", **facts,
             )
         if theirs is ours:
             raise InvalidObjectReference(
                 f"{text} belongs to another connection of the same database. Pass its oid "
-                "(_p_oid) and load it here with connection.get(oid)", oid=obj._p_oid,
+                "(_p_oid) and load it here with connection.get(oid)", **facts,
             )
         if ours.databases.get(theirs.database_name) is not theirs:
             raise InvalidObjectReference(
                 f"{text} belongs to the database {theirs.database_name!r}, which is not in the "
                 "same group. Give both databases one `databases` dict to refer across",
-                oid=obj._p_oid,
+                **facts,
             )
 
 
@@ -220,14 +227,26 @@ def _dump_with_broken(state: Any, persistent_id: Callable[[Any], Any] | None) ->
     return buffer.getvalue()
 
 
+def _class_only(obj: Any) -> Any:
+    """A reference to any persistent object: what can be wrong with it is its class."""
+    if not isinstance(obj, Persistent):
+        return None
+    return 0 if is_broken(type(obj)) else (0, type(obj))
+
+
 def _find_unpicklable(
-    path: str, value: Any, is_picklable: Callable[[Any], bool], depth: int = 0
+    path: str, value: Any, is_picklable: Callable[[Any], bool], seen: frozenset[int] = frozenset()
 ) -> tuple[str, Any]:
-    """Return (path, value) of the innermost part of *value* that cannot be pickled."""
-    if depth < 50:
-        for step, part in _parts(value, top=depth == 0):
-            if not is_picklable(part):
-                return _find_unpicklable(path + step, part, is_picklable, depth + 1)
+    """Return (path, value) of the innermost part of *value* that cannot be pickled.
+
+    Of several ways in, one that does not lead back to *seen* (what encloses the value) is taken.
+    """
+    seen |= {id(value)}
+    for step, part in _parts(value, top=len(seen) == 1):
+        if id(part) not in seen and not is_picklable(part):
+            found = _find_unpicklable(path + step, part, is_picklable, seen)
+            if found[1] is not part or not _parts(part, top=False):
+                return found
     return path, value
 
 

@@ -265,7 +265,45 @@ def test_closed_connections_load_nothing(db: objdb.DB) -> None:
         connection.add(Person())
     with pytest.raises(objdb.ConnectionStateError, match="closed"):
         connection.sync()
-    assert person.name == "Anna"
+    with db.transaction() as connection:
+        assert connection.root()["p"].name == "Anna"
+
+
+def test_refused_changes_leave_memory(databases: Databases) -> None:
+    """A change that is refused is not seen by the next user of the connection, and is never
+    stored with a later change, for mappings and trees too, which change before they report."""
+    db = databases.open("data.fs")
+    with db.transaction() as connection:
+        connection.root()["tree"] = OOBTree({1: "one"})
+    connection = db.open()
+    root, tree = connection.root(), connection.root()["tree"]
+    tree[1], root["tree"]
+    connection.close()
+    for change in (lambda: root.__setitem__("refused", 1), lambda: tree.__setitem__(2, "refused")):
+        with pytest.raises(objdb.ConnectionStateError):
+            change()
+    with db.transaction() as connection:
+        assert connection.root() is root
+        assert list(root) == ["tree"] and list(tree) == [1]
+        root["kept"] = tree[3] = "kept"
+    with db.transaction() as connection:
+        assert sorted(connection.root()) == ["kept", "tree"]
+        assert list(connection.root()["tree"]) == [1, 3]
+
+
+def test_refused_changes_on_a_read_only_database(databases: Databases) -> None:
+    """On a read-only database the refused change of a tree is gone at the next look."""
+    path = str(databases.directory / "data.fs")
+    with objdb.DB(path) as writer, writer.transaction() as connection:
+        connection.root()["tree"] = OOBTree({1: "one"})
+    db = databases.open(objdb.FileStorage(path, read_only=True))
+    with db.open() as connection:
+        with pytest.raises(objdb.ReadOnlyError):
+            connection.root()["tree"][2] = "refused"
+        with pytest.raises(objdb.ReadOnlyError):
+            connection.root()["refused"] = 1
+        assert list(connection.root()) == ["tree"]
+        assert list(connection.root()["tree"]) == [1]
 
 
 def test_close_with_changes(db: objdb.DB) -> None:

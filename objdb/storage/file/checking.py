@@ -37,7 +37,7 @@ def check_structure(log: Log, index: Index, end: int, objects: int) -> list[str]
             problems.append(
                 f"the index has {index.get(oid)} for {format_oid(oid)}; the log has {entry}"
             )
-    extra = [oid for oid in index.oids_after(0) if oid not in last]
+    extra = [oid for oid in index.oids() if oid not in last]
     problems += [f"the index has {format_oid(oid)}, which is not in the log" for oid in extra]
     if len(last) != objects:
         problems.append(f"there are {len(last)} objects, but {objects} were counted")

@@ -47,6 +47,7 @@ not tampering.
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 from typing import Any
 
@@ -86,19 +87,26 @@ def pack_extension(extension: dict[str, Any]) -> tuple[bytes, int, int]:
 
 def find_crc(extension: bytes, position: int) -> int | None:
     """Return where in the extension's bytes the CRC is; None if the transaction has none, or one
-    that was made for another position. ValueError when the items are damaged."""
-    has_position, has_crc = (key.encode() in extension for key in _ZEROS)
-    if not has_position and not has_crc:
+    that was made for another position. ValueError when the items are there and damaged."""
+    names = sum(key.encode() in extension for key in _ZEROS)
+    shape = _INTEGRITY_SHAPE.search(extension) if names else None
+    if shape is None:
+        if names == 2:
+            raise ValueError("the integrity items are damaged")
         return None
-    at = _find_value(extension, _POSITION_KEY, b"C\x08")
-    crc_at = _find_value(extension, _CRC_KEY, b"C\x04")
-    return crc_at if extension[at : at + 8] == NUMBER.pack(position) else None
+    if (shape["first"], shape["second"]) != (_POSITION_KEY.encode(), _CRC_KEY.encode()):
+        raise ValueError("the integrity items are damaged")
+    return shape.start("crc") if shape["position"] == NUMBER.pack(position) else None
 
 
-def _find_value(extension: bytes, key: str, opcode: bytes) -> int:
-    """Return where the value of a bytes item is: behind its key, a memo opcode and *opcode*."""
-    at = extension.rindex(key.encode())
-    return extension.index(opcode, at, at + len(key) + 8) + 2
+# How an extension ends that has the items: two keys and values, a memo opcode behind each. The
+# keys are looked at apart, so that a damaged one is told from an extension that has none.
+_MEMO = rb"(?:q.|r.{4})"
+_INTEGRITY_SHAPE = re.compile(
+    rb"X\x0f\0\0\0(?P<first>.{15})" + _MEMO + rb"C\x08(?P<position>.{8})" + _MEMO
+    + rb"X\x06\0\0\0(?P<second>.{6})" + _MEMO + rb"C\x04(?P<crc>.{4})" + _MEMO + rb"u\.\Z",
+    re.DOTALL,
+)
 
 
 def without_integrity(extension: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +116,7 @@ def without_integrity(extension: dict[str, Any]) -> dict[str, Any]:
 
 def visible_extension(extension: bytes) -> bytes:
     """Return the extension's bytes without the integrity items; empty if nothing is left."""
-    if _CRC_KEY.encode() not in extension:
+    if _INTEGRITY_SHAPE.search(extension) is None:
         return extension
     rest = without_integrity(loads_extension(extension))
     return pickle.dumps(rest, 3) if rest else b""

@@ -8,7 +8,7 @@ The index lies beside the log as `<path>.oidx`. Integers are unsigned, big-endia
                  pages: 256 entries of (position, tid), one for each oid of the page;
                  position 0: no such object
 
-    find(oid): number = int(oid) ─► directory[number >> 8] ─► page + 16 * (number & 255)
+    get(oid): pages[first 7 bytes of the oid] ─► page + 16 * (last byte)
 
 Pages are changed in place through the map, so nothing is private to the process and nothing is
 rewritten. What makes that safe:
@@ -36,7 +36,6 @@ from objdb.storage.files import File
 
 PAGE = 4096
 _ENTRIES = PAGE // 16
-_SHIFT, _MASK = 8, 255
 _PER_GROUP = PAGE // 8
 _GROUP = PAGE * (1 + _PER_GROUP)
 _MAGIC = b"objdbix1"
@@ -48,10 +47,11 @@ _SYNCED_AT = 1024
 _HEADER = struct.Struct(">8sQQ8sQQQQ")
 _CRC = struct.Struct(">I")
 _ENTRY = struct.Struct(">Q8s")
+_unpack_entry = _ENTRY.unpack_from
 _PAIR = struct.Struct(">QQ")
 _NUMBER = struct.Struct(">Q")
 
-assert _ENTRIES == 1 << _SHIFT and _HEADER.size + _CRC.size <= 512
+assert _ENTRIES == 256 and _HEADER.size + _CRC.size <= 512
 
 
 class Checkpoint(NamedTuple):
@@ -77,7 +77,7 @@ class Index:
     def __init__(self, file: File | None, *, writable: bool) -> None:
         self._file: Any = file
         self._writable = writable
-        self._pages: dict[int, int] = {}
+        self._pages: dict[bytes, int] = {}  # first 7 bytes of the oids -> where the page is
         self._page_count = 0
         self._sequence = 0
         self._overlay: dict[Oid, tuple[int, Tid]] = {}
@@ -94,21 +94,19 @@ class Index:
             found = self._overlay.get(oid)
             if found is not None:
                 return found
-        number = int.from_bytes(oid, "big")
-        page = self._pages.get(number >> _SHIFT)
+        page = self._pages.get(oid[:7])
         if page is None:
             return None
-        entry: tuple[int, Tid] = _ENTRY.unpack_from(self._map, page + ((number & _MASK) << 4))
+        entry: tuple[int, Tid] = _unpack_entry(self._map, page + (oid[7] << 4))
         return entry if entry[0] else None
 
-    def oids_after(self, start: int) -> Iterable[Oid]:
-        """Yield the oids that have an entry, in order, from the number *start* on."""
-        overlay = sorted(self._overlay)
-        numbers = {int.from_bytes(oid, "big") >> _SHIFT for oid in overlay}
-        for page_number in sorted(numbers | self._pages.keys()):
-            for number in range(page_number << _SHIFT, (page_number + 1) << _SHIFT):
-                oid = number.to_bytes(8, "big")
-                if number >= start and self.get(oid) is not None:
+    def oids(self) -> Iterable[Oid]:
+        """Yield the oids that have an entry, in order."""
+        prefixes = {oid[:7] for oid in self._overlay} | self._pages.keys()
+        for prefix in sorted(prefixes):
+            for last in range(_ENTRIES):
+                oid = prefix + bytes([last])
+                if self.get(oid) is not None:
                     yield oid
 
     # -- changing
@@ -122,11 +120,10 @@ class Index:
             return
         pages = self._pages
         for oid in oids:
-            number = int.from_bytes(oid, "big") >> _SHIFT
-            if number not in pages:
-                self._add_page(number)
+            if oid[:7] not in pages:
+                self._add_page(oid[:7])
 
-    def _add_page(self, number: int) -> None:
+    def _add_page(self, prefix: bytes) -> None:
         group, place = divmod(self._page_count, _PER_GROUP)
         directory = PAGE + group * _GROUP
         page = directory + PAGE * (1 + place)
@@ -134,9 +131,10 @@ class Index:
         if place == 0:
             self._map[directory : directory + PAGE] = bytes(PAGE)
         self._map[page : page + PAGE] = bytes(PAGE)
-        _NUMBER.pack_into(self._map, directory + 8 * place, number + 1)
+        number = int.from_bytes(prefix, "big") + 1
+        _NUMBER.pack_into(self._map, directory + 8 * place, number)
         self._page_count += 1
-        self._pages[number] = page
+        self._pages[prefix] = page
 
     def _grow(self, size: int) -> None:
         if size > self._size:
@@ -152,11 +150,9 @@ class Index:
         if not self._writable:
             self._overlay.update((oid, (position, tid)) for oid, position in positions.items())
             return
-        mapped, pages = self._map, self._pages
-        pack_into, number_of = _ENTRY.pack_into, int.from_bytes
+        mapped, pages, pack_into = self._map, self._pages, _ENTRY.pack_into
         for oid, position in positions.items():
-            number = number_of(oid, "big")
-            pack_into(mapped, pages[number >> _SHIFT] + ((number & _MASK) << 4), position, tid)
+            pack_into(mapped, pages[oid[:7]] + (oid[7] << 4), position, tid)
 
     def note_synced(self, position: int) -> None:
         """Note that the log is on the medium up to *position*: never take that for a torn tail."""
@@ -242,6 +238,9 @@ class Index:
             if directory + PAGE * (1 + here) > self._size:
                 return False
             numbers = struct.unpack_from(f">{here}Q", self._map, directory)
+            if not all(numbers) or max(numbers) > 1 << 56:
+                return False
+            prefixes = ((number - 1).to_bytes(7, "big") for number in numbers)
             offsets = range(directory + PAGE, directory + PAGE * (1 + here), PAGE)
-            self._pages.update(zip((n - 1 for n in numbers), offsets, strict=True))
-        return len(self._pages) == count and -1 not in self._pages
+            self._pages.update(zip(prefixes, offsets, strict=True))
+        return len(self._pages) == count

@@ -29,6 +29,7 @@ from objdb.storage.files import Files
 logger = logging.getLogger("objdb.storage.file")
 
 _COPY_CHUNK = 4 * 1024 * 1024
+_ZEROS_CHUNK = 4096
 
 
 @dataclass
@@ -82,11 +83,12 @@ def open_log(log: Log, index: Index) -> LogState:
     if damage and (state.end < known_end or (not is_known and _find_transaction(log, state))):
         raise damage
     if state.end < known_end or state.tid < known_tid:
-        raise log.damaged(
-            state.end, f"the file ends after transaction {format_tid(state.tid)}, but "
-            f"{format_tid(known_tid)} had been committed, and positions up to {known_end} "
-            "written. If you put an older copy here on purpose, remove the index beside it "
-            "(.oidx) and open it again",
+        raise CorruptedDataError(
+            f"{log.file.path} ends at position {state.end}, after transaction "
+            f"{format_tid(state.tid)}, but {format_tid(known_tid)} had been committed to it. If "
+            "an older copy was put here on purpose, remove the index beside it (.oidx) and open "
+            "it again; else restore the file from a backup",
+            path=log.file.path, position=state.end,
         )
     return state
 
@@ -207,6 +209,8 @@ def _save_tail(log: Log, files: Files, start: int, size: int) -> str:
         number += 1
     path = f"{log.file.path}.tr{number}"
     saved = files.open(path, "c")
+    while size > start and log.is_zero_from(max(start, size - _ZEROS_CHUNK), size):
+        size = max(start, size - _ZEROS_CHUNK)  # space allocated ahead is not worth saving
     try:
         for position in range(start, size, _COPY_CHUNK):
             chunk = log.file.read_at(min(_COPY_CHUNK, size - position), position)

@@ -11,6 +11,7 @@ of a group commit alone changes index entries, `_published`, `_last_tid` and the
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -95,6 +96,7 @@ class FileStorage(RevisionStorage):
         self._checkpoint_records = checkpoint_records
         self._failed: str | None = None
         self._db: Any = None
+        self._require_openable(path, create=create and not read_only)
         self._lock: Lock | None = None if read_only else self._take_lock()
         try:
             self._open(path, create and not read_only)
@@ -107,11 +109,23 @@ class FileStorage(RevisionStorage):
 
     # -- opening
 
-    def _take_lock(self) -> Lock:
-        if self._files.is_directory(self._name):
-            raise FileFormatError(
-                f"{self._name} is a directory. Name a file in it", path=self._name
+    def _require_openable(self, path: str, *, create: bool) -> None:
+        """Raise what is wrong with the path before anything is made beside it."""
+        files = self._files
+        if files.is_directory(path):
+            raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
+        if files.exists(path) or not create:
+            file = files.open(path, "r")
+            try:
+                check_magic(Log(file))
+            finally:
+                file.close()
+        elif os.path.dirname(path) and not files.exists(os.path.dirname(path)):
+            raise FileNotFoundError(
+                errno.ENOENT, "the folder of the database does not exist", os.path.dirname(path)
             )
+
+    def _take_lock(self) -> Lock:
         host = socket.gethostname()
         lock = self._files.lock(self._name + ".lock", f"{os.getpid()};{host}")
         if not isinstance(lock, str):
@@ -129,8 +143,6 @@ class FileStorage(RevisionStorage):
 
     def _open(self, path: str, create: bool) -> None:
         files, read_only = self._files, self._is_read_only
-        if files.is_directory(path):
-            raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
         if create and not files.exists(path):
             _create(files, path)
         self._file = files.open(path, "r" if read_only else "w")
@@ -139,7 +151,6 @@ class FileStorage(RevisionStorage):
         self._window: tuple[int, bytes] = 0, b""
         index = None
         try:
-            check_magic(self._log)
             index = self._index = self._open_index(path + ".oidx")
             self._index_get = index.get
             state = open_log(self._log, index)
@@ -213,6 +224,8 @@ class FileStorage(RevisionStorage):
         start, block = self._window
         ahead = position - start - len(block)
         size = _WINDOW_BYTES if -_GUESS_BYTES <= ahead <= _WINDOW_BYTES else _GUESS_BYTES
+        # Behind the last published transaction another may be in the middle of being written.
+        size = min(size, max(self._published[0] - position, 0))
         block = self._read_at(size, position)
         if len(block) < _RECORD_BYTES:
             block = bytes(_RECORD_BYTES)  # there is no record: told by whoever unpacks it
@@ -486,7 +499,9 @@ class FileStorage(RevisionStorage):
             self._index.set_many(positions, header.tid)
             if self._db is not None:
                 self._db.invalidate(header.tid, list(positions))
-            self._end, self._last_tid = header.end, header.tid
+            self._end = header.end
+            self._published = header.end, header.tid, self._max_oid, self._objects
+            self._last_tid = header.tid
 
     def registerDB(self, db: Any) -> None:
         """See `RevisionStorage.registerDB`."""
