@@ -52,8 +52,23 @@ def tid_after(last: Tid, now: float | None = None) -> Tid:
     """Return the tid for the time *now* (seconds since 1970, default: the clock), or the first
     one after *last* where the clock stands still or went back."""
     now = time.time() if now is None else now
-    tid = TimeStamp(*time.gmtime(now)[:5], now % 60).raw()
+    minute, prefix = _minute
+    if now // 60 != minute:
+        prefix = _start_minute(now)
+    tid = prefix + int(now % 60 * _UNITS_PER_SECOND).to_bytes(4, "big")
     return tid if tid > last else next_tid(last)
+
+
+_UNITS_PER_SECOND = 2**32 / 60
+# (number of the minute that tids were last made in, the 4 bytes they begin with)
+_minute: tuple[float, bytes] = (-1.0, b"")
+
+
+def _start_minute(now: float) -> bytes:
+    global _minute
+    prefix: bytes = TimeStamp(*time.gmtime(now)[:5], 0.0).raw()[:4]
+    _minute = now // 60, prefix
+    return prefix
 
 
 def next_tid(tid: Tid) -> Tid:

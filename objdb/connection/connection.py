@@ -307,43 +307,42 @@ class Connection:
             self.transaction_manager.get().join(self)
             self._phase = Phase.JOINED
 
-    def _write_changes(self, store: Callable[[Oid, Tid, bytes], object]) -> None:
+    def _write_changes(self, store: Callable[[Oid, Tid, bytes, str, Any], object]) -> None:
         """Store every changed object, and every new one reachable from it."""
+        serialize, new_objects = self._writer.serialize, self._writer.new_objects
+        stored, created, cache = self._stored, self._changes.created, self._cache
+        metadata, counts_bytes = self._metadata, self._counts_bytes
         for first in self._changes.pending():
             stack: list[Any] = [first]
             try:
                 while stack:
                     obj = stack[-1]
-                    self._write(obj, store)
+                    oid, serial = obj._p_oid, obj._p_serial
+                    # Else it is stored already, or dropped its changes.
+                    if oid not in stored and (serial == NO_TID or obj._p_changed):
+                        record = serialize(obj)
+                        if len(record) > LARGE_RECORD_BYTES:
+                            _warn_large(obj, record)
+                        store(oid, serial, record, "", metadata)
+                        stored[oid] = obj
+                        if serial == NO_TID and oid not in created:
+                            cache[oid] = obj
+                            created[oid] = None
+                        obj._p_changed = False
+                        if counts_bytes:
+                            self._note_size(oid, obj, len(record))
                     stack.pop()
-                    if self._writer.new_objects:
-                        stack.extend(reversed(self._writer.new_objects))
-                        self._writer.new_objects.clear()
+                    if new_objects:
+                        stack.extend(reversed(new_objects))
+                        new_objects.clear()
             except BaseException:
                 # What was met and not stored is taken back by the abort.
-                for obj in stack + self._writer.new_objects:
+                for obj in stack + new_objects:
                     if obj._p_serial == NO_TID:
                         self._changes.add(obj)
-                self._writer.new_objects.clear()
+                new_objects.clear()
                 raise
         self._changes.clear_pending()
-
-    def _write(self, obj: Any, store: Callable[[Oid, Tid, bytes], object]) -> None:
-        oid, serial = obj._p_oid, obj._p_serial
-        if oid in self._stored or (serial != NO_TID and not obj._p_changed):
-            return  # stored already, or dropped its changes
-        record = self._writer.serialize(obj)
-        size = len(record)
-        if size > LARGE_RECORD_BYTES:
-            _warn_large(obj, record)
-        store(oid, serial, record)
-        self._stored[oid] = obj
-        if serial == NO_TID and oid not in self._changes.created:
-            self._cache[oid] = obj
-            self._changes.created[oid] = None
-        obj._p_changed = False
-        if self._counts_bytes:
-            self._note_size(oid, obj, size)
 
     def _note_size(self, oid: Oid, obj: Any, size: int) -> None:
         """Tell the cache, whose size in bytes is limited, how large an object's record is."""
@@ -364,17 +363,13 @@ class Connection:
 
     def commit(self, txn: Any) -> None:
         """Give all changed and new objects to the storage."""
-        storage_store, metadata = self._storage.store, self._metadata
-
-        def store(oid: Oid, serial: Tid, record: bytes) -> None:
-            storage_store(oid, serial, record, "", metadata)
-
+        store, metadata = self._storage.store, self._metadata
         self._write_changes(store)
         if self._savepoints is not None:
             for oid in self._savepoints.oids():
                 if oid not in self._stored:
                     record, base_tid = self._savepoints.load(oid)
-                    store(oid, base_tid, record)
+                    store(oid, base_tid, record, "", metadata)
                     self._stored[oid] = None
         for oid, serial in self._must_be_current.items():
             if oid not in self._stored:
@@ -401,10 +396,11 @@ class Connection:
         tid = self._storage.tpc_finish(self._metadata, committed)
         cache = self._cache
         for oid, obj in self._stored.items():
-            if obj is None:
+            if obj is None:  # it went from the savepoint's file to the storage
                 obj = cache.get(oid)
-            if obj is not None and obj._p_changed is not None:
-                obj._p_serial = tid
+                if obj is None:
+                    continue
+            obj._p_serial = tid
         # What was merged is not what these objects hold.
         cache.invalidate(self._resolved)
         self._end_transaction()

@@ -40,8 +40,10 @@ class SavepointStore:
     def __contains__(self, oid: Oid) -> bool:
         return oid in self._entries
 
-    def store(self, oid: Oid, base_tid: Tid, record: bytes) -> None:
-        """Keep *record*, made from the revision *base_tid*."""
+    def store(
+        self, oid: Oid, base_tid: Tid, record: bytes, version: str = "", transaction: Any = None
+    ) -> None:
+        """Keep *record*, made from the revision *base_tid*; takes what a storage's store does."""
         self._file.seek(self._size)
         self._file.write(record)
         self._journal.append((oid, self._entries.get(oid)))

@@ -26,7 +26,7 @@ from objdb.records.format import PROTOCOL, class_prefix, dump_class
 # Values that are neither persistent nor contain anything that is.
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 # Types whose instances are never persistent themselves, though they may contain what is.
-_PLAIN = _ATOMS | {dict, list, tuple, set, frozenset, bytearray}
+_PLAIN = _ATOMS | {dict, list, tuple, set, frozenset, bytearray, type}
 
 
 class ObjectWriter:
@@ -46,6 +46,7 @@ class ObjectWriter:
         sink = _Sink()
         sink.write = self._chunks.append
         self._pickler = pickle.Pickler(sink, PROTOCOL)
+        self.persistent_id = self._reference_maker()
         self._pickler.persistent_id = self.persistent_id  # type: ignore[method-assign]
 
     def serialize(self, obj: Persistent) -> bytes:
@@ -120,25 +121,33 @@ class ObjectWriter:
             return False
         return True
 
-    def persistent_id(self, obj: Any) -> Any:
-        """Return the reference to *obj*, or None for what is stored inside the record."""
-        if type(obj) in _PLAIN:
-            return None
-        if not isinstance(obj, Persistent):
-            return self._weak_reference(obj) if type(obj) is WeakRef else None
-        oid, jar = obj._p_oid, obj._p_jar
-        if jar is not self._jar:
-            if jar is not None:
-                return self._foreign_reference(obj)
-            if oid is None:
-                oid = self._new_oid()
-            obj._p_jar = self._jar
-            obj._p_oid = oid
-            self.new_objects.append(obj)
-        cls = type(obj)
-        if hasattr(cls, "__getnewargs__") or is_broken(cls):
-            return oid
-        return oid, cls
+    def _reference_maker(self) -> Callable[[Any], Any]:
+        """Return the function that pickling asks about every object it meets: it returns the
+        reference to it, or None for what is stored inside the record. It holds what it needs in
+        its closure, since it is called most of all."""
+        plain, ours, new_oid, found = _PLAIN, self._jar, self._new_oid, self.new_objects
+        named_by_class = self._prefixes  # classes without newargs, and not broken
+
+        def persistent_id(obj: Any) -> Any:
+            cls = type(obj)
+            if cls in plain:
+                return None
+            if not isinstance(obj, Persistent):
+                return self._weak_reference(obj) if cls is WeakRef else None
+            jar, oid = obj._p_jar, obj._p_oid
+            if jar is not ours:
+                if jar is not None:
+                    return self._foreign_reference(obj)
+                if oid is None:
+                    oid = new_oid()
+                obj._p_jar = ours
+                obj._p_oid = oid
+                found.append(obj)
+            if cls in named_by_class:
+                return oid, cls
+            return oid if hasattr(cls, "__getnewargs__") or is_broken(cls) else (oid, cls)
+
+        return persistent_id
 
     def _weak_reference(self, reference: WeakRef) -> Any:
         oid, jar = reference.oid, reference.dm

@@ -70,16 +70,11 @@ def loads_extension(data: bytes) -> dict[str, Any]:
     return extension if isinstance(extension, dict) else {}
 
 
-class Write(NamedTuple):
-    """One staged revision.
+class Spooled(NamedTuple):
+    """A record in the temporary file of a large transaction."""
 
-    `base_tid` is the revision it was made from (`NO_TID`: a new object), or None for a restored
-    revision, which is not checked. `record` is None to un-create the object.
-    """
-
-    base_tid: Tid | None
-    record: bytes | None
-    version: str
+    position: int
+    size: int
 
 
 class Phase(enum.Enum):
@@ -99,52 +94,60 @@ class Staged:
         self.status = status
         self.reads: dict[Oid, Tid] = {}
         self.resolved: list[Oid] = []
+        # Since the vote: (where the current revision is, its tid) of every oid written.
+        self.current: dict[Oid, tuple[Any, Tid] | None] = {}
         self.medium: Any = None  # what the storage needs between vote and finish
-        self._writes: dict[Oid, Write | tuple[Tid | None, int, int, str]] = {}
+        # oid -> the revision the staged one was made from (`NO_TID`: a new object), or None for
+        # a restored revision, which is not checked.
+        self.bases: dict[Oid, Tid | None] = {}
+        # oid -> record, or where in the spool it is; None to un-create the object. Two dicts of
+        # bytes, unlike one of tuples, give the garbage collector nothing to visit.
+        self._records: dict[Oid, bytes | Spooled | None] = {}
         self.record_bytes = 0  # of all records; 8 for each object un-created
         self._spool: Any = None
 
     def __len__(self) -> int:
-        return len(self._writes)
+        return len(self.bases)
 
-    def write(self, oid: Oid, base_tid: Tid | None, record: bytes | None, version: str) -> None:
+    def write(self, oid: Oid, base_tid: Tid | None, record: bytes | None) -> None:
         """Stage a revision of *oid*; a second one of the same oid replaces the first."""
-        if oid in self._writes:
-            replaced = self[oid].record
+        if oid in self.bases:
+            replaced = self.record(oid)
             self.record_bytes -= 8 if replaced is None else len(replaced)
+        self.bases[oid] = base_tid
         self.record_bytes += 8 if record is None else len(record)
         if self.record_bytes > SPOOL_BYTES and record is not None:
-            self._writes[oid] = (base_tid, *self._to_spool(record), version)
+            self._records[oid] = self._to_spool(record)
         else:
-            self._writes[oid] = Write(base_tid, record, version)
+            self._records[oid] = record
 
-    def _to_spool(self, record: bytes) -> tuple[int, int]:
+    def _to_spool(self, record: bytes) -> Spooled:
         if self._spool is None:
             self._spool = tempfile.TemporaryFile(prefix="objdb-commit-")
         position = self._spool.seek(0, 2)
         self._spool.write(record)
-        return position, len(record)
+        return Spooled(position, len(record))
 
-    def base_tids(self) -> Iterator[tuple[Oid, Tid | None]]:
-        """Yield (oid, base tid) of every write."""
-        return ((oid, write[0]) for oid, write in self._writes.items())
+    def _from_spool(self, place: Spooled) -> bytes:
+        self._spool.seek(place.position)
+        data: bytes = self._spool.read(place.size)
+        return data
 
-    def writes(self) -> Iterator[tuple[Oid, Write]]:
-        """Yield (oid, write) in the order they were staged, one record in memory at a time."""
-        for oid, write in self._writes.items():
-            yield oid, write if type(write) is Write else self._from_spool(*write)
+    def record(self, oid: Oid) -> bytes | None:
+        """Return the staged record of *oid*."""
+        record = self._records[oid]
+        return self._from_spool(record) if isinstance(record, Spooled) else record
 
-    def __getitem__(self, oid: Oid) -> Write:
-        write = self._writes[oid]
-        return write if isinstance(write, Write) else self._from_spool(*write)
-
-    def _from_spool(self, base_tid: Tid | None, position: int, size: int, version: str) -> Write:
-        self._spool.seek(position)
-        return Write(base_tid, self._spool.read(size), version)
+    def records(self) -> Iterator[tuple[Oid, bytes | None]]:
+        """Yield (oid, record) in the order they were staged, one spooled record in memory at a
+        time."""
+        for oid, record in self._records.items():
+            yield oid, self._from_spool(record) if isinstance(record, Spooled) else record
 
     def close(self) -> None:
         """Drop everything."""
-        self._writes = {}
+        self.bases = {}
+        self._records = {}
         if self._spool is not None:
             self._spool.close()
 

@@ -55,12 +55,12 @@ class MappingStorage(RevisionStorage):
             raise POSKeyError(oid, database=self._name)
         return record, found, history[i][0] if i < len(history) else None
 
-    def _current_tids(self, oids: Iterable[Oid]) -> list[Tid | None]:
-        return [self._current_tid(oid) for oid in oids]
+    def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, tuple[Any, Tid] | None]:
+        return {oid: self._current(oid) for oid in oids}
 
-    def _current_tid(self, oid: Oid) -> Tid | None:
+    def _current(self, oid: Oid) -> tuple[Any, Tid] | None:
         history = self._revisions.get(oid)
-        return None if history is None or history[-1][1] is None else history[-1][0]
+        return None if history is None or history[-1][1] is None else (history, history[-1][0])
 
     def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
         """See `IStorageHistory`."""
@@ -95,8 +95,8 @@ class MappingStorage(RevisionStorage):
             finished(tid)
         finally:
             oids = []
-            for oid, write in staged.writes():
-                self._revisions.setdefault(oid, []).append((tid, write.record))
+            for oid, record in staged.records():
+                self._revisions.setdefault(oid, []).append((tid, record))
                 self._note_oid(oid)
                 oids.append(oid)
             self._transactions.append((tid, staged.transaction, oids, staged.status))

@@ -10,7 +10,6 @@ checks, conflict resolution and checks of read objects from here:
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -49,14 +48,15 @@ class RevisionStorage:
     """Base of storages. The primitives a subclass supplies:
 
     * `loadBefore(oid, tid)`: the revision before a tid
-    * `_current_tids(oids)`: the current tid of each oid, None where there is no object
+    * `_find_current(oids)`: for each oid (where its current revision is, its tid), whatever
+      "where" means to the storage; None where there is no object
     * `_prepare(staged)`: write what is staged, undecided; everything that can fail happens here
     * `_commit(staged, finished)`: decide, call `self._slot.release(staged)`, make durable, call
       `finished(tid)`, then let others see it
     * `_discard(staged)`: take back what `_prepare` wrote
     * `_close()`
 
-    `_next_oid` counts oids; `next()` on it is atomic, replacing it happens under `_oid_lock`.
+    `_oid_lock` covers `_max_oid`.
     """
 
     def __init__(self, name: str, *, read_only: bool = False) -> None:
@@ -66,8 +66,7 @@ class RevisionStorage:
         self._resolve: Resolve = resolve_nothing
         self._last_tid: Tid = NO_TID
         self._oid_lock = threading.Lock()
-        self._next_oid = itertools.count(1)
-        self._max_oid = 0
+        self._max_oid = 0  # the last oid handed out, or known from elsewhere
         self._pid = os.getpid()
         self._closed = False
 
@@ -95,9 +94,10 @@ class RevisionStorage:
 
     def new_oid(self) -> Oid:
         """Return an oid that was never returned before and belongs to no object."""
-        self._require_writable()
-        number = next(self._next_oid)
-        self._max_oid = number
+        if self._is_read_only or self._closed:
+            self._require_writable()
+        with self._oid_lock:
+            self._max_oid = number = self._max_oid + 1
         return number.to_bytes(8, "big")
 
     def _note_oid(self, oid: Oid) -> None:
@@ -105,9 +105,7 @@ class RevisionStorage:
         number = int_from_oid(oid)
         if number > self._max_oid:
             with self._oid_lock:
-                if number > self._max_oid:
-                    self._max_oid = number
-                    self._next_oid = itertools.count(number + 1)
+                self._max_oid = max(self._max_oid, number)
 
     # -- reading
 
@@ -137,7 +135,7 @@ class RevisionStorage:
         """Return the tid of the current revision of *oid*; `POSKeyError` if none."""
         return self.load(oid)[1]
 
-    def _current_tids(self, oids: Iterable[Oid]) -> Iterable[Tid | None]:
+    def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, tuple[Any, Tid] | None]:
         raise NotImplementedError
 
     # -- committing
@@ -163,7 +161,7 @@ class RevisionStorage:
                 f"{MAX_RECORD_BYTES}. Keep large data in many objects or in a file",
                 oid=oid, size=len(data), limit=MAX_RECORD_BYTES,
             )
-        self._slot.staged(transaction).write(oid, serial or NO_TID, data, "")
+        self._slot.staged(transaction).write(oid, serial or NO_TID, data)
 
     def restore(
         self, oid: Oid, serial: Tid, data: bytes | None, version: str, prev_txn: Tid | None,
@@ -173,11 +171,11 @@ class RevisionStorage:
         un-creates the object."""
         if version:
             raise Unsupported(f"{self._name}: versions are not supported")
-        self._slot.staged(transaction).write(oid, None, data, "")
+        self._slot.staged(transaction).write(oid, None, data)
 
     def deleteObject(self, oid: Oid, serial: Tid, transaction: Any) -> None:
         """Stage that *oid*, at revision *serial*, exists no more."""
-        self._slot.staged(transaction).write(oid, serial, None, "")
+        self._slot.staged(transaction).write(oid, serial, None)
 
     def checkCurrentSerialInTransaction(self, oid: Oid, serial: Tid, transaction: Any) -> None:
         """Let the vote fail with `ReadConflictError` unless *serial* is *oid*'s current tid."""
@@ -213,32 +211,32 @@ class RevisionStorage:
     def _check(self, staged: Staged) -> None:
         """Check that every write was made from, and every checked read saw, the current
         revision; resolve what conflicts."""
-        oids = [oid for oid, base in staged.base_tids() if base is not None]
-        bases = [base for _, base in staged.base_tids() if base is not None]
-        conflicts = []
-        for oid, base, current in zip(oids, bases, self._current_tids(oids), strict=True):
-            if current != base and not (current is None and base == NO_TID):
-                conflicts.append((oid, base, current))
-        reads = staged.reads
-        for oid, current in zip(reads, self._current_tids(reads), strict=True):
-            if current != reads[oid]:
-                raise ReadConflictError(oid=oid, serials=(current or NO_TID, reads[oid]))
-        for oid, base, current in conflicts:
-            self._resolve_conflict(staged, oid, base, current)
+        bases = staged.bases
+        staged.current = self._find_current(bases)
+        if staged.reads:
+            self._check_reads(staged.reads)
+        for oid, entry in staged.current.items():
+            base, current = bases[oid], NO_TID if entry is None else entry[1]
+            if current != base and base is not None:
+                self._resolve_conflict(staged, oid, base, current)
 
-    def _resolve_conflict(
-        self, staged: Staged, oid: Oid, base: Tid, current: Tid | None
-    ) -> None:
-        ours = staged[oid].record
-        if current is None or ours is None:  # deleted on either side
-            raise ConflictError(oid=oid, serials=(current or NO_TID, base))
+    def _check_reads(self, reads: dict[Oid, Tid]) -> None:
+        for oid, entry in self._find_current(reads).items():
+            current = NO_TID if entry is None else entry[1]
+            if current != reads[oid]:
+                raise ReadConflictError(oid=oid, serials=(current, reads[oid]))
+
+    def _resolve_conflict(self, staged: Staged, oid: Oid, base: Tid, current: Tid) -> None:
+        ours = staged.record(oid)
+        if current == NO_TID or ours is None:  # deleted on either side
+            raise ConflictError(oid=oid, serials=(current, base))
         committed = self._load_decided(oid, current)
         try:
             old = self.loadSerial(oid, base)
         except POSKeyError:
             old = None
         merged = self._resolve(oid, old, committed, ours, (current, base))
-        staged.write(oid, current, merged, "")
+        staged.write(oid, current, merged)
         staged.resolved.append(oid)
 
     def _load_decided(self, oid: Oid, tid: Tid) -> bytes:

@@ -31,7 +31,7 @@ class Ticket:
         self.finished = finished
         self.error: BaseException | None = None
         self.leads = False
-        self.wake = threading.Lock()
+        self.wake: threading.Lock | None = None  # held until there is something to do
 
 
 class GroupCommit:
@@ -56,6 +56,7 @@ class GroupCommit:
             self._waiting.append(ticket)
             self.unpublished += (ticket,)
             if self._is_led:
+                ticket.wake = threading.Lock()
                 ticket.wake.acquire()
             else:
                 self._is_led = ticket.leads = True
@@ -65,7 +66,7 @@ class GroupCommit:
 
         Raises `StorageFailedError` when the sync failed: the outcome is unknown.
         """
-        if not ticket.leads:
+        if ticket.wake is not None:
             ticket.wake.acquire()  # released by the leader
         if ticket.leads:
             self._lead()
@@ -79,37 +80,35 @@ class GroupCommit:
             self._make_durable(group)
         finally:
             with self._mutex:
-                gone = set(map(id, group))
-                self.unpublished = tuple(t for t in self.unpublished if id(t) not in gone)
-                successor = self._waiting[0] if self._waiting else None
-                self._is_led = successor is not None
-                if successor is not None:
-                    successor.leads = True
-                    group.append(successor)
+                self.unpublished = self.unpublished[len(group) :]
+                if self._waiting:
+                    self._waiting[0].leads = True
+                    group.append(self._waiting[0])
+                else:
+                    self._is_led = False
             for ticket in group:
-                if ticket.wake.locked():
+                if ticket.wake is not None and ticket.wake.locked():
                     ticket.wake.release()
 
     def _make_durable(self, group: list[Ticket]) -> None:
-        for ticket in group:
-            ticket.error = _unknown_outcome(None)
         try:
             self._sync()
-        except OSError as error:
+        except BaseException as error:
             for ticket in group:
                 ticket.error = _unknown_outcome(error)
-            return
+            if isinstance(error, Exception):
+                return
+            raise
         for ticket in group:
-            ticket.error = None
             try:
                 self._publish(ticket)
             except BaseException as error:  # of the callback: the transaction is committed
                 ticket.error = error
 
 
-def _unknown_outcome(error: OSError | None) -> StorageFailedError:
+def _unknown_outcome(error: BaseException) -> StorageFailedError:
     return StorageFailedError(
-        f"the sync of a commit failed ({error or 'interrupted'}): whether the transaction is on "
+        f"the sync of a commit failed ({error!r}): whether the transaction is on "
         "the medium is unknown, so the storage commits no more. Close it, see to the disk, and "
         "open it again: what it then shows is what was committed"
     )

@@ -2,16 +2,21 @@
 
 Writing takes the bytes apart from the decision:
 
-    write(staged, tid, position)   the whole transaction, status `c`
-    decide(position)               one byte, status space: now it is committed
-    erase(position, end)           zeros over one that was given up
+    write(staged, head, …)   the whole transaction, status `c`
+    decide(position)         one byte, status space: now it is committed
+    erase(position, end)     zeros over one that was given up
+
+Into space allocated ahead it is written through a memory map: no call to the operating system,
+so no other thread gets in between, and committing threads do not queue behind one another for
+the interpreter. Reading never uses the map: a read that fails is an error, not a signal.
 """
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from objdb.errors import CorruptedDataError, StorageError, Unsupported
 from objdb.ids import Oid, Tid, format_oid
@@ -32,6 +37,7 @@ from objdb.storage.file.format import (
 from objdb.storage.files import File
 
 _CHUNK = 4 * 1024 * 1024
+_CRC = struct.Struct(">I")
 
 
 class Header(NamedTuple):
@@ -64,6 +70,16 @@ class Record(NamedTuple):
         return self.data_at + (self.size or NUMBER.size)
 
 
+class Head(NamedTuple):
+    """The beginning of a transaction, before its records: where it goes, the size of all of it,
+    its bytes, and where in them the checksum belongs."""
+
+    position: int
+    size: int
+    block: bytearray
+    crc_at: int
+
+
 class Written(NamedTuple):
     """A transaction on the medium, undecided: `positions` of its records by oid, and how many
     of those objects are new."""
@@ -79,6 +95,29 @@ class Log:
 
     def __init__(self, file: File) -> None:
         self.file = file
+        self._map: Any = b""  # of the file, as far as space is allocated
+
+    @property
+    def allocated(self) -> int:
+        """Up to which position space is allocated, and mapped."""
+        return len(self._map)
+
+    def allocate(self, size: int) -> None:
+        """Make the file *size* bytes long; OSError when the disk is full."""
+        self.file.allocate(size)
+        self._map = self.file.map(size)
+
+    def truncate(self, size: int) -> None:
+        """Make the file *size* bytes long, with nothing allocated ahead."""
+        self._map = b""
+        self.file.truncate(size)
+
+    def _write_at(self, data: Any, position: int) -> None:
+        end = position + len(data)
+        if end <= len(self._map):
+            self._map[position:end] = data
+        else:
+            self.file.write_at(data, position)
 
     # -- reading
 
@@ -221,47 +260,49 @@ class Log:
 
     # -- writing
 
-    def size_of(self, staged: Staged, metadata: TransactionMetaData) -> int:
-        """Return how many bytes a transaction will take, checking that its texts fit."""
-        extension, _, _ = pack_extension(metadata.extension)
-        texts = metadata.user, metadata.description, extension
-        for name, text in zip(("user", "description", "extension"), texts, strict=True):
-            if len(text) > MAX_TEXT_BYTES:
-                raise StorageError(
-                    f"{self.file.path}: the transaction's {name} is {len(text)} bytes long; at "
-                    f"most {MAX_TEXT_BYTES} fit. Make it shorter"
-                )
-        records = len(staged) * RECORD.size + staged.record_bytes
-        return TRANSACTION.size + sum(map(len, texts)) + records + NUMBER.size
+    def head(self, staged: Staged, metadata: TransactionMetaData, position: int) -> Head:
+        """Return the beginning of a transaction that will be written at *position*, checking
+        that its texts fit."""
+        extension, position_place, crc_place = pack_extension(metadata.extension)
+        user, description = metadata.user, metadata.description
+        longest = max(len(user), len(description), len(extension))
+        if longest > MAX_TEXT_BYTES:
+            raise self._too_long(user, description, extension)
+        before = TRANSACTION.size + len(user) + len(description)
+        size = before + len(extension) + len(staged) * RECORD.size
+        size += staged.record_bytes + NUMBER.size
+        block = bytearray(
+            TRANSACTION.pack(
+                staged.tid, size - NUMBER.size, COMMITTED, len(user), len(description),
+                len(extension),
+            )
+        )
+        block += user + description + extension
+        NUMBER.pack_into(block, before + position_place, position)
+        return Head(position, size, block, before + crc_place)
 
-    def write(
-        self, staged: Staged, metadata: TransactionMetaData, position: int, size: int,
-        previous_position: dict[Oid, int],
-    ) -> Written:
-        """Write the staged transaction, *size* bytes, at *position*, undecided.
+    def _too_long(self, *texts: bytes) -> StorageError:
+        name, text = next(
+            (name, text)
+            for name, text in zip(("user", "description", "extension"), texts, strict=True)
+            if len(text) > MAX_TEXT_BYTES
+        )
+        return StorageError(
+            f"{self.file.path}: the transaction's {name} is {len(text)} bytes long; at most "
+            f"{MAX_TEXT_BYTES} fit. Make it shorter"
+        )
+
+    def write(self, staged: Staged, head: Head, previous_position: dict[Oid, int]) -> Written:
+        """Write the staged transaction, undecided.
 
         *previous_position* gives the position of each object's current record, where it has one.
         """
-        assert staged.tid is not None
-        extension, position_place, crc_place = pack_extension(metadata.extension)
-        texts = metadata.user + metadata.description + extension
-        crc_at = TRANSACTION.size + len(texts) - len(extension) + crc_place
-        position_at = crc_at - crc_place + position_place
-        length = NUMBER.pack(size - NUMBER.size)
-        head = bytearray(
-            TRANSACTION.pack(
-                staged.tid, size - NUMBER.size, COMMITTED, len(metadata.user),
-                len(metadata.description), len(extension),
-            )
-        )
-        head += texts
-        head[position_at : position_at + 8] = NUMBER.pack(position)
-        body = _Body(self.file, head, position)
+        position, size, block, _ = head
+        parts: list[bytes | bytearray] = [block]
+        add, pack, get, tid = parts.append, RECORD.pack, previous_position.get, staged.tid
         positions: dict[Oid, int] = {}
-        at, tid, pack, get = position + len(head), staged.tid, RECORD.pack, previous_position.get
-        add = body.parts.append
-        for oid, write in staged.writes():
-            record = write.record
+        at, flushed, crc = position + len(block), position, 0
+        for oid, record in staged.records():
             positions[oid] = at
             if record is None:
                 add(pack(oid, tid, get(oid, 0), position, 0, 0) + bytes(NUMBER.size))
@@ -270,60 +311,42 @@ class Log:
             add(pack(oid, tid, get(oid, 0), position, 0, len(record)))
             add(record)
             at += RECORD.size + len(record)
-            if at - body.flushed > _CHUNK:
-                body.flush()
-        add(length)
-        body.finish(crc_at)
-        assert body.flushed == position + size == at + NUMBER.size
-        new_objects = len(positions) - len(previous_position)
-        return Written(position, position + size, positions, new_objects)
+            if at - flushed > _CHUNK:
+                flushed, crc = self._write_piece(head, parts, flushed, crc, is_last=False)
+        add(NUMBER.pack(size - NUMBER.size))
+        flushed, _ = self._write_piece(head, parts, flushed, crc, is_last=True)
+        assert flushed == position + size == at + NUMBER.size
+        return Written(position, flushed, positions, len(positions) - len(previous_position))
+
+    def _write_piece(
+        self, head: Head, parts: list[bytes | bytearray], at: int, crc: int, *, is_last: bool
+    ) -> tuple[int, int]:
+        """Write a large part of a transaction at *at*; return the position after it, and the
+        checksum so far.
+
+        The checksum belongs near the beginning. A transaction of one piece gets it before it is
+        written; a longer one afterwards, while it is undecided.
+        """
+        piece = bytearray().join(parts)
+        del parts[:]
+        crc = zlib.crc32(piece, crc)
+        is_first = at == head.position
+        if is_first:
+            piece[STATUS_AT : STATUS_AT + 1] = VOTED
+        if is_first and is_last:
+            _CRC.pack_into(piece, head.crc_at, crc)
+        self._write_at(piece, at)
+        if is_last and not is_first:
+            self._write_at(_CRC.pack(crc), head.position + head.crc_at)
+        return at + len(piece), crc
 
     def decide(self, position: int) -> None:
         """Make the transaction at *position* a committed one."""
-        self.file.write_at(COMMITTED, position + STATUS_AT)
+        self._write_at(COMMITTED, position + STATUS_AT)
 
     def erase(self, position: int, end: int) -> None:
         """Put zeros over a transaction that was given up."""
         while position < end:
             size = min(_CHUNK, end - position)
-            self.file.write_at(bytes(size), position)
+            self._write_at(bytes(size), position)
             position += size
-
-
-class _Body:
-    """The bytes of a transaction on their way to the file, in large pieces.
-
-    The CRC is known only at the end and belongs near the beginning. A transaction of one piece
-    gets it before it is written; a longer one afterwards, while it is undecided.
-    """
-
-    def __init__(self, file: File, head: bytearray, position: int) -> None:
-        self.parts: list[bytes | bytearray] = [head]
-        self.flushed = position
-        self._file = file
-        self._start = position
-        self._crc = 0
-
-    def flush(self) -> None:
-        piece = bytearray().join(self.parts)
-        self._crc = zlib.crc32(piece, self._crc)
-        self._write(piece)
-
-    def _write(self, piece: bytearray) -> None:
-        if self.flushed == self._start:
-            piece[STATUS_AT : STATUS_AT + 1] = VOTED
-        self._file.write_at(piece, self.flushed)
-        self.flushed += len(piece)
-        del self.parts[:]
-
-    def finish(self, crc_at: int) -> None:
-        piece = bytearray().join(self.parts)
-        crc = zlib.crc32(piece, self._crc).to_bytes(4, "big")
-        if self.flushed == self._start:
-            piece[crc_at : crc_at + 4] = crc
-            self._write(piece)
-        else:
-            self._write(piece)
-            self._file.write_at(crc, self._start + crc_at)
-
-

@@ -162,7 +162,7 @@ class FileStorage(RevisionStorage):
             if index is not None:
                 index.close()
             raise
-        self._end = self._allocated = state.end
+        self._end = state.end
         self._last_tid = self._decided = state.tid
         self._objects = state.objects
         self._max_oid = 0
@@ -275,10 +275,9 @@ class FileStorage(RevisionStorage):
             "whole, removing the index beside it (.oidx) lets it be built again", oid,
         )
 
-    def _current_tids(self, oids: Iterable[Oid]) -> Iterator[Tid | None]:
-        for oid in oids:
-            entry = self._current(oid)
-            yield None if entry is None else entry[1]
+    def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, tuple[int, Tid] | None]:
+        find = self._current if self._group.unpublished else self._index_get
+        return {oid: find(oid) for oid in oids}
 
     def _current(self, oid: Oid) -> tuple[int, Tid] | None:
         """Return (position, tid) of the current record, decided ones included."""
@@ -343,43 +342,39 @@ class FileStorage(RevisionStorage):
 
     def tpc_begin(self, transaction: Any, tid: Tid | None = None, status: str = " ") -> None:
         """See `RevisionStorage.tpc_begin`."""
-        self._require_not_failed()
+        if self._failed is not None:
+            self._require_not_failed()
         super().tpc_begin(transaction, tid, status)
 
     def _decided_tid(self) -> Tid:
         return self._decided
 
     def _prepare(self, staged: Staged) -> None:
-        self._require_not_failed()
-        metadata = staged.transaction
-        size = self._log.size_of(staged, metadata)
-        end = self._end + size
-        oids = [oid for oid, _ in staged.base_tids()]
-        previous = {
-            oid: entry[0]
-            for oid, base in staged.base_tids()
-            if base != NO_TID and (entry := self._current(oid)) is not None
-        }
+        if self._failed is not None:
+            self._require_not_failed()
+        head = self._log.head(staged, staged.transaction, self._end)
+        end = self._end + head.size
+        current = staged.current
+        previous = {oid: entry[0] for oid, entry in current.items() if entry is not None}
         try:
-            if end > self._allocated and self._preallocate_bytes:
-                self._file.allocate(end + self._preallocate_bytes)
-                self._allocated = end + self._preallocate_bytes
-            self._index.reserve(oids)
-            staged.medium = self._log.write(staged, metadata, self._end, size, previous)
+            if end > self._log.allocated and self._preallocate_bytes:
+                self._log.allocate(end + self._preallocate_bytes)
+            self._index.reserve(current)
+            staged.medium = self._log.write(staged, head, previous)
         except OSError as error:
             self._take_back(end)
             raise StorageWriteError(
-                f"{self._name}: the transaction ({size} bytes) could not be written: {error}. "
+                f"{self._name}: the transaction ({head.size} bytes) could not be written: {error}. "
                 "Nothing was committed; make space, or see to the disk, and try again"
             ) from error
 
     def _take_back(self, end: int) -> None:
         """Leave zeros where a transaction was written that will not be."""
         try:
-            if end <= self._allocated:
+            if end <= self._log.allocated:
                 self._log.erase(self._end, end)
             else:
-                self._file.truncate(self._end)
+                self._log.truncate(self._end)
         except OSError as error:
             self._fail(f"an undecided transaction could not be taken back: {error}")
 
@@ -416,7 +411,8 @@ class FileStorage(RevisionStorage):
     def _sync(self) -> None:
         """Put what is decided on the medium (called by the leader of a group)."""
         if self._durability == "sync":
-            self._require_not_failed()
+            if self._failed is not None:
+                self._require_not_failed()
             try:
                 self._file.sync()
             except OSError as error:
@@ -467,7 +463,7 @@ class FileStorage(RevisionStorage):
             return
         try:
             if not self._is_read_only and self._failed is None:
-                self._file.truncate(self._end)
+                self._log.truncate(self._end)
                 self._file.sync()
                 self._index.write_checkpoint(*self._published)
         finally:
