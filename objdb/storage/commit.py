@@ -15,7 +15,7 @@ import enum
 import pickle
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from objdb.errors import CorruptedDataError, StorageTransactionError
@@ -138,9 +138,14 @@ class Staged:
         record = self._records[oid]
         return self._from_spool(record) if isinstance(record, Spooled) else record
 
-    def records(self) -> Iterator[tuple[Oid, bytes | None]]:
-        """Yield (oid, record) in the order they were staged, one spooled record in memory at a
-        time."""
+    def records(self) -> Iterable[tuple[Oid, bytes | None]]:
+        """Return (oid, record) in the order they were staged, with one spooled record in memory
+        at a time."""
+        if self._spool is None:
+            return self._records.items()  # type: ignore[return-value]
+        return self._spooled_records()
+
+    def _spooled_records(self) -> Iterator[tuple[Oid, bytes | None]]:
         for oid, record in self._records.items():
             yield oid, self._from_spool(record) if isinstance(record, Spooled) else record
 

@@ -118,10 +118,8 @@ class Index:
         """
         if not self._writable:
             return
-        pages = self._pages
-        for oid in oids:
-            if oid[:7] not in pages:
-                self._add_page(oid[:7])
+        for prefix in sorted({oid[:7] for oid in oids} - self._pages.keys()):
+            self._add_page(prefix)
 
     def _add_page(self, prefix: bytes) -> None:
         group, place = divmod(self._page_count, _PER_GROUP)
