@@ -205,9 +205,11 @@ def test_blobs_are_kept_with_a_clear_error(tmp_path: Path) -> None:
         with pytest.raises(objdb.BrokenObjectError, match="ZODB blob"):
             blob.title = "x"
         connection.root()["other"] = blob
-    with in_zodb(path, blob_dir=blobs) as connection:
-        with connection.root()["other"].open("r") as content:
-            assert content.read() == b"content"
+    with (
+        in_zodb(path, blob_dir=blobs) as connection,
+        connection.root()["other"].open("r") as content,
+    ):
+        assert content.read() == b"content"
 
 
 def test_references_agree_with_zodb(tmp_path: Path) -> None:
@@ -275,7 +277,8 @@ class Graph:
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.floats(allow_nan=False),
+    st.none() | st.booleans() | st.integers() | st.text() | st.binary()
+    | st.floats(allow_nan=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
     | st.tuples(inner, inner) | st.builds(lambda x: Plain(x=x), inner),
     max_leaves=8,
