@@ -45,7 +45,7 @@ class ObjectWriter:
         self._prefixes: dict[type, bytes] = {}
         sink = _Sink()
         sink.write = self._chunks.append
-        self._pickler = pickle.Pickler(sink, PROTOCOL)
+        self._pickler = _Pickler(sink, PROTOCOL)
         self.persistent_id = self._reference_maker()
         self._pickler.persistent_id = self.persistent_id  # type: ignore[method-assign]
 
@@ -196,6 +196,10 @@ class ObjectWriter:
                 "same group. Give both databases one `databases` dict to refer across",
                 **facts,
             )
+
+
+class _Pickler(pickle.Pickler):
+    """A C pickler that can be given its `persistent_id` as an attribute."""
 
 
 class _Sink:
