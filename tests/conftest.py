@@ -16,6 +16,27 @@ import objdb
 from objdb.check import check
 
 
+SKIPS = Path(__file__).parent / "skips.txt"
+_skipped: set[str] = set()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what was skipped."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        _skipped.add(f"{report.nodeid} | {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail on a skip that is not in the table, which may only shrink."""
+    lines = SKIPS.read_text().splitlines()
+    unknown = _skipped - {line for line in lines if line and not line.startswith("#")}
+    for line in sorted(unknown):
+        print(f"\nskipped, and not in {SKIPS.name}: {line}")
+    if unknown:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """No thread, no open file and no transaction outlives its test."""

@@ -66,12 +66,21 @@ class GroupCommit:
 
         Raises `StorageFailedError` when the sync failed: the outcome is unknown.
         """
-        if ticket.wake is not None:
-            ticket.wake.acquire()  # released by the leader
+        interrupt = None
+        while ticket.wake is not None:
+            try:
+                ticket.wake.acquire()  # released by the leader
+                break
+            except KeyboardInterrupt as error:
+                # The transaction is decided, and this thread may be the next to lead: the
+                # interrupt has to wait for the sync.
+                interrupt = error
         if ticket.leads:
             self._lead()
         if ticket.error is not None:
             raise ticket.error
+        if interrupt is not None:
+            raise interrupt
 
     def _lead(self) -> None:
         with self._mutex:

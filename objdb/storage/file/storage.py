@@ -415,8 +415,8 @@ class FileStorage(RevisionStorage):
                 self._require_not_failed()
             try:
                 self._file.sync()
-            except OSError as error:
-                self._fail(f"a sync failed: {error}")
+            except BaseException as error:
+                self._fail(f"a sync failed: {error!r}")
                 raise
 
     def _publish(self, ticket: Ticket) -> None:
