@@ -1,7 +1,8 @@
 """objdb: a transactional object database.
 
     database/    1  hands out connections: db, pool, invalidations, opening by path or URI
-    connection/  2  binds objects to one snapshot in one transaction: load, commit, savepoints
+    connection/  2  binds objects to one snapshot in one transaction: loading, connection
+                    (change and commit), savepoints, retry
     records/     3  object state to bytes and back; the only place that pickles
     storage/     4  bytes to revisions: memory, commit, revisions, file/
       files.py   5  the seam to the operating system

@@ -1,6 +1,6 @@
 """A connection binds objects to one snapshot of a database in one transaction.
 
-Load:    attribute of a ghost ─► setstate ─► storage.loadBefore(oid, snapshot) ─► reader
+Load:    see `loading`
 Commit:  attribute set ─► register ─► join ─► tpc_begin ─► commit: writer, store, until nothing
          new is found ─► tpc_vote ─► tpc_finish ─► the view moves on
 
@@ -10,40 +10,30 @@ Commit:  attribute set ─► register ─► join ─► tpc_begin ─► commi
 
 from __future__ import annotations
 
-import enum
-import threading
 import warnings
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any, NoReturn
+from typing import Any
 
 import transaction
-from persistent import Persistent, PickleCache
+from persistent import Persistent
 from transaction.interfaces import IDataManager, ISavepointDataManager, ISynchronizer
 from zope.interface import implementer
 
-from objdb.connection.aging import AccessEpochs
 from objdb.connection.changes import ChangeSet
+from objdb.connection.loading import ObjectLoader, Phase, complete_error
 from objdb.connection.savepoint import Mark, Savepoint, SavepointStore
 from objdb.errors import (
-    ConcurrentUseError,
     ConflictError,
     ConnectionStateError,
-    DeserializationError,
     InvalidObjectReference,
-    ObjdbError,
-    POSKeyError,
-    ReadConflictError,
     ReadOnlyError,
 )
-from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, format_oid, next_tid
+from objdb.ids import NO_TID, Oid, Tid, format_oid, next_tid
 from objdb.interfaces import IConnection
 from objdb.records.broken import class_name
-from objdb.records.reader import ObjectReader
-from objdb.records.references import references
 from objdb.records.writer import ObjectWriter
 
-_STICKY = 2  # the _p_state of an object that C code is working on
 LARGE_RECORD_BYTES = 16 * 1024 * 1024
 
 
@@ -51,17 +41,8 @@ class LargeRecordWarning(UserWarning):
     """An object's state is so large that loading and storing it whole is slow."""
 
 
-class Phase(enum.Enum):
-    """What a connection is doing."""
-
-    CLOSED = "closed"
-    IDLE = "open, nothing changed"
-    JOINED = "open, with uncommitted changes"
-    COMMITTING = "committing"
-
-
 @implementer(IConnection, IDataManager, ISavepointDataManager, ISynchronizer)
-class Connection:
+class Connection(ObjectLoader):
     """Made and pooled by a `DB`; see `DB.open`.
 
     One thread at a time may use a connection and its objects; two at once are noticed at the
@@ -69,19 +50,9 @@ class Connection:
     """
 
     def __init__(self, db: Any, cache_size: int, cache_size_bytes: int) -> None:
-        self._db = db
-        self._storage = db.storage
-        self._load_before: Callable[[Oid, Tid], Any] = self._load_when_closed
-        self._cache = PickleCache(self, cache_size, cache_size_bytes)
-        self._counts_bytes = cache_size_bytes > 0
-        self._reader = ObjectReader(self, self._cache)
-        self._read_state = self._reader.state
+        super().__init__(db, cache_size, cache_size_bytes)
         self._writer = ObjectWriter(self, db.storage.new_oid)
-        self._epochs = AccessEpochs(self, self._cache)
-        self._phase = Phase.CLOSED
         self._snapshot: Tid = NO_TID
-        self._before: Tid = NO_TID
-        self._user: int | None = None  # the thread that is loading just now
         self._owner: int | None = None  # the thread whose transactions we join, if bound to one
         self._reset_transaction()
         self.transaction_manager: Any = None
@@ -89,42 +60,15 @@ class Connection:
         # stay with this one, since the objects in its cache refer to theirs.
         self._companions: dict[str, Connection] = {self._db.database_name: self}
         self.token = object()  # names this connection in the invalidation log
-        self._refused: list[Any] = []  # objects that hold a change which was refused
-        self.load_count = 0
         self.store_count = 0
 
     def _reset_transaction(self) -> None:
         self._changes = ChangeSet()
-        self._savepoints: SavepointStore | None = None
+        self._savepoints = None
         self._metadata: Any = None
         self._stored: dict[Oid, Persistent | None] = {}
         self._resolved: list[Oid] = []
         self._must_be_current: dict[Oid, Tid] = {}
-
-    # -- reaching objects
-
-    def root(self) -> Any:
-        """Return the root object, a `PersistentMapping`: what is reachable from it is stored."""
-        return self.get(ROOT_OID)
-
-    def get(self, oid: Oid) -> Any:
-        """Return the object with this oid (8 bytes); `POSKeyError` if there is none."""
-        if self._phase is Phase.CLOSED:
-            raise self._closed()
-        if self._refused:
-            self._drop_refused()
-        obj = self._cache.get(oid)
-        if obj is None:
-            obj = self._changes.added.get(oid)
-        if obj is None:
-            if not isinstance(oid, bytes) or len(oid) != 8:
-                raise POSKeyError(f"{oid!r} is no oid: those are 8 bytes")
-            record = self._load(oid)
-            # Loading may have met the object by another way.
-            obj = self._cache.get(oid) or self._reader.ghost(oid, record)
-        return obj
-
-    __getitem__ = get
 
     def add(self, obj: Any) -> None:
         """Give *obj* an oid now, and store it with this transaction, reachable or not.
@@ -148,10 +92,6 @@ class Connection:
         obj._p_oid = oid
         self._changes.add(obj)
 
-    def db(self) -> Any:
-        """Return the database."""
-        return self._db
-
     def get_connection(self, name: str) -> Connection:
         """Return the connection to another database of the same group, in the same transaction.
 
@@ -168,83 +108,6 @@ class Connection:
     def isReadOnly(self) -> bool:
         """Whether objects cannot be changed through this connection."""
         return bool(self._storage.isReadOnly())
-
-    # -- load
-
-    def setstate(self, obj: Any) -> None:
-        """Load the state of the ghost *obj* (called when it is first touched).
-
-        Raises `POSKeyError`, `ReadConflictError`, `DeserializationError`, or
-        `ConnectionStateError` after the connection was closed.
-        """
-        user, thread = self._user, get_ident()
-        if user is not None and user != thread:
-            raise self._concurrent_use()
-        self._user = thread
-        oid = obj._p_oid
-        try:
-            found = None if self._savepoints is None else self._load_saved(oid)
-            record, tid, _ = found or self._load_before(oid, self._before) or self._is_gone(oid)
-            obj.__setstate__(self._read_state(type(obj), record))
-            obj._p_serial = tid
-            if self._counts_bytes:
-                self._note_size(oid, obj, len(record))
-            self.load_count += 1
-        except POSKeyError as error:
-            if error.oid == oid and error.referrer is None:
-                error.referrer = self._find_referrer(oid)
-            raise
-        except ObjdbError as error:
-            _complete(error, oid, type(obj))
-            raise
-        except OSError:
-            raise
-        except Exception as error:
-            raise DeserializationError(
-                f"object {format_oid(oid)}: {class_name(type(obj))}.__setstate__ does not take "
-                f"the stored state: {type(error).__name__}: {error}",
-                oid=oid, class_name=class_name(type(obj)),
-            ) from error
-        finally:
-            self._user = user
-
-    def _load_saved(self, oid: Oid) -> tuple[bytes, Tid, None] | None:
-        """Return what a savepoint has put away for *oid*, if anything."""
-        if self._savepoints is None or oid not in self._savepoints:
-            return None
-        return *self._savepoints.load(oid), None
-
-    def _load(self, oid: Oid) -> bytes:
-        """Return the record of *oid* as this transaction sees it."""
-        found = self._load_saved(oid) or self._load_before(oid, self._before)
-        if found is None:
-            raise POSKeyError(oid, database=self._db.name)
-        return found[0]
-
-    def _is_gone(self, oid: Oid) -> NoReturn:
-        raise ReadConflictError(
-            f"object {format_oid(oid)} has no revision as old as this transaction's view any "
-            "more. Abort and try the transaction again", oid=oid,
-        )
-
-    def _load_when_closed(self, oid: Oid, before: Tid) -> NoReturn:
-        raise self._closed()
-
-    def oldstate(self, obj: Any, tid: Tid) -> Any:
-        """Return the state *obj* had in the revision *tid*; `POSKeyError` if there is none."""
-        return self._reader.state(type(obj), self._storage.loadSerial(obj._p_oid, tid))
-
-    def _find_referrer(self, oid: Oid) -> Oid | None:
-        """Return the oid of a loaded object that refers to *oid*, the last used one first."""
-        for referrer, obj in reversed(self._cache.lru_items()):
-            if self._epochs.is_marker(obj) or obj._p_serial == NO_TID:
-                continue
-            try:
-                if oid in references(self._load(referrer)):
-                    return bytes(referrer)
-            except ObjdbError:  # it cannot say; the error at hand is the one to raise
-                continue
-        return None
 
     # -- change
 
@@ -263,24 +126,6 @@ class Connection:
             self._refuse(obj)
             raise
         self._changes.register(obj)
-
-    def _refuse(self, obj: Any) -> None:
-        """Take back a change that was refused: mappings, lists and trees report a change when
-        they have made it. A tree is in use at this moment, and is dropped at the next one."""
-        if obj._p_state == _STICKY:
-            self._refused.append(obj)
-        else:
-            obj._p_invalidate()
-
-    def _drop_refused(self, changing: Any = None) -> None:
-        if any(obj is changing for obj in self._refused):
-            raise ConnectionStateError(
-                f"object {format_oid(changing._p_oid)} holds a change that was refused. Abort "
-                "the transaction first"
-            )
-        for obj in self._refused:
-            obj._p_invalidate()
-        self._refused.clear()
 
     def _require_usable(self) -> None:
         if self._phase is Phase.CLOSED:
@@ -344,11 +189,6 @@ class Connection:
                 raise
         self._changes.clear_pending()
 
-    def _note_size(self, oid: Oid, obj: Any, size: int) -> None:
-        """Tell the cache, whose size in bytes is limited, how large an object's record is."""
-        self._cache.update_object_size_estimation(oid, size)
-        obj._p_estimated_size = size
-
     # -- commit: the connection as a resource of its transaction
 
     def sortKey(self) -> str:
@@ -382,7 +222,7 @@ class Connection:
             self._resolved = self._storage.tpc_vote(self._metadata) or []
         except ConflictError as error:
             if error.class_name is None and (obj := self._cache.get(error.oid)) is not None:
-                _complete(error, error.oid, type(obj))
+                complete_error(error, error.oid, type(obj))
             self._db.count_conflict(error)
             raise
 
@@ -511,50 +351,6 @@ class Connection:
             self._before = next_tid(last)
         self._epochs.advance()
 
-    # -- the cache
-
-    def cacheMinimize(self, age: float = 0) -> None:
-        """Make ghosts of all loaded, unchanged objects that were not used for *age* seconds."""
-        self._reader.forget()
-        if age:
-            self.cacheFullSweep(age)
-        else:
-            self._cache.minimize()
-
-    def cacheFullSweep(self, age: float | None = None) -> None:
-        """Make ghosts of the loaded, unchanged objects that were not used for *age* seconds
-        (default: the database's `cache_deactivate_after`)."""
-        for obj in self._epochs.idle_for(self._db.cache_deactivate_after if age is None else age):
-            obj._p_deactivate()
-
-    def cacheGC(self) -> None:
-        """Bring the cache down to its target size, least recently used objects first."""
-        self._cache.incrgc()
-
-    def cached_objects(self) -> list[Persistent]:
-        """Return the loaded objects, least recently used first."""
-        items = self._cache.lru_items()
-        return [obj for _, obj in items if not self._epochs.is_marker(obj)]
-
-    def set_cache_limits(self, size: int, size_bytes: int) -> None:
-        """Change the target: *size* objects, *size_bytes* bytes of their records (0: no limit)."""
-        self._cache.cache_size = size
-        self._cache.cache_size_bytes = size_bytes
-        self._counts_bytes = size_bytes > 0
-
-    def record_size(self, oid: Oid) -> int:
-        """Return the size of an object's record, in bytes."""
-        return len(self._load(oid))
-
-    def estimated_bytes(self) -> int:
-        """Return the size of the records the loaded objects came from: counted while the cache
-        has a limit in bytes, else 0."""
-        return int(self._cache.total_estimated_size)
-
-    def ghost_count(self) -> int:
-        """Return the number of ghosts in the cache."""
-        return len(self._cache) - int(self._cache.ringlen())
-
     # -- opening and closing
 
     def open(self, transaction_manager: Any) -> None:
@@ -606,33 +402,8 @@ class Connection:
             self.transaction_manager.abort()
         self.close()
 
-    def _closed(self) -> ConnectionStateError:
-        return ConnectionStateError(
-            "an object of a closed connection was used. Open a connection, and reach the object "
-            "from its root()"
-        )
-
-    def _concurrent_use(self) -> ConcurrentUseError:
-        return ConcurrentUseError(
-            f"thread {threading.current_thread().name!r} used {self!r}, which another thread is "
-            "using. Open a connection per thread (db.open() in each)"
-        )
-
     def __repr__(self) -> str:
         return f"<Connection to {self._db.name}, {self._phase.value}>"
-
-
-def _complete(error: Any, oid: Oid | None, cls: type) -> None:
-    """Add to an error which object it was about."""
-    if getattr(error, "oid", oid) is None:
-        error.oid = oid
-        error.args = (f"object {format_oid(oid)}: {error}",)
-    if getattr(error, "class_name", "") is None:
-        error.class_name = class_name(cls)
-        if isinstance(error, ConflictError):
-            error.args = (str(error).replace(
-                f"object {format_oid(oid)} ", f"object {format_oid(oid)} ({error.class_name}) ", 1
-            ),)
 
 
 def _warn_large(obj: Any, record: bytes) -> None:

@@ -1,2 +1,2 @@
 """A storage in one file, in ZODB's format; reading order: `format`, `log`, `index`, `recovery`,
-`durability`, `storage`."""
+`opening`, `durability`, `storage`, `checking`."""

@@ -1,6 +1,6 @@
 """Opening a log: find its end, bring the index up to date, and deal with what a crash left.
 
-    magic ─► is the index's checkpoint one of this log? ─► replay the log from there (or all)
+    is the index's checkpoint one of this log? ─► replay the log from there (or all)
 
 The replay ends at the first place that is not a committed transaction:
 
@@ -19,9 +19,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from objdb.errors import CorruptedDataError, FileFormatError, NeedsMigrationError
+from objdb.errors import CorruptedDataError
 from objdb.ids import NO_TID, Oid, Tid, format_tid
-from objdb.storage.file.format import MAGIC, NUMBER, PYTHON_TWO_MAGIC, START, TRANSACTION, VOTED
+from objdb.storage.file.format import NUMBER, START, TRANSACTION, VOTED
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import Header, Log
 from objdb.storage.files import Files
@@ -41,25 +41,6 @@ class LogState:
     max_oid: int = 0
     objects: int = 0
     replayed: int = 0  # records
-
-
-def check_magic(log: Log) -> None:
-    """Raise `FileFormatError`, or `NeedsMigrationError`, unless the file is one of ours."""
-    path, magic = log.file.path, log.file.read_at(START, 0)
-    if magic == MAGIC:
-        return
-    if magic == PYTHON_TWO_MAGIC:
-        raise NeedsMigrationError(
-            f"{path} was written by ZODB under Python 2 (it begins with {magic!r}). Convert it "
-            "with zodbupdate --convert-py3 under ZODB; the converted file opens here", path=path,
-        )
-    if not magic:
-        raise FileFormatError(
-            f"{path} is empty, so it is no database. Remove it to let a new one be made", path=path
-        )
-    raise FileFormatError(
-        f"{path} is no database file: it begins with {magic!r} instead of {MAGIC!r}", path=path
-    )
 
 
 def open_log(log: Log, index: Index) -> LogState:

@@ -11,9 +11,7 @@ of a group commit alone changes index entries, `_published`, `_last_tid` and the
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -22,10 +20,8 @@ from zope.interface import implementer
 
 from objdb.errors import (
     CorruptedDataError,
-    FileFormatError,
     POSKeyError,
     StorageFailedError,
-    StorageLockedError,
     StorageWriteError,
     UsageError,
 )
@@ -40,12 +36,12 @@ from objdb.interfaces import (
 from objdb.storage.commit import Staged, TransactionMetaData, loads_extension
 from objdb.storage.file.checking import check_structure
 from objdb.storage.file.durability import GroupCommit, Ticket
-from objdb.storage.file.format import MAGIC, RECORD, START, visible_extension, without_integrity
+from objdb.storage.file.format import RECORD, START, visible_extension, without_integrity
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import Header, Log, Record, Written
+from objdb.storage.file.opening import create_file, require_openable, take_lock
 from objdb.storage.file.recovery import (
     LogState,
-    check_magic,
     cut_tail,
     next_transaction,
     open_log,
@@ -96,8 +92,8 @@ class FileStorage(RevisionStorage):
         self._checkpoint_records = checkpoint_records
         self._failed: str | None = None
         self._db: Any = None
-        self._require_openable(path, create=create and not read_only)
-        self._lock: Lock | None = None if read_only else self._take_lock()
+        require_openable(self._files, path, create=create and not read_only)
+        self._lock: Lock | None = None if read_only else take_lock(self._files, path)
         try:
             self._open(path, create and not read_only)
         except BaseException:
@@ -109,42 +105,10 @@ class FileStorage(RevisionStorage):
 
     # -- opening
 
-    def _require_openable(self, path: str, *, create: bool) -> None:
-        """Raise what is wrong with the path before anything is made beside it."""
-        files = self._files
-        if files.is_directory(path):
-            raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
-        if files.exists(path) or not create:
-            file = files.open(path, "r")
-            try:
-                check_magic(Log(file))
-            finally:
-                file.close()
-        elif os.path.dirname(path) and not files.exists(os.path.dirname(path)):
-            raise FileNotFoundError(
-                errno.ENOENT, "the folder of the database does not exist", os.path.dirname(path)
-            )
-
-    def _take_lock(self) -> Lock:
-        host = socket.gethostname()
-        lock = self._files.lock(self._name + ".lock", f"{os.getpid()};{host}")
-        if not isinstance(lock, str):
-            return lock
-        pid_text, _, owner_host = lock.strip().partition(";")
-        pid = int(pid_text) if pid_text.strip().isdigit() else None
-        owner = f"process {pid_text.strip()}" + (f" on {owner_host}" if owner_host else "")
-        if pid == os.getpid():
-            owner = f"this process ({pid})"
-        raise StorageLockedError(
-            f"{self._name} is open for writing in {owner}. Close it there, or open it here with "
-            "read_only=True",
-            path=self._name, pid=pid, host=owner_host or None,
-        )
-
     def _open(self, path: str, create: bool) -> None:
         files, read_only = self._files, self._is_read_only
         if create and not files.exists(path):
-            _create(files, path)
+            create_file(files, path)
         self._file = files.open(path, "r" if read_only else "w")
         self._log = Log(self._file)
         self._read_at = self._file.read_at
@@ -519,16 +483,3 @@ class _Records:
                 record.oid, record.tid, self._log.data(record),
                 data_txn=None if target is None else target.tid,
             )
-
-
-def _create(files: Files, path: str) -> None:
-    """Make an empty database, all at once."""
-    temporary = path + ".new"
-    file = files.open(temporary, "c")
-    try:
-        file.truncate(0)
-        file.write_at(MAGIC, 0)
-        file.sync()
-    finally:
-        file.close()
-    files.rename(temporary, path)

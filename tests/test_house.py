@@ -1,0 +1,159 @@
+"""The house as the map in objdb/__init__.py draws it: which way imports go, and how large rooms
+may be."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import objdb
+from objdb import interfaces
+
+ROOT = Path(objdb.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+
+LEAVES = {"ids", "errors", "interfaces"}
+# Which parts of objdb each part may import, itself aside.
+ALLOWED = {
+    "ids": set(),
+    "version": set(),
+    "errors": {"ids"},
+    "interfaces": set(),
+    "records": LEAVES,
+    "storage": LEAVES,
+    "connection": LEAVES | {"records"},
+    "database": LEAVES | {"connection", "records", "storage"},
+    "check": LEAVES | {"records", "storage", "database"},
+    "testing": LEAVES | {"storage"},
+    "__init__": LEAVES | {"connection", "database", "storage", "version"},
+}
+# Names that are camelCase and in no interface, with where they come from.
+CAMEL_CASE = {
+    # persistence and transactions: what `persistent` and `transaction` call
+    "newTransaction", "beforeCompletion", "afterCompletion", "readCurrent", "registerSynch",
+    "unregisterSynch", "supportsTransactionalUndo",
+    # ZODB's cache functions
+    "setCacheSize", "getCacheSize", "setCacheSizeBytes", "getCacheSizeBytes",
+    "setCacheDeactivateAfter", "cacheFullSweep", "cacheMinimize", "cacheSize", "cacheDetail",
+    "cacheDetailSize", "cacheExtremeDetail", "cacheGC", "setPoolSize", "getPoolSize",
+    "invalidateCache",
+}
+
+
+def part_of(path: Path) -> str:
+    """The part of the house a module is in."""
+    relative = path.relative_to(ROOT)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
+    """The objdb modules a module imports; with *top_level*, only when it is itself imported."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("objdb"):
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names if name.name.startswith("objdb")}
+    return {name for name in found if name}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    """A module imports only from the parts that its part may know."""
+    part = part_of(path)
+    for name in imports_of(path):
+        other = name.split(".")[1] if "." in name else "__init__"
+        assert other == part or other in ALLOWED[part], f"{path} imports {name}"
+
+
+def test_no_cycles() -> None:
+    """No module imports itself, by whatever way round."""
+    graph = {}
+    for path in MODULES:
+        name = ".".join(("objdb", *path.relative_to(ROOT).with_suffix("").parts))
+        graph[name.removesuffix(".__init__")] = imports_of(path, top_level=True)
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"cycle: {' → '.join((*above, name))}"
+        for other in graph.get(name, ()):
+            visit(other, (*above, name))
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms_are_small(path: Path) -> None:
+    """Modules have at most 500 lines (the conformance suite is one list), functions at most 70,
+    and no except without a type."""
+    text = path.read_text()
+    if path.name != "conformance.py":
+        assert len(text.splitlines()) <= 500
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 70, node.name
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_public_things_say_what_they_are(path: Path) -> None:
+    """Every module, and every public class and function in it, has a docstring; methods that a
+    file, lock or file system interface describes say it there."""
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), path
+    is_seam = path.name in ("files.py", "faults.py")
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name.startswith("_"):
+            continue
+        assert ast.get_docstring(node), node.name
+        for method in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+                assert is_seam or ast.get_docstring(method), f"{node.name}.{method.name}"
+
+
+def test_the_facade() -> None:
+    """Everything in __all__ is there, once, and the package says that it is typed."""
+    assert len(set(objdb.__all__)) == len(objdb.__all__)
+    assert all(hasattr(objdb, name) for name in objdb.__all__)
+    assert (ROOT / "py.typed").exists()
+
+
+def test_camel_case_names_are_the_fields() -> None:
+    """A public name in camelCase is one of ZODB's, by interface or by the list."""
+    known = set(CAMEL_CASE)
+    for interface in vars(interfaces).values():
+        if isinstance(interface, type(interfaces.IStorage)):
+            known |= set(interface)
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                is_camel = node.name != node.name.lower() and "_" not in node.name
+                assert not is_camel or node.name in known, f"{path.name}: {node.name}"
+
+
+def test_import_is_light() -> None:
+    """`import objdb` loads neither the command line's libraries nor ZODB."""
+    script = "import objdb, sys; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+    for name in ("click", "rich", "ZODB", "pytest", "hypothesis"):
+        assert repr(name) not in loaded
+
+
+def test_interfaces_are_described() -> None:
+    """Every method of every interface says what it does."""
+    for interface in vars(interfaces).values():
+        if isinstance(interface, type(interfaces.IStorage)) and interface.__module__ == (
+            interfaces.__name__
+        ):
+            assert inspect.getdoc(interface) or interface.__doc__
+            for name in interface:
+                assert interface[name].__doc__, f"{interface.__name__}.{name}"
