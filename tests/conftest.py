@@ -15,7 +15,6 @@ import transaction
 import objdb
 from objdb.check import check
 
-
 SKIPS = Path(__file__).parent / "skips.txt"
 _skipped: set[str] = set()
 
