@@ -54,8 +54,9 @@ class AccessEpochs:
     def idle_for(self, age: float) -> list[Persistent]:
         """Return the loaded objects not used for *age* seconds, longest idle first.
 
-        An object counts as used in the whole epoch it was used in, so it may be idle for up to a
-        second longer than what is returned says.
+        An object counts as used until the end of the epoch it was used in. Epochs end when a
+        transaction begins, at least a second after the one before; so an object may have been
+        idle for longer, by as much, than is known here.
         """
         limit = self.clock() - age
         old = {oid for set_at, oid in self._markers if set_at <= limit}

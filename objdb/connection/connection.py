@@ -53,6 +53,7 @@ class Connection(ObjectLoader):
         super().__init__(db, cache_size, cache_size_bytes)
         self._writer = ObjectWriter(self, db.storage.new_oid)
         self._snapshot: Tid = NO_TID
+        self._generation = db.invalidations.generation
         self._owner: int | None = None  # the thread whose transactions we join, if bound to one
         self._reset_transaction()
         self.transaction_manager: Any = None
@@ -63,6 +64,7 @@ class Connection(ObjectLoader):
         self.store_count = 0
 
     def _reset_transaction(self) -> None:
+        self._transaction: Any = None  # the one this connection has joined
         self._changes = ChangeSet()
         self._savepoints = None
         self._metadata: Any = None
@@ -149,7 +151,8 @@ class Connection(ObjectLoader):
                 raise ReadOnlyError(
                     f"{self._db.name} is open for reading only: its objects cannot be changed"
                 )
-            self.transaction_manager.get().join(self)
+            self._transaction = self.transaction_manager.get()
+            self._transaction.join(self)
             self._phase = Phase.JOINED
 
     def _write_changes(self, store: Callable[[Oid, Tid, bytes, str, Any], object]) -> None:
@@ -247,12 +250,17 @@ class Connection(ObjectLoader):
 
     def tpc_abort(self, txn: Any) -> None:
         """Take everything back, in the storage and in memory."""
-        if self._metadata is not None:
+        if txn is self._transaction and self._metadata is not None:
             self._storage.tpc_abort(self._metadata)
         self.abort(txn)
 
     def abort(self, txn: Any) -> None:
-        """Drop all changes: changed objects become ghosts, new ones are unsaved again."""
+        """Drop all changes: changed objects become ghosts, new ones are unsaved again.
+
+        Ignored for a transaction that this connection is not in (any more).
+        """
+        if txn is not self._transaction:
+            return
         changes = self._changes
         for oid in changes.created_since(0):
             self._uncreate(oid)
@@ -341,9 +349,11 @@ class Connection(ObjectLoader):
         if self._refused:
             self._drop_refused()
         last = self._db.current_tid()
-        if last != self._snapshot:
-            oids = self._db.invalidations.between(self._snapshot, last, self.token)
-            if oids is None:
+        log = self._db.invalidations
+        if last != self._snapshot or log.generation != self._generation:
+            oids = log.between(self._snapshot, last, self.token)
+            if oids is None or log.generation != self._generation:
+                self._generation = log.generation
                 self._cache.invalidate([oid for oid, _ in self._cache.lru_items()])
             elif oids:
                 self._cache.invalidate(oids)
@@ -359,10 +369,10 @@ class Connection(ObjectLoader):
             companion._open(transaction_manager or transaction.manager)
 
     def _open(self, transaction_manager: Any) -> None:
-        self.transaction_manager = transaction_manager
-        is_thread_bound = isinstance(
-            self.transaction_manager, transaction.ThreadTransactionManager
-        )
+        is_thread_bound = isinstance(transaction_manager, transaction.ThreadTransactionManager)
+        # The thread's own manager: another thread may close this connection.
+        manager = transaction_manager.manager if is_thread_bound else transaction_manager
+        self.transaction_manager = manager
         self._owner = get_ident() if is_thread_bound else None
         self._phase = Phase.IDLE
         self._load_before = self._storage.loadBefore

@@ -78,12 +78,12 @@ class ObjectLoader:
             raise self._closed()
         if self._refused:
             self._drop_refused()
+        if type(oid) is not bytes or len(oid) != 8:
+            raise POSKeyError(f"{oid!r} is no oid: those are 8 bytes")
         obj = self._cache.get(oid)
         if obj is None:
             obj = self._changes.added.get(oid)
         if obj is None:
-            if not isinstance(oid, bytes) or len(oid) != 8:
-                raise POSKeyError(f"{oid!r} is no oid: those are 8 bytes")
             record = self._load(oid)
             # Loading may have met the object by another way.
             obj = self._cache.get(oid)

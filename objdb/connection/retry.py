@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import transaction
-from transaction.interfaces import TransientError
+from transaction.interfaces import NoTransaction, TransientError
 
 from objdb.connection.connection import Connection
 
@@ -40,7 +40,7 @@ class Attempt:
 
     def __enter__(self) -> Connection:
         self._manager = transaction.TransactionManager(explicit=True)
-        txn = self._manager.begin()
+        self._transaction = txn = self._manager.begin()
         if self._before is not None:
             txn.user, txn.description, extension = self._before.metadata
             txn.extension.update(extension)
@@ -55,11 +55,12 @@ class Attempt:
         return connection
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
-        txn = self._manager.get()
-        self.metadata = txn.user, txn.description, dict(txn.extension)
+        txn = self._transaction
+        # A transaction that the block ended has no extension any more.
+        self.metadata = txn.user, txn.description, dict(txn.extension or {})
         try:
             if kind is None:
-                self._manager.commit()
+                self._commit()
                 self.succeeded = True
                 return False
         except TransientError:
@@ -68,9 +69,23 @@ class Attempt:
             return True
         finally:
             if not self.succeeded:
-                self._manager.abort()
+                self._abort()
             self._connection.close()
         return isinstance(error, TransientError) and not self._is_last
+
+    def _commit(self) -> None:
+        """Commit the current transaction, which the block may have ended, or replaced."""
+        try:
+            txn = self._manager.get()
+        except NoTransaction:
+            return
+        txn.commit()
+
+    def _abort(self) -> None:
+        try:
+            self._manager.abort()
+        except NoTransaction:
+            return
 
 
 def attempts(db: Any, tries: int, note: str | None = None) -> Iterator[Attempt]:

@@ -65,16 +65,16 @@ class DB:
         self._cache_limits = (
             given.get("cache_size", cache_size), given.get("cache_size_bytes", cache_size_bytes)
         )
-        self._pool = ConnectionPool(
-            given.get("pool_size", pool_size), given.get("pool_wait", pool_wait),
-            self._make_connection,
-        )
-        self._pool.record_stacks = given.get("record_stacks", record_stacks)
         self._for_transaction: dict[int, Connection] = {}
         self._is_closed = False
         self._count_lock = threading.Lock()
         self._conflicts = self._commits = 0
         try:
+            self._pool = ConnectionPool(
+                given.get("pool_size", pool_size), given.get("pool_wait", pool_wait),
+                self._make_connection,
+            )
+            self._pool.record_stacks = given.get("record_stacks", record_stacks)
             self.storage.registerDB(self)
             self._require_root()
         except BaseException:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-from objdb.ids import Oid, Tid, next_tid
+from objdb.ids import Oid, Tid
 
 _MOST_OIDS = 500_000
 
@@ -31,6 +31,7 @@ class InvalidationLog:
         self._entries: tuple[list[Tid], list[tuple[list[Oid], Any]]] = ([], [])
         self._start = start  # everything after this tid is in the log
         self._count = 0
+        self.generation = 0  # grows each time that everything is forgotten
 
     def add(self, tid: Tid, oids: Iterable[Oid], origin: Any = None) -> None:
         """Note that the transaction *tid* changed *oids*, through the connection *origin*."""
@@ -44,12 +45,13 @@ class InvalidationLog:
                 self._shorten()
 
     def forget(self, tid: Tid) -> None:
-        """Forget everything up to *tid*: views at *tid* or before drop their caches when they
-        move on."""
+        """Forget everything up to *tid*: every connection drops its cache when its next
+        transaction begins."""
         with self._lock:
-            self._start = next_tid(tid)
+            self._start = tid
             self._entries = [], []
             self._count = 0
+            self.generation += 1
 
     def _shorten(self) -> None:
         """Forget the older half."""

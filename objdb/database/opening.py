@@ -66,6 +66,11 @@ def open_storage(where: Any) -> tuple[Any, dict[str, Any]]:
     if isinstance(where, os.PathLike):
         return FileStorage(where), {}
     if not isinstance(where, str):
+        if not hasattr(where, "loadBefore"):
+            raise UsageError(
+                f"{where!r} is no storage. Give a storage, a path, a URI, a function that makes a "
+                "storage, or None for one in memory"
+            )
         return where, {}
     scheme, colon, _ = where.partition(":")
     # A single letter is a drive, and what has a separator before the colon is a path.
@@ -75,7 +80,10 @@ def open_storage(where: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _from_uri(uri: str) -> tuple[Any, dict[str, Any]]:
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise UsageError(f"{uri}: {error}") from None
     if parts.scheme not in SCHEMES:
         raise UsageError(
             f"{uri}: there is no storage {parts.scheme!r}; there are {', '.join(SCHEMES)}. "
@@ -83,6 +91,8 @@ def _from_uri(uri: str) -> tuple[Any, dict[str, Any]]:
         )
     if parts.netloc:
         raise UsageError(f"{uri}: a host cannot be given; write file:///absolute/path")
+    if parts.fragment:
+        raise UsageError(f"{uri}: a # in a path is written %23")
     make, own_parameters = SCHEMES[parts.scheme]
     known = own_parameters | DATABASE_PARAMETERS
     values: dict[str, Any] = {}

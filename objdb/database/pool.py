@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from objdb.connection.connection import Connection
-from objdb.errors import PoolTimeoutError, StorageClosedError
+from objdb.errors import PoolTimeoutError, StorageClosedError, UsageError
 
 
 class Holder(NamedTuple):
@@ -38,7 +38,7 @@ class ConnectionPool:
     """
 
     def __init__(self, size: int, wait: float, make: Callable[[], Connection]) -> None:
-        self.size = size
+        self.size = _positive(size)
         self.wait = wait
         self.record_stacks = False
         self._make = make
@@ -91,7 +91,7 @@ class ConnectionPool:
     def resize(self, size: int) -> None:
         """Let *size* connections be out at once."""
         with self._changed:
-            self.size = size
+            self.size = _positive(size)
             del self._free[: max(0, len(self._free) + len(self._out) - size)]
             self._changed.notify_all()
 
@@ -108,3 +108,9 @@ class ConnectionPool:
             self._free.clear()
             self._changed.notify_all()
             return list(self._out)
+
+
+def _positive(size: int) -> int:
+    if size < 1:
+        raise UsageError(f"pool_size is {size}; at least 1 connection must be possible")
+    return size

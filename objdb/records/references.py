@@ -116,8 +116,8 @@ def record_class_name(record: bytes) -> str:
     """Return `module.Class` of the object this record belongs to, or `?` where it is damaged."""
     length = plain_prefix_length(record)
     if length:
-        module, name = record[3:length].split(b"\n")[:2]
-        return f"{module.decode()}.{name.decode()}"
+        module, name = record[3:length].decode("utf-8", "replace").split("\n")[:2]
+        return f"{module}.{name}"
     try:
         cls, _ = class_and_arguments(_Scanner(record).load())
     except Exception:

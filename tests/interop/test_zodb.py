@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +21,11 @@ from ZODB.FileStorage import FileStorage as ZODBFileStorage
 from ZODB.serialize import referencesf
 
 import objdb
-from objdb.check import check
 from objdb.records.references import references
+from tests.campaign.graphs import Graph, in_objdb, in_zodb
 from tests.models import Counter, Custom, Person, Plain, Point
 
 pytestmark = pytest.mark.peer
-
-
-@contextmanager
-def in_zodb(path: Path, **options: Any) -> Iterator[Any]:
-    """A ZODB connection with transactions of its own, committed at the end."""
-    db = ZODB.DB(ZODBFileStorage(str(path), **options))
-    manager = transaction.TransactionManager()
-    connection = db.open(manager)
-    try:
-        yield connection
-        manager.commit()
-    finally:
-        manager.abort()
-        connection.close()
-        db.close()
-
-
-@contextmanager
-def in_objdb(path: Path) -> Iterator[objdb.Connection]:
-    """An objdb connection in a transaction; the file is checked at the end."""
-    with objdb.DB(path) as db:
-        with db.transaction() as connection:
-            yield connection
-        check(db.storage).raise_if_damaged()
 
 
 def fill(root: Any) -> None:
@@ -243,37 +217,6 @@ def test_iterators_agree(tmp_path: Path) -> None:
 
 
 # -- random graphs
-
-
-class Graph:
-    """A model of a graph of persistent nodes, applied to a root and compared with one."""
-
-    def __init__(self, edges: list[tuple[int, int, int]], values: list[Any]) -> None:
-        self.edges = edges
-        self.values = values
-
-    def build(self, root: Any) -> None:
-        nodes: list[Any] = [PersistentMapping() if i % 3 else OOBTree() for i in range(8)]
-        for i, node in enumerate(nodes):
-            node["value"] = self.values[i % len(self.values)]
-        for source, target, kind in self.edges:
-            link = nodes[target]
-            linked = {0: link, 1: [link], 2: WeakRef(link), 3: {"deep": (link, link)}}[kind]
-            nodes[source][f"to {target} by {kind}"] = linked
-        root["nodes"] = nodes[:4] if len(self.edges) % 2 else nodes
-
-    def compare(self, root: Any) -> None:
-        nodes = list(root["nodes"])
-        for i, node in enumerate(nodes):
-            assert node["value"] == self.values[i % len(self.values)]
-        for source, target, kind in self.edges:
-            if source >= len(nodes) or target >= len(nodes):
-                continue
-            found = nodes[source][f"to {target} by {kind}"]
-            unwrap = {
-                0: lambda x: x, 1: lambda x: x[0], 2: lambda x: x(), 3: lambda x: x["deep"][1]
-            }
-            assert unwrap[kind](found) is nodes[target]
 
 
 values = st.recursive(

@@ -1,0 +1,290 @@
+"""Opening a database: by path, URI, storage or callable; what cannot be opened says why."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transaction
+
+import objdb
+from objdb.errors import ReadOnlyError, StorageClosedError, StorageLockedError, UsageError
+from objdb.interfaces import IConnection, IDatabase
+from objdb.storage.commit import TransactionMetaData
+from tests.conftest import Databases
+from tests.models import Person
+from tests.records.handmade import put, record
+
+
+def fill(db: objdb.DB) -> None:
+    with db.transaction() as connection:
+        connection.root()["p"] = Person("p")
+
+
+def test_a_path(tmp_path: Path) -> None:
+    """A path as text or as a Path opens, or makes, a file."""
+    path = tmp_path / "data.fs"
+    with objdb.DB(str(path)) as db:
+        fill(db)
+        assert isinstance(db.storage, objdb.FileStorage)
+        assert db.name == str(path)
+    with objdb.DB(path) as db, db.transaction() as connection:
+        assert connection.root()["p"].name == "p"
+    with objdb.open(path) as db:
+        assert isinstance(db, objdb.DB)
+
+
+@pytest.mark.parametrize("name", ["with:colon.fs", "spaces and ümlauts %41.fs", "a?b=c#d.fs"])
+def test_odd_paths(tmp_path: Path, name: str) -> None:
+    """A path with a directory is taken literally, whatever characters are in it."""
+    path = tmp_path / name
+    with objdb.DB(str(path)) as db:
+        fill(db)
+    assert path.exists()
+
+
+def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain file name is a file of the working directory, as path and in a URI."""
+    monkeypatch.chdir(tmp_path)
+    for where in ("data.fs", "file:data.fs", "file:./data.fs", f"file://{tmp_path}/data.fs"):
+        with objdb.DB(where) as db:
+            fill(db)
+    assert sorted(os.listdir(tmp_path)) == ["data.fs", "data.fs.lock", "data.fs.oidx"]
+
+
+def test_memory() -> None:
+    """None and memory: make a new database in memory each time; a name can be given."""
+    for where in (None, "memory:", "memory:scratch"):
+        with objdb.DB(where) as db:
+            assert isinstance(db.storage, objdb.MappingStorage)
+            assert len(db.storage) == 1
+            fill(db)
+            assert db.name == ("scratch" if where == "memory:scratch" else "MappingStorage")
+
+
+def test_a_storage_and_a_callable(tmp_path: Path) -> None:
+    """A storage is used as it is; a callable is called to make one."""
+    storage = objdb.FileStorage(tmp_path / "data.fs")
+    with objdb.DB(storage) as db:
+        assert db.storage is storage
+        fill(db)
+    with objdb.DB(lambda: objdb.FileStorage(tmp_path / "data.fs", read_only=True)) as db:
+        assert db.storage.isReadOnly()
+    with objdb.DB(objdb.MappingStorage) as db:
+        fill(db)
+
+
+def test_parameters_in_a_uri(tmp_path: Path) -> None:
+    """A URI's query sets the storage's and the database's parameters, each in its own kind."""
+    uri = (
+        f"file:{tmp_path}/my%20data.fs?durability=os&preallocate_bytes=0&checkpoint_records=3"
+        "&create=yes&pool_size=3&pool_wait=0.5&cache_size=12&cache_size_bytes=3000"
+        "&cache_deactivate_after=1.5&database_name=mine&record_stacks=true"
+    )
+    with objdb.DB(uri) as db:
+        fill(db)
+        assert (tmp_path / "my data.fs").stat().st_size == db.storage.getSize()
+        assert (db.getPoolSize(), db.getCacheSize(), db.getCacheSizeBytes()) == (3, 12, 3000)
+        assert db.cache_deactivate_after == 1.5
+        assert db.database_name == "mine" and db.databases == {"mine": db}
+    with (
+        objdb.DB(f"file:{tmp_path}/my%20data.fs?read_only=1") as db,
+        pytest.raises(ReadOnlyError), db.transaction() as connection,
+    ):
+        connection.root()["q"] = 1
+
+
+WRONG = {
+    "scheme": ("nosuch:data.fs", r"'nosuch'.*file, memory"),
+    "scheme of the web": ("http://example.org/data.fs", "'http'"),
+    "no scheme": ("1a:data.fs", "file, memory"),
+    "parameter": ("file:{}/data.fs?pool_sise=3", r"'pool_sise'.*pool_size"),
+    "parameter of another scheme": ("memory:?durability=os", r"'durability'.*pool_size"),
+    "number": ("file:{}/data.fs?pool_size=seven", r"pool_size cannot be 'seven'"),
+    "empty number": ("file:{}/data.fs?pool_size=", r"pool_size cannot be ''"),
+    "fraction": ("file:{}/data.fs?cache_size=1.5", r"cache_size cannot be '1.5'"),
+    "truth value": ("file:{}/data.fs?read_only=maybe", r"read_only cannot be 'maybe'"),
+    "durability": ("file:{}/data.fs?durability=some", r"'some'.*sync or os"),
+    "host": ("file://host{}/data.fs", "host"),
+    "user": ("file://user@{}/data.fs", "host"),
+    "broken host": ("file://[half{}/data.fs", "file:"),
+    "no path": ("file:", "path"),
+    "fragment": ("file:{}/data.fs#part", "part"),
+    "pool of nothing": ("memory:?pool_size=0", "pool_size"),
+    "negative pool": ("memory:?pool_size=-1", "pool_size"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_uris(tmp_path: Path, kind: str) -> None:
+    """A URI that makes no sense says what is wrong, and what there is; nothing is made."""
+    uri, message = WRONG[kind]
+    with pytest.raises(UsageError, match=message):
+        objdb.DB(uri.format(tmp_path)).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", [42, b"data.fs", ["data.fs"], object()])
+def test_what_is_no_storage(where: Any) -> None:
+    """What is neither path, URI, storage nor callable is refused with an error that says so."""
+    with pytest.raises((UsageError, TypeError)):
+        objdb.DB(where)
+
+
+def test_a_storage_that_cannot_be_opened(tmp_path: Path) -> None:
+    """Errors of the storage come through, and the file is free again."""
+    path = tmp_path / "data.fs"
+    with objdb.DB(path), pytest.raises(StorageLockedError):
+        objdb.DB(path)
+    objdb.DB(path).close()
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_a_closed_storage(tmp_path: Path, kind: str) -> None:
+    """A database over a storage that was closed is refused."""
+    with objdb.DB(None if kind == "memory" else tmp_path / "data.fs") as db:
+        fill(db)
+    with pytest.raises(StorageClosedError):
+        objdb.DB(db.storage)
+
+
+def test_no_root_object(tmp_path: Path) -> None:
+    """A storage with objects and no root object is not given a new root: it is damaged, or
+    something else's."""
+    path = tmp_path / "data.fs"
+    with objdb.FileStorage(path) as storage:
+        put(storage, 5, record(Person, {"name": "p"}))
+    with pytest.raises(objdb.POSKeyError, match=r"no root object"):
+        objdb.DB(path)
+    with objdb.FileStorage(path) as storage:  # it is not locked any more, and unchanged
+        assert len(storage) == 1
+
+
+def test_a_root_that_is_damaged() -> None:
+    """A root record that cannot be read does not keep the database from opening; root() says
+    what is wrong."""
+    storage = objdb.MappingStorage()
+    put(storage, 0, b"garbage")
+    with (
+        objdb.DB(storage) as db, db.open() as connection,
+        pytest.raises(objdb.DeserializationError),
+    ):
+        connection.root()
+
+
+def test_a_damaged_file(tmp_path: Path) -> None:
+    """A file damaged where the root is gives an error with its position, at opening or when the
+    root is read; other objects can be read."""
+    path = tmp_path / "data.fs"
+    with objdb.DB(path) as db:
+        fill(db)
+        fill(db)
+        oid = bytes(7) + b"\1"
+    content = bytearray(path.read_bytes())
+    position = content.rindex(b"PersistentMapping")
+    content[position : position + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+    with objdb.DB(path) as db, db.open() as connection:
+        assert connection.get(oid).name == "p"
+        with pytest.raises((objdb.DeserializationError, objdb.CorruptedDataError)):
+            connection.root()
+        with pytest.raises(objdb.CorruptedDataError) as caught:
+            list(db.storage.iterator())
+        assert caught.value.position is not None
+
+
+def test_a_read_only_database(tmp_path: Path) -> None:
+    """A read-only database is read; changing an object of it raises, and leaves it as it was."""
+    path = tmp_path / "data.fs"
+    with objdb.DB(path) as db:
+        fill(db)
+    with objdb.DB(objdb.FileStorage(path, read_only=True)) as db, db.open() as connection:
+        assert connection.isReadOnly()
+        person = connection.root()["p"]
+        with pytest.raises(ReadOnlyError):
+            person.name = "changed"
+        with pytest.raises(ReadOnlyError):
+            connection.add(Person("new"))
+        assert person.name == "p"
+        transaction.commit()
+
+
+def test_a_read_only_view_follows_the_writer(tmp_path: Path) -> None:
+    """A read-only database sees what another opener commits, from its next transaction on."""
+    path = tmp_path / "data.fs"
+    with objdb.DB(path) as writer:
+        fill(writer)
+        with (
+            objdb.DB(objdb.FileStorage(path, read_only=True)) as reader,
+            reader.open(transaction_manager=transaction.TransactionManager()) as connection,
+        ):
+            assert connection.root()["p"].name == "p"
+            for name in ("second", "third"):
+                with writer.transaction() as other:
+                    other.root()["p"].name = name
+                    other.root()[name] = Person(name)
+                before = connection.root()["p"].name
+                assert before != name and name not in connection.root()
+                connection.sync()
+                assert connection.root()["p"].name == name
+                assert connection.root()[name].name == name
+
+
+def test_a_new_database_has_a_root(db: objdb.DB) -> None:
+    """A new database has one object, an empty PersistentMapping with oid 0, and one
+    transaction."""
+    with db.transaction() as connection:
+        root = connection.root()
+        assert type(root) is objdb.PersistentMapping
+        assert (root._p_oid, dict(root)) == (bytes(8), {})
+    (only,) = db.storage.iterator()
+    assert only.description == b"initial database creation"
+
+
+def test_groups(databases: Databases) -> None:
+    """Databases that share a dict are in it by name until they close; a name is given once."""
+    group: dict[str, Any] = {}
+    one = databases.open(None, databases=group, database_name="one")
+    with pytest.raises(UsageError, match="'one'"):
+        databases.open(None, databases=group, database_name="one")
+    with pytest.raises(UsageError, match="'one'"):
+        databases.open("memory:?database_name=one", databases=group)
+    two = databases.open("memory:?database_name=two", databases=group)
+    assert group == {"one": one, "two": two}
+    two.close()
+    assert group == {"one": one}
+    with one.open() as connection:
+        with pytest.raises(UsageError, match=r"'two'.*'one'"):
+            connection.get_connection("two")
+        assert connection.get_connection("one") is connection
+
+
+def test_interfaces_are_kept(databases: Databases) -> None:
+    """Database and connection provide what their interfaces declare."""
+    from zope.interface.verify import verifyObject
+
+    db = databases.open(None)
+    verifyObject(IDatabase, db)
+    with db.open() as connection:
+        verifyObject(IConnection, connection)
+
+
+def test_versions_are_refused(databases: Databases) -> None:
+    """Opening in a version is refused until there are versions."""
+    with pytest.raises(objdb.Unsupported, match="version"):
+        databases.open(None).open("a version")
+
+
+def test_the_storage_is_closed_with_the_database(tmp_path: Path) -> None:
+    """Closing closes the storage; a second close does nothing; a closed database opens no
+    connection."""
+    db = objdb.DB(tmp_path / "data.fs")
+    db.close()
+    db.close()
+    with pytest.raises(StorageClosedError):
+        db.open()
+    with pytest.raises(StorageClosedError):
+        db.storage.tpc_begin(TransactionMetaData())
+    assert "closed" in repr(db)
