@@ -4,7 +4,7 @@ A missing class is replaced by a *broken* class with the same module and name. I
 keep everything the pickle said about them and say it again when they are written back:
 
     loaded by                   kept as                  written back by
-    cls.__new__(cls, *args)     __broken_how__ "new"     the same
+    cls.__new__(cls, *args, …)  __broken_how__ "new"     the same
     cls(*args)                  __broken_how__ "call"    the same
     state                       __broken_state__         the same
     append/extend, [k] = v      __broken_items__ ...     the same
@@ -16,6 +16,7 @@ a dict), writing raises `BrokenObjectError`.
 from __future__ import annotations
 
 import copyreg
+import functools
 from typing import Any
 
 from persistent import Persistent
@@ -49,8 +50,8 @@ class Broken(metaclass=BrokenType):
     def __new__(cls, *args: Any, **kwargs: Any) -> Broken:
         instance = object.__new__(cls)
         instance.__dict__.update(
-            __broken_how__="new", __broken_args__=args, __broken_state__=None,
-            __broken_items__=[], __broken_pairs__=[],
+            __broken_how__="new", __broken_args__=args, __broken_keywords__=kwargs,
+            __broken_state__=None, __broken_items__=[], __broken_pairs__=[],
         )
         return instance
 
@@ -74,11 +75,15 @@ class Broken(metaclass=BrokenType):
     def __setattr__(self, name: str, value: Any) -> None:
         raise _cannot_change(type(self), name)
 
+    def __delattr__(self, name: str) -> None:
+        raise _cannot_change(type(self), name)
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         kept = self.__dict__
         cls, args = type(self), kept["__broken_args__"]
         items, pairs = kept["__broken_items__"], kept["__broken_pairs__"]
-        how = (cls, args) if kept["__broken_how__"] == "call" else _new_object(cls, args)
+        keywords = kept["__broken_keywords__"]
+        how = (cls, args) if kept["__broken_how__"] == "call" else _new(cls, args, keywords)
         tail = (iter(items) if items else None, iter(pairs) if pairs else None)
         return (*how, kept["__broken_state__"], *tail)
 
@@ -136,8 +141,23 @@ def class_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _new_object(cls: type, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+def _new(cls: type, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, Any]:
+    if keywords:  # protocol 3 has no opcode for these, and pickles a partial call
+        return functools.partial(_MethodNew(cls), cls, *args, **keywords), ()
     return copyreg.__newobj__, (cls, *args)  # type: ignore[attr-defined]
+
+
+class _MethodNew:
+    """The `__new__` of a missing class, pickled as what it is there: an attribute."""
+
+    def __init__(self, cls: type) -> None:
+        self.cls = cls
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return self.cls.__new__(*args, **keywords)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.cls, "__new__")
 
 
 def _hint(cls: type) -> str:

@@ -28,7 +28,6 @@ The forms are those of ZODB's serialisation, so that each reads what the other w
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 PROTOCOL = 3
@@ -63,13 +62,6 @@ def plain_prefix_length(record: bytes) -> int:
 def is_shared_memo(record: bytes, prefix_length: int) -> bool:
     """Whether the state may refer back to the class pickle's memo (as ZODB writes it)."""
     return record[prefix_length - 4 : prefix_length - 2] == b"\nq"
-
-
-def dump_class(cls: Any, newargs: tuple[Any, ...] | None) -> bytes:
-    """Return the class pickle of an object: by name, with *newargs* where it has them."""
-    if newargs is None:
-        return class_prefix(cls)
-    return pickle.dumps((cls, newargs), PROTOCOL)
 
 
 def class_and_arguments(metadata: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -43,18 +43,23 @@ _NEVER_IMPORTED = {("ZODB.blob", "Blob")}
 
 
 class _Source:
-    """A file for the C unpickler that gives all there is at the first peek."""
+    """A file for the C unpickler that gives all there is at the first peek.
 
-    __slots__ = ("data",)
-    data: bytes
+    `read` is called to skip what was peeked, its result unused: `skipped` lists by how much. It
+    is called for more data only when the record is cut off: then the unpickler refuses the None
+    that it returns.
+    """
+
+    __slots__ = ("data", "read", "skipped")
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.skipped: list[int] = []
+        self.read = self.skipped.append
 
     def peek(self, size: int) -> bytes:
         data, self.data = self.data, b""
         return data
-
-    # Called to skip what was peeked, the result unused. Called for more data only when the
-    # record is cut off: then the number it returns is refused by the unpickler.
-    read = int
 
     def readline(self) -> bytes:
         raise EOFError
@@ -81,6 +86,7 @@ class _Loader:
         self.load: Callable[[], Any] = _Unpickler(self.source, reader).load
         self.busy = False
         self.load()
+        self.source.skipped.clear()
 
 
 class ObjectReader:
@@ -115,18 +121,31 @@ class ObjectReader:
                 return pickle.loads(record[length:], encoding=_NO_PYTHON_TWO)
             except Exception:
                 return self._load_slowly(record)  # and say what is wrong, if anything is
-        if loader.keeps_class and record.find(b"q\x00", length) >= 0:
+        # Protocols above 3 number their memo entries by how many there are.
+        if record[length + 1 : length + 2] > b"\3" or (
+            loader.keeps_class and record.find(b"q\x00", length) >= 0
+        ):
             return self._load_slowly(record)
-        loader.source.data = record[length:]
+        source = loader.source
+        source.data = state_pickle = record[length:]
         # Unpickling can load other objects (a key with a __hash__ of its own, say): those of
         # the same class must not use this unpickler meanwhile.
         loader.busy = True
         try:
-            return loader.load()
+            state = loader.load()
         except Exception as error:
+            self._drop_loader(loader)
             raise self._explain(error, record) from error
         finally:
             loader.busy = False
+        if source.skipped.pop() != len(state_pickle):  # what is behind it would be read next
+            self._drop_loader(loader)
+        return state
+
+    def _drop_loader(self, loader: _Loader) -> None:
+        """Forget an unpickler that has not read all it was given, and still holds the rest."""
+        self._by_prefix.pop(loader.prefix, None)
+        self._loaders = {c: kept for c, kept in self._loaders.items() if kept is not loader}
 
     def _find_loader(self, cls: type, record: bytes) -> _Loader | None:
         length = plain_prefix_length(record)
@@ -205,7 +224,7 @@ class ObjectReader:
                 if obj is not None:
                     return obj
                 make = plain.get(cls)
-                if make is not None:
+                if make is not None and len(oid) == 8:
                     obj = make(cls)
                     new_ghost(oid, obj)
                     return obj
@@ -221,8 +240,9 @@ class ObjectReader:
         """Return the object for a reference of any form (see `format`)."""
         if type(reference) is tuple:
             oid, cls = reference
-            if type(cls) is tuple or hasattr(cls, "__getnewargs__") or type(oid) is not bytes:
+            if type(cls) is tuple or hasattr(cls, "__getnewargs__"):
                 return self._load_by_oid(oid)
+            _checked(oid)
             return self._new_ghost(oid, cls, ())
         if type(reference) is not list:
             return self._load_by_oid(reference)
@@ -236,11 +256,10 @@ class ObjectReader:
         raise DeserializationError(f"unknown kind of reference {reference!r}")
 
     def _load_by_oid(self, oid: Any) -> Any:
-        if type(oid) is not bytes:
-            raise PythonTwoRecordError(f"a reference to {oid!r}, which is not an oid of 8 bytes")
-        return self._jar.get(oid)
+        return self._jar.get(_checked(oid))
 
     def _weak_reference(self, oid: Oid, database: str | None = None) -> WeakRef:
+        _checked(oid)
         reference = WeakRef.__new__(WeakRef)
         reference.oid = oid
         reference.dm = self._jar if database is None else self._jar.get_connection(database)
@@ -262,6 +281,17 @@ class ObjectReader:
             f"the record of a {name} ({len(record)} bytes) cannot be read: "
             f"{type(error).__name__}: {error}", oid=oid, class_name=name,
         )
+
+
+def _checked(oid: Any) -> Oid:
+    if type(oid) is str:
+        raise PythonTwoRecordError(
+            f"a reference to {oid!r}: oids are text only in records of Python 2, which have to "
+            "be converted first, with zodbupdate (--convert-py3) under ZODB"
+        )
+    if type(oid) is not bytes or len(oid) != 8:
+        raise DeserializationError(f"a reference to {oid!r}, which is no oid of 8 bytes")
+    return oid
 
 
 def import_global(module: str, name: str) -> Any:

@@ -21,7 +21,7 @@ from persistent.wref import WeakRef
 from objdb.errors import InvalidObjectReference, UnpicklableError
 from objdb.ids import Oid, format_oid
 from objdb.records.broken import class_name, is_broken
-from objdb.records.format import PROTOCOL, class_prefix, dump_class
+from objdb.records.format import PROTOCOL, class_prefix
 
 # Values that are neither persistent nor contain anything that is.
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -59,16 +59,20 @@ class ObjectWriter:
         state = obj.__getstate__()
         if type(state) is dict and _ATOMS.issuperset(map(type, state.values())):
             return prefix + pickle.dumps(state, PROTOCOL)
+        return prefix + self._dump(obj, state)
+
+    def _dump(self, obj: Persistent, part: Any) -> bytes:
+        """Return the pickle of the state of *obj*, or of its class with arguments."""
         chunks = self._chunks
         del chunks[:]
         self._pickler.clear_memo()
         try:
-            self._pickler.dump(state)
+            self._pickler.dump(part)
         except InvalidObjectReference:
             raise
         except Exception as error:
-            return prefix + self._dump_carefully(obj, state, error)
-        return prefix + b"".join(chunks)
+            return self._dump_carefully(obj, part, error)
+        return b"".join(chunks)
 
     def _class_pickle(self, obj: Persistent) -> bytes:
         cls = type(obj)
@@ -78,7 +82,7 @@ class ObjectWriter:
             return _dump_with_broken((cls, arguments) if arguments else cls, None)
         self._require_importable(obj)
         if newargs is not None:
-            return dump_class(cls, newargs())
+            return self._dump(obj, (cls, newargs()))
         prefix = self._prefixes[cls] = class_prefix(cls)
         return prefix
 
@@ -248,19 +252,28 @@ def _class_only(obj: Any) -> Any:
 
 
 def _find_unpicklable(
-    path: str, value: Any, is_picklable: Callable[[Any], bool], seen: frozenset[int] = frozenset()
+    path: str, value: Any, is_picklable: Callable[[Any], bool]
 ) -> tuple[str, Any]:
-    """Return (path, value) of the innermost part of *value* that cannot be pickled.
+    """Return (path, value) of the innermost part of *value* that cannot be pickled."""
+    return _search(path, value, is_picklable, frozenset()) or (path, value)
 
-    Of several ways in, one that does not lead back to *seen* (what encloses the value) is taken.
-    """
-    seen |= {id(value)}
-    for step, part in _parts(value, top=len(seen) == 1):
-        if id(part) not in seen and not is_picklable(part):
-            found = _find_unpicklable(path + step, part, is_picklable, seen)
-            if found[1] is not part or not _parts(part, top=False):
+
+def _search(
+    path: str, value: Any, is_picklable: Callable[[Any], bool], around: frozenset[int]
+) -> tuple[str, Any] | None:
+    """The same, or None for a value that cannot be pickled only because it refers back to
+    *around*, what it is in."""
+    around |= {id(value)}
+    leads_back = False
+    for step, part in _parts(value, top=len(around) == 1):
+        if id(part) in around:
+            leads_back = True
+        elif not is_picklable(part):
+            found = _search(path + step, part, is_picklable, around)
+            if found is not None:
                 return found
-    return path, value
+            leads_back = True
+    return None if leads_back else (path, value)
 
 
 def _parts(value: Any, *, top: bool) -> list[tuple[str, Any]]:
@@ -273,6 +286,6 @@ def _parts(value: Any, *, top: bool) -> list[tuple[str, Any]]:
     if isinstance(value, (set, frozenset)):
         return [(f"{{{part!r}}}", part) for part in value]
     attributes = getattr(value, "__dict__", None)
-    if isinstance(attributes, dict) and not isinstance(value, type):
+    if isinstance(attributes, dict) and not isinstance(value, (type, Persistent)):
         return [(f".{name}", part) for name, part in attributes.items()]
     return []

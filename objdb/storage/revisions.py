@@ -230,7 +230,10 @@ class RevisionStorage:
         ours = staged.record(oid)
         if current == NO_TID or ours is None:  # deleted on either side
             raise ConflictError(oid=oid, serials=(current, base))
-        committed = self._load_decided(oid, current)
+        try:
+            committed = self._load_decided(oid, current)
+        except POSKeyError:  # un-created
+            raise ConflictError(oid=oid, serials=(current, base)) from None
         try:
             old = self.loadSerial(oid, base)
         except POSKeyError:

@@ -98,7 +98,7 @@ def test_simultaneous_loads(make_manager: Any) -> None:
         connection = db.open(temporary=True, transaction_manager=make_manager())
         root = connection.root()
         root._p_activate()
-        gate = storage.gates[slow._p_oid] = Gate()
+        gate = storage.gates[slow] = Gate()
         worker = Worker(lambda: root["p"].name, "first")
         gate.wait_until_reached()
         with pytest.raises(ConcurrentUseError, match="connection per thread"):

@@ -1,0 +1,325 @@
+"""Connections against a plain model: dicts of what was committed, and of what each connection has
+changed in its snapshot."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transaction
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+import objdb
+from objdb.check import check
+from tests.models import Counter, Person
+
+PEOPLE, COUNTERS, BAGS = 3, 2, 2
+# What an object is in the model: "p0" … people, "n0" … counters, "b0" … bags (frozensets of the
+# names of the items in them), "i7" … items.
+State = dict[str, Any]
+
+people = st.sampled_from([f"p{i}" for i in range(PEOPLE)])
+counters = st.sampled_from([f"n{i}" for i in range(COUNTERS)])
+bags = st.sampled_from([f"b{i}" for i in range(BAGS)])
+numbers = st.integers(0, 99)
+
+
+class Model:
+    """One connection in the model: the number of the commit its snapshot is at, and what it has
+    changed since."""
+
+    def __init__(self, base: int, start: State) -> None:
+        self.begin(base, start)
+
+    def begin(self, base: int, start: State) -> None:
+        """A new view; changes are gone."""
+        self.base = base
+        self.start = start
+        self.state = dict(start)
+        self.written: set[str] = set()
+        self.read_current: set[str] = set()
+        self.has_joined = False
+        self.savepoints: list[tuple[State, set[str], bool]] = []
+
+    def write(self, name: str, value: Any) -> None:
+        """Change an object."""
+        self.state[name] = value
+        self.written.add(name)
+        self.has_joined = True
+
+    def savepoint(self) -> None:
+        """Note where we are."""
+        self.savepoints.append((dict(self.state), set(self.written), self.has_joined))
+
+    def roll_back(self, number: int) -> None:
+        """Go back to a savepoint; later ones are gone."""
+        state, written, joined = self.savepoints[number]
+        self.state, self.written, self.has_joined = dict(state), set(written), joined
+        del self.savepoints[number + 1 :]
+
+
+class Snapshots(RuleBasedStateMachine):
+    """Opens, changes, commits; every view must be the model's."""
+
+    on_file = False
+    connections = Bundle("connections")
+
+    @initialize(cache_size=st.sampled_from([0, 2, 1000]), log=st.booleans())
+    def start(self, cache_size: int, log: bool) -> None:
+        self.directory = tempfile.TemporaryDirectory(prefix="objdb-model-")
+        self.options = {"cache_size": cache_size}
+        self.db = self.open_database()
+        self.items = 0
+        self.open: dict[int, tuple[Any, objdb.Connection, Model, list[Any]]] = {}
+        self.committed: list[State] = [{}]
+        self.changed_at: dict[str, int] = {}
+        first: State = {f"p{i}": 0 for i in range(PEOPLE)} | {f"n{i}": 0 for i in range(COUNTERS)}
+        first |= {f"b{i}": frozenset() for i in range(BAGS)}
+        with self.db.transaction() as connection:
+            for name in first:
+                kinds = {"p": Person, "n": Counter, "b": objdb.PersistentMapping}
+                connection.root()[name] = made = kinds[name[0]]()
+                if name[0] == "p":
+                    made.value = 0
+        self.note_commit(first)
+
+    def open_database(self) -> objdb.DB:
+        if not self.on_file:
+            return objdb.DB(None, **self.options)
+        storage = objdb.FileStorage(
+            Path(self.directory.name) / "data.fs", durability="os", checkpoint_records=20,
+        )
+        return objdb.DB(storage, **self.options)
+
+    def note_commit(self, changes: State) -> None:
+        self.committed.append({**self.committed[-1], **changes})
+        self.changed_at.update(dict.fromkeys(changes, len(self.committed) - 1))
+
+    def new_view(self, model: Model) -> None:
+        model.begin(len(self.committed) - 1, self.committed[-1])
+
+    # -- rules
+
+    @precondition(lambda self: len(self.open) < 3)
+    @rule(target=connections, temporary=st.booleans())
+    def open_connection(self, temporary: bool) -> int:
+        manager = transaction.TransactionManager()
+        connection = self.db.open(transaction_manager=manager, temporary=temporary)
+        number = max(self.open, default=0) + 1 + self.items * 1000
+        self.items += 1
+        self.open[number] = manager, connection, Model(0, {}), []
+        self.new_view(self.open[number][2])
+        return number
+
+    @rule(number=consumes(connections))
+    def close(self, number: int) -> None:
+        if number in self.open:
+            manager, connection, _, _ = self.open.pop(number)
+            manager.abort()
+            connection.close()
+
+    @rule(number=connections)
+    def begin(self, number: int) -> None:
+        if number in self.open:
+            manager, _, model, savepoints = self.open[number]
+            manager.begin()
+            savepoints.clear()
+            self.new_view(model)
+
+    @rule(number=connections)
+    def abort(self, number: int) -> None:
+        if number in self.open:
+            manager, _, model, savepoints = self.open[number]
+            manager.abort()
+            savepoints.clear()
+            self.new_view(model)
+
+    @rule(number=connections, name=people, value=numbers)
+    def change(self, number: int, name: str, value: int) -> None:
+        if number in self.open:
+            _, connection, model, _ = self.open[number]
+            connection.root()[name].value = value
+            model.write(name, value)
+
+    @rule(number=connections, name=counters, amount=numbers)
+    def add(self, number: int, name: str, amount: int) -> None:
+        if number in self.open:
+            _, connection, model, _ = self.open[number]
+            connection.root()[name].add(amount)
+            model.write(name, model.state[name] + amount)
+
+    @rule(number=connections, bag=bags, value=numbers, early=st.booleans())
+    def create(self, number: int, bag: str, value: int, early: bool) -> None:
+        if number in self.open:
+            _, connection, model, _ = self.open[number]
+            self.items += 1
+            name = f"i{self.items}"
+            item = Person(name, value=value)
+            if early:
+                connection.add(item)
+            connection.root()[bag][name] = item
+            model.write(name, value)
+            model.write(bag, model.state[bag] | {name})
+
+    @rule(number=connections, bag=bags, which=st.integers(0, 9))
+    def delete(self, number: int, bag: str, which: int) -> None:
+        if number in self.open:
+            _, connection, model, _ = self.open[number]
+            names = sorted(model.state[bag])
+            if names:
+                name = names[which % len(names)]
+                del connection.root()[bag][name]
+                model.write(bag, model.state[bag] - {name})
+
+    @rule(number=connections, bag=bags, which=st.integers(0, 9), value=numbers)
+    def change_item(self, number: int, bag: str, which: int, value: int) -> None:
+        if number in self.open:
+            _, connection, model, _ = self.open[number]
+            names = sorted(model.state[bag])
+            if names:
+                name = names[which % len(names)]
+                connection.root()[bag][name].value = value
+                model.write(name, value)
+
+    @rule(number=connections, name=people)
+    def require_current(self, number: int, name: str) -> None:
+        if number in self.open:
+            _, connection, model, _ = self.open[number]
+            person = connection.root()[name]
+            person._p_activate()
+            connection.readCurrent(person)
+            model.read_current.add(name)
+
+    @rule(number=connections)
+    def savepoint(self, number: int) -> None:
+        if number in self.open:
+            manager, _, model, savepoints = self.open[number]
+            savepoints.append(manager.savepoint())
+            model.savepoint()
+
+    @rule(number=connections, which=st.integers(0, 5))
+    def roll_back(self, number: int, which: int) -> None:
+        if number in self.open and self.open[number][3]:
+            _, _, model, savepoints = self.open[number]
+            which %= len(savepoints)
+            savepoints[which].rollback()
+            del savepoints[which + 1 :]
+            model.roll_back(which)
+
+    @rule(number=connections)
+    def shrink(self, number: int) -> None:
+        if number in self.open:
+            self.open[number][1].cacheMinimize()
+
+    @rule()
+    def shrink_all(self) -> None:
+        self.db.cacheMinimize()
+
+    @rule(number=connections)
+    def commit(self, number: int) -> None:
+        if number not in self.open:
+            return
+        manager, _, model, savepoints = self.open[number]
+        savepoints.clear()
+        expected = self.conflict(model)
+        if expected is None:
+            manager.commit()
+            if model.has_joined:
+                self.note_commit(self.merged(model))
+        else:
+            with pytest.raises(expected):
+                manager.commit()
+            manager.abort()
+        self.new_view(model)
+
+    def conflict(self, model: Model) -> type[Exception] | None:
+        """What a commit must raise."""
+        if not model.has_joined:
+            return None
+        moved = {name for name, at in self.changed_at.items() if at > model.base}
+        if model.read_current & moved - model.written:
+            return objdb.ReadConflictError
+        lost = {name for name in model.written & moved if name[0] != "n"}
+        return objdb.ConflictError if lost or model.read_current & moved else None
+
+    def merged(self, model: Model) -> State:
+        """What a commit changes: counters add up."""
+        current = self.committed[-1]
+        changes = {name: model.state[name] for name in model.written}
+        for name in changes:
+            if name[0] == "n":
+                changes[name] = current[name] + model.state[name] - model.start[name]
+        return changes
+
+    @precondition(lambda self: self.on_file)
+    @rule()
+    def reopen(self) -> None:
+        for manager, connection, _, _ in self.open.values():
+            manager.abort()
+            connection.close()
+        self.open.clear()
+        self.db.close()
+        self.db = self.open_database()
+
+    @rule()
+    def look_afresh(self) -> None:
+        """A connection that has nothing in its cache shows the last commit."""
+        manager = transaction.TransactionManager()
+        connection = self.db.open(transaction_manager=manager, temporary=True)
+        self.compare(connection, self.committed[-1])
+        connection.close()
+
+    @invariant()
+    def every_view_is_right(self) -> None:
+        for _, connection, model, _ in getattr(self, "open", {}).values():
+            self.compare(connection, model.state)
+
+    def compare(self, connection: objdb.Connection, state: State) -> None:
+        root = connection.root()
+        found: State = {f"p{i}": root[f"p{i}"].value for i in range(PEOPLE)}
+        found |= {f"n{i}": root[f"n{i}"].value for i in range(COUNTERS)}
+        found |= {f"b{i}": frozenset(root[f"b{i}"]) for i in range(BAGS)}
+        expected = {name: value for name, value in state.items() if name[0] != "i"}
+        for i in range(BAGS):
+            for name, item in root[f"b{i}"].items():
+                found[name] = item.value
+                expected[name] = state[name]
+        assert found == expected
+
+    def teardown(self) -> None:
+        if not hasattr(self, "db"):
+            return
+        for manager, connection, _, _ in self.open.values():
+            manager.abort()
+            connection.close()
+        check(self.db.storage).raise_if_damaged()
+        self.db.close()
+        self.directory.cleanup()
+
+
+class SnapshotsOnFile(Snapshots):
+    """The same over a file, which is also reopened."""
+
+    on_file = True
+
+
+LIMITS = settings(
+    max_examples=60, stateful_step_count=40, deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+TestSnapshots = Snapshots.TestCase
+TestSnapshots.settings = LIMITS
+TestSnapshotsOnFile = SnapshotsOnFile.TestCase
+TestSnapshotsOnFile.settings = LIMITS
