@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def resolve_nothing(
     raise ConflictError(oid=oid, serials=serials)
 
 
-class RevisionStorage:
+class RevisionStorage(ABC):
     """Base of storages. The primitives a subclass supplies:
 
     * `loadBefore(oid, tid)`: the revision before a tid
@@ -109,10 +110,10 @@ class RevisionStorage:
 
     # -- reading
 
+    @abstractmethod
     def loadBefore(self, oid: Oid, tid: Tid) -> tuple[bytes, Tid, Tid | None] | None:
         """Return (record, its tid, tid of the next revision or None) of the last revision of
         *oid* before *tid*, or None if there was none; `POSKeyError` if there is no object."""
-        raise NotImplementedError
 
     def load(self, oid: Oid, version: str = "") -> tuple[bytes, Tid]:
         """Return (record, tid) of the current revision of *oid*; `POSKeyError` if none."""
@@ -135,8 +136,9 @@ class RevisionStorage:
         """Return the tid of the current revision of *oid*; `POSKeyError` if none."""
         return self.load(oid)[1]
 
+    @abstractmethod
     def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, tuple[Any, Tid] | None]:
-        raise NotImplementedError
+        """Return for each oid where its current revision is, and its tid; None if none."""
 
     # -- committing
 
@@ -284,14 +286,17 @@ class RevisionStorage:
             self._slot.release(staged)
             staged.close()
 
+    @abstractmethod
     def _prepare(self, staged: Staged) -> None:
-        raise NotImplementedError
+        """Write what is staged, undecided."""
 
+    @abstractmethod
     def _commit(self, staged: Staged, finished: Callable[[Tid], object]) -> None:
-        raise NotImplementedError
+        """Decide, free the slot, make durable, call *finished*, let others see."""
 
+    @abstractmethod
     def _discard(self, staged: Staged) -> None:
-        raise NotImplementedError
+        """Take back what `_prepare` wrote."""
 
     # -- the end
 
@@ -301,8 +306,9 @@ class RevisionStorage:
             self._closed = True
             self._close()
 
+    @abstractmethod
     def _close(self) -> None:
-        raise NotImplementedError
+        """Let go of the medium."""
 
     def __enter__(self) -> Self:
         return self

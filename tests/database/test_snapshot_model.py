@@ -12,9 +12,7 @@ import transaction
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
-    consumes,
     initialize,
     invariant,
     precondition,
@@ -25,7 +23,7 @@ import objdb
 from objdb.check import check
 from tests.models import Counter, Person
 
-PEOPLE, COUNTERS, BAGS = 3, 2, 2
+PEOPLE, COUNTERS, BAGS = 2, 1, 1
 # What an object is in the model: "p0" … people, "n0" … counters, "b0" … bags (frozensets of the
 # names of the items in them), "i7" … items.
 State = dict[str, Any]
@@ -34,6 +32,10 @@ people = st.sampled_from([f"p{i}" for i in range(PEOPLE)])
 counters = st.sampled_from([f"n{i}" for i in range(COUNTERS)])
 bags = st.sampled_from([f"b{i}" for i in range(BAGS)])
 numbers = st.integers(0, 99)
+which_one = st.integers(0, 9)
+# Mostly the first connection, so that something comes of what it does.
+connections = st.sampled_from([0, 0, 0, 1, 2])
+endings = st.sampled_from([None, None, "savepoint", "commit"])
 
 
 class Model:
@@ -70,19 +72,22 @@ class Model:
         del self.savepoints[number + 1 :]
 
 
+# Transaction manager, connection, its model, savepoints.
+Entry = tuple[Any, objdb.Connection, Model, list[Any]]
+
+
 class Snapshots(RuleBasedStateMachine):
     """Opens, changes, commits; every view must be the model's."""
 
     on_file = False
-    connections = Bundle("connections")
 
-    @initialize(cache_size=st.sampled_from([0, 2, 1000]), log=st.booleans())
-    def start(self, cache_size: int, log: bool) -> None:
+    @initialize(cache_size=st.sampled_from([0, 2, 1000]))
+    def start(self, cache_size: int) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="objdb-model-")
         self.options = {"cache_size": cache_size}
         self.db = self.open_database()
         self.items = 0
-        self.open: dict[int, tuple[Any, objdb.Connection, Model, list[Any]]] = {}
+        self.open: list[Entry] = []
         self.committed: list[State] = [{}]
         self.changed_at: dict[str, int] = {}
         first: State = {f"p{i}": 0 for i in range(PEOPLE)} | {f"n{i}": 0 for i in range(COUNTERS)}
@@ -94,6 +99,8 @@ class Snapshots(RuleBasedStateMachine):
                 if name[0] == "p":
                     made.value = 0
         self.note_commit(first)
+        for _ in range(2):
+            self.open_connection(False)
 
     def open_database(self) -> objdb.DB:
         if not self.on_file:
@@ -110,134 +117,127 @@ class Snapshots(RuleBasedStateMachine):
     def new_view(self, model: Model) -> None:
         model.begin(len(self.committed) - 1, self.committed[-1])
 
-    # -- rules
+    # -- rules: there are always two connections or three, in changing places
 
     @precondition(lambda self: len(self.open) < 3)
-    @rule(target=connections, temporary=st.booleans())
-    def open_connection(self, temporary: bool) -> int:
+    @rule(temporary=st.booleans())
+    def open_connection(self, temporary: bool) -> None:
         manager = transaction.TransactionManager()
         connection = self.db.open(transaction_manager=manager, temporary=temporary)
-        number = max(self.open, default=0) + 1 + self.items * 1000
-        self.items += 1
-        self.open[number] = manager, connection, Model(0, {}), []
-        self.new_view(self.open[number][2])
-        return number
+        self.open.append((manager, connection, Model(0, {}), []))
+        self.new_view(self.open[-1][2])
 
-    @rule(number=consumes(connections))
+    def get(self, number: int) -> Entry:
+        return self.open[number % len(self.open)]
+
+    @precondition(lambda self: len(self.open) > 2)
+    @rule(number=connections)
     def close(self, number: int) -> None:
-        if number in self.open:
-            manager, connection, _, _ = self.open.pop(number)
-            manager.abort()
-            connection.close()
+        manager, connection, _, _ = self.open.pop(number % len(self.open))
+        manager.abort()
+        connection.close()
 
-    @rule(number=connections)
-    def begin(self, number: int) -> None:
-        if number in self.open:
-            manager, _, model, savepoints = self.open[number]
-            manager.begin()
-            savepoints.clear()
-            self.new_view(model)
+    @rule(number=connections, how=st.sampled_from(["begin", "abort"]))
+    def begin(self, number: int, how: str) -> None:
+        manager, _, model, savepoints = self.get(number)
+        getattr(manager, how)()
+        savepoints.clear()
+        self.new_view(model)
 
-    @rule(number=connections)
-    def abort(self, number: int) -> None:
-        if number in self.open:
-            manager, _, model, savepoints = self.open[number]
-            manager.abort()
-            savepoints.clear()
-            self.new_view(model)
-
-    @rule(number=connections, name=people, value=numbers)
-    def change(self, number: int, name: str, value: int) -> None:
-        if number in self.open:
-            _, connection, model, _ = self.open[number]
+    @rule(number=connections, name=people | counters, value=numbers, ending=endings)
+    def change(self, number: int, name: str, value: int, ending: str | None) -> None:
+        entry = self.get(number)
+        _, connection, model, _ = entry
+        if name[0] == "n":
+            connection.root()[name].add(value)
+            model.write(name, model.state[name] + value)
+        else:
             connection.root()[name].value = value
             model.write(name, value)
+        if ending == "savepoint":
+            self.make_savepoint(entry)
+        elif ending == "commit":
+            self.end(entry)
 
-    @rule(number=connections, name=counters, amount=numbers)
-    def add(self, number: int, name: str, amount: int) -> None:
-        if number in self.open:
-            _, connection, model, _ = self.open[number]
-            connection.root()[name].add(amount)
-            model.write(name, model.state[name] + amount)
+    @rule(name=people | counters, value=numbers)
+    def interfere(self, name: str, value: int) -> None:
+        """Commit a change by a connection that nobody looks through."""
+        with self.db.transaction() as connection:
+            changed = connection.root()[name]
+            changed.value = value + (changed.value if name[0] == "n" else 0)
+            self.note_commit({name: changed.value})
 
     @rule(number=connections, bag=bags, value=numbers, early=st.booleans())
     def create(self, number: int, bag: str, value: int, early: bool) -> None:
-        if number in self.open:
-            _, connection, model, _ = self.open[number]
-            self.items += 1
-            name = f"i{self.items}"
-            item = Person(name, value=value)
-            if early:
-                connection.add(item)
-            connection.root()[bag][name] = item
+        _, connection, model, _ = self.get(number)
+        self.items += 1
+        name = f"i{self.items}"
+        item = Person(name, value=value)
+        if early:
+            connection.add(item)
+        connection.root()[bag][name] = item
+        model.write(name, value)
+        model.write(bag, model.state[bag] | {name})
+
+    @rule(number=connections, bag=bags, which=which_one, value=st.none() | numbers)
+    def change_or_delete_item(self, number: int, bag: str, which: int, value: int | None) -> None:
+        _, connection, model, _ = self.get(number)
+        names = sorted(model.state[bag])
+        if not names:
+            return
+        name = names[which % len(names)]
+        if value is None:
+            del connection.root()[bag][name]
+            model.write(bag, model.state[bag] - {name})
+        else:
+            connection.root()[bag][name].value = value
             model.write(name, value)
-            model.write(bag, model.state[bag] | {name})
-
-    @rule(number=connections, bag=bags, which=st.integers(0, 9))
-    def delete(self, number: int, bag: str, which: int) -> None:
-        if number in self.open:
-            _, connection, model, _ = self.open[number]
-            names = sorted(model.state[bag])
-            if names:
-                name = names[which % len(names)]
-                del connection.root()[bag][name]
-                model.write(bag, model.state[bag] - {name})
-
-    @rule(number=connections, bag=bags, which=st.integers(0, 9), value=numbers)
-    def change_item(self, number: int, bag: str, which: int, value: int) -> None:
-        if number in self.open:
-            _, connection, model, _ = self.open[number]
-            names = sorted(model.state[bag])
-            if names:
-                name = names[which % len(names)]
-                connection.root()[bag][name].value = value
-                model.write(name, value)
 
     @rule(number=connections, name=people)
     def require_current(self, number: int, name: str) -> None:
-        if number in self.open:
-            _, connection, model, _ = self.open[number]
-            person = connection.root()[name]
-            person._p_activate()
-            connection.readCurrent(person)
-            model.read_current.add(name)
+        _, connection, model, _ = self.get(number)
+        person = connection.root()[name]
+        person._p_activate()
+        connection.readCurrent(person)
+        model.read_current.add(name)
 
     @rule(number=connections)
     def savepoint(self, number: int) -> None:
-        if number in self.open:
-            manager, _, model, savepoints = self.open[number]
-            savepoints.append(manager.savepoint())
-            model.savepoint()
+        self.make_savepoint(self.get(number))
 
-    @rule(number=connections, which=st.integers(0, 5))
+    def make_savepoint(self, entry: Entry) -> None:
+        manager, _, model, savepoints = entry
+        savepoints.append(manager.savepoint())
+        model.savepoint()
+
+    @precondition(lambda self: any(entry[3] for entry in self.open))
+    @rule(number=connections, which=which_one)
     def roll_back(self, number: int, which: int) -> None:
-        if number in self.open and self.open[number][3]:
-            _, _, model, savepoints = self.open[number]
-            which %= len(savepoints)
-            savepoints[which].rollback()
-            del savepoints[which + 1 :]
-            model.roll_back(which)
+        having = [entry for entry in self.open if entry[3]]
+        _, _, model, savepoints = having[number % len(having)]
+        which %= len(savepoints)
+        savepoints[which].rollback()
+        del savepoints[which + 1 :]
+        model.roll_back(which)
 
-    @rule(number=connections)
-    def shrink(self, number: int) -> None:
-        if number in self.open:
-            self.open[number][1].cacheMinimize()
+    @rule(number=st.none() | connections)
+    def shrink(self, number: int | None) -> None:
+        (self.db if number is None else self.get(number)[1]).cacheMinimize()
 
-    @rule()
-    def shrink_all(self) -> None:
-        self.db.cacheMinimize()
-
+    @precondition(lambda self: any(entry[2].has_joined for entry in self.open))
     @rule(number=connections)
     def commit(self, number: int) -> None:
-        if number not in self.open:
-            return
-        manager, _, model, savepoints = self.open[number]
+        having = [entry for entry in self.open if entry[2].has_joined]
+        self.end(having[number % len(having)])
+
+    def end(self, entry: Entry) -> None:
+        """Commit, which fails if the model says so."""
+        manager, _, model, savepoints = entry
         savepoints.clear()
         expected = self.conflict(model)
         if expected is None:
             manager.commit()
-            if model.has_joined:
-                self.note_commit(self.merged(model))
+            self.note_commit(self.merged(model))
         else:
             with pytest.raises(expected):
                 manager.commit()
@@ -246,8 +246,6 @@ class Snapshots(RuleBasedStateMachine):
 
     def conflict(self, model: Model) -> type[Exception] | None:
         """What a commit must raise."""
-        if not model.has_joined:
-            return None
         moved = {name for name, at in self.changed_at.items() if at > model.base}
         if model.read_current & moved - model.written:
             return objdb.ReadConflictError
@@ -266,12 +264,14 @@ class Snapshots(RuleBasedStateMachine):
     @precondition(lambda self: self.on_file)
     @rule()
     def reopen(self) -> None:
-        for manager, connection, _, _ in self.open.values():
+        for manager, connection, _, _ in self.open:
             manager.abort()
             connection.close()
-        self.open.clear()
         self.db.close()
         self.db = self.open_database()
+        self.open.clear()
+        for _ in range(2):
+            self.open_connection(False)
 
     @rule()
     def look_afresh(self) -> None:
@@ -283,7 +283,7 @@ class Snapshots(RuleBasedStateMachine):
 
     @invariant()
     def every_view_is_right(self) -> None:
-        for _, connection, model, _ in getattr(self, "open", {}).values():
+        for _, connection, model, _ in getattr(self, "open", []):
             self.compare(connection, model.state)
 
     def compare(self, connection: objdb.Connection, state: State) -> None:
@@ -301,7 +301,7 @@ class Snapshots(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "db"):
             return
-        for manager, connection, _, _ in self.open.values():
+        for manager, connection, _, _ in self.open:
             manager.abort()
             connection.close()
         check(self.db.storage).raise_if_damaged()
@@ -316,7 +316,7 @@ class SnapshotsOnFile(Snapshots):
 
 
 LIMITS = settings(
-    max_examples=60, stateful_step_count=40, deadline=None,
+    max_examples=120, stateful_step_count=30, deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestSnapshots = Snapshots.TestCase
