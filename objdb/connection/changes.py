@@ -13,7 +13,6 @@ persistent object.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
 from typing import Any
 
 from persistent import Persistent
@@ -49,22 +48,23 @@ class ChangeSet:
     def __init__(self) -> None:
         self.registered: dict[Oid, Persistent] = {}
         self.added: dict[Oid, Persistent] = {}
+        self.count = 0  # how often an object was registered or added
         self.created: dict[Oid, None] = {}
 
     def register(self, obj: Any) -> None:
         """Note that *obj* was changed."""
         self.registered[obj._p_oid] = obj
+        self.count += 1
 
     def add(self, obj: Any) -> None:
         """Note that *obj* is new."""
         self.added[obj._p_oid] = obj
+        self.count += 1
 
-    def pending(self) -> Iterator[Persistent]:
-        """Yield the objects to store, in the order they were changed."""
-        yield from self.registered.values()
-        for oid, obj in self.added.items():
-            if oid not in self.registered:
-                yield obj
+    def pending(self) -> list[Persistent]:
+        """Return the objects to store, in the order they were changed."""
+        added = [obj for oid, obj in self.added.items() if oid not in self.registered]
+        return [*self.registered.values(), *added]
 
     def clear_pending(self) -> None:
         """Forget what has been stored."""

@@ -157,6 +157,13 @@ class Connection(ObjectLoader):
 
     def _write_changes(self, store: Callable[[Oid, Tid, bytes, str, Any], object]) -> None:
         """Store every changed object, and every new one reachable from it."""
+        count = -1
+        while count != self._changes.count:  # a __getstate__ may change further objects
+            count = self._changes.count
+            self._write_pending(store)
+        self._changes.clear_pending()
+
+    def _write_pending(self, store: Callable[[Oid, Tid, bytes, str, Any], object]) -> None:
         serialize, new_objects = self._writer.serialize, self._writer.new_objects
         stored, created, cache = self._stored, self._changes.created, self._cache
         metadata, counts_bytes = self._metadata, self._counts_bytes
@@ -167,7 +174,7 @@ class Connection(ObjectLoader):
                     obj = stack[-1]
                     oid, serial = obj._p_oid, obj._p_serial
                     # Else it is stored already, or dropped its changes.
-                    if oid not in stored and (serial == NO_TID or obj._p_changed):
+                    if obj._p_changed or (serial == NO_TID and oid not in stored):
                         record = serialize(obj)
                         if len(record) > LARGE_RECORD_BYTES:
                             _warn_large(obj, record)
@@ -190,7 +197,6 @@ class Connection(ObjectLoader):
                         self._changes.add(obj)
                 new_objects.clear()
                 raise
-        self._changes.clear_pending()
 
     # -- commit: the connection as a resource of its transaction
 

@@ -367,6 +367,45 @@ def test_weak_references(db: objdb.DB) -> None:
     connection.close()
 
 
+class Restless(Person):
+    """Changes other objects, and itself, when it is asked for its state."""
+
+    def __getstate__(self) -> dict:
+        state = super().__getstate__()
+        for other in self.__dict__.get("disturbs", ()):
+            other.name = f"disturbed by {self.name}"
+        return state
+
+
+def test_objects_that_change_while_storing(db: objdb.DB) -> None:
+    """What a __getstate__ changes in other objects is stored too, whether they were stored
+    before it, come after it, or had not been changed at all."""
+    with db.transaction() as connection:
+        root = connection.root()
+        root["early"], root["late"], root["quiet"] = (Person(str(i)) for i in range(3))
+        root["restless"] = Restless("r", disturbs=[])
+    with db.transaction() as connection:
+        root = connection.root()
+        root["early"].name = "changed first"
+        root["restless"].disturbs = [root["early"]]
+    with db.transaction() as connection:
+        assert connection.root()["early"].name == "disturbed by r"
+        connection.cacheMinimize()
+        assert connection.root()["early"].name == "disturbed by r"
+    with db.transaction() as connection:
+        root = connection.root()
+        root["early"].name = "changed first"
+        root["restless"].disturbs = [root["early"], root["late"], root["quiet"]]
+        root["late"].name = "changed last"
+    with db.transaction() as connection:
+        root = connection.root()
+        names = [root[name].name for name in ("early", "late", "quiet")]
+        connection.cacheMinimize()
+        assert names == [root[name].name for name in ("early", "late", "quiet")]
+        assert set(names) == {"disturbed by r"}
+        assert all(root[name]._p_changed is False for name in ("early", "late", "quiet"))
+
+
 def test_large_records_warn(db: objdb.DB) -> None:
     """A state of more than 16 MiB is stored, with a warning that names class and size."""
     connection = db.open()

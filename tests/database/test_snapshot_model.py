@@ -220,6 +220,23 @@ class Snapshots(RuleBasedStateMachine):
         del savepoints[which + 1 :]
         model.roll_back(which)
 
+    @rule(
+        number=connections, which=which_one,
+        changes=st.lists(st.tuples(people | counters, numbers), min_size=2, max_size=5),
+    )
+    def go_there_and_back(
+        self, number: int, which: int, changes: list[tuple[str, int]]
+    ) -> None:
+        """Many savepoints, a change before each, and back to one of them."""
+        first = len(self.get(number)[3])
+        for name, value in changes:
+            self.change(number, name, value, "savepoint")
+        _, _, model, savepoints = self.get(number)
+        which = first + which % (len(savepoints) - first)
+        savepoints[which].rollback()
+        del savepoints[which + 1 :]
+        model.roll_back(which)
+
     @rule(number=st.none() | connections)
     def shrink(self, number: int | None) -> None:
         (self.db if number is None else self.get(number)[1]).cacheMinimize()
