@@ -55,6 +55,7 @@ class Connection(ObjectLoader):
         self._snapshot: Tid = NO_TID
         self._generation = db.invalidations.generation
         self._owner: int | None = None  # the thread whose transactions we join, if bound to one
+        self._must_be_current: dict[Oid, Tid] = {}  # until the view moves on
         self._reset_transaction()
         self.transaction_manager: Any = None
         # Connections to other databases of the group, in the same transactions, by name. They
@@ -70,7 +71,6 @@ class Connection(ObjectLoader):
         self._metadata: Any = None
         self._stored: dict[Oid, Persistent | None] = {}
         self._resolved: list[Oid] = []
-        self._must_be_current: dict[Oid, Tid] = {}
 
     def add(self, obj: Any) -> None:
         """Give *obj* an oid now, and store it with this transaction, reachable or not.
@@ -405,8 +405,11 @@ class Connection(ObjectLoader):
         """Make the connection unusable, whatever it was doing (called when it is closed, or its
         database is)."""
         if self._phase is not Phase.CLOSED:
-            self.transaction_manager.unregisterSynch(self)
-            self.transaction_manager = self._owner = None
+            manager, self.transaction_manager, self._owner = self.transaction_manager, None, None
+            if manager is not None:  # another thread may be closing it as well
+                manager.unregisterSynch(self)
+            if self._savepoints is not None:
+                self._savepoints.close()
             self._load_before = self._load_when_closed
             self._phase = Phase.CLOSED
 

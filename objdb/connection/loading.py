@@ -231,8 +231,12 @@ class ObjectLoader:
         self._counts_bytes = size_bytes > 0
 
     def record_size(self, oid: Oid) -> int:
-        """Return the size of an object's record, in bytes."""
-        return len(self._load(oid))
+        """Return the size of an object's record, in bytes; 0 if it has none yet."""
+        try:
+            found = self._storage.loadBefore(oid, self._before)
+        except KeyError:  # new, and not committed yet
+            return 0
+        return 0 if found is None else len(found[0])
 
     def estimated_bytes(self) -> int:
         """Return the size of the records the loaded objects came from: counted while the cache

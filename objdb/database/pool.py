@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,10 +32,20 @@ class Holder(NamedTuple):
         )
 
 
+class _Waiter:
+    """A thread that waits for a connection."""
+
+    def __init__(self, holder: Holder) -> None:
+        self.holder = holder
+        self.served = threading.Event()
+        self.connection: Connection | None = None
+
+
 class ConnectionPool:
     """At most *size* connections, made by *make*; `take` waits up to *wait* seconds for one.
 
-    `_changed` is the condition under which the attributes below it change.
+    Who waits longest is served first: a connection that comes back is handed to that thread, and
+    nobody who comes later can take it. `_lock` covers the attributes below it.
     """
 
     def __init__(self, size: int, wait: float, make: Callable[[], Connection]) -> None:
@@ -42,26 +53,37 @@ class ConnectionPool:
         self.wait = wait
         self.record_stacks = False
         self._make = make
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
         self._free: list[Connection] = []
         self._out: dict[Connection, Holder] = {}
+        self._waiting: deque[_Waiter] = deque()
         self._is_closed = False
 
     def take(self) -> Connection:
         """Return a connection that nobody else has; `PoolTimeoutError` when none comes free."""
-        deadline = time.monotonic() + self.wait
-        with self._changed:
-            while True:
-                if self._is_closed:
-                    raise StorageClosedError("the database is closed")
-                if self._free or len(self._out) < self.size:
-                    connection = self._free.pop() if self._free else self._make()
-                    self._out[connection] = self._holder()
-                    return connection
-                if not self._changed.wait(max(0.0, deadline - time.monotonic())) and (
-                    time.monotonic() >= deadline
-                ):
-                    raise self._timeout()
+        waiter = _Waiter(self._holder())
+        with self._lock:
+            self._waiting.append(waiter)
+            self._serve()
+        waiter.served.wait(self.wait)
+        with self._lock:
+            if waiter.connection is not None:
+                return waiter.connection
+            if self._is_closed:
+                raise StorageClosedError("the database is closed")
+            self._waiting.remove(waiter)
+            raise self._timeout()
+
+    def _serve(self) -> None:
+        """Hand what is free to those who wait; they are told as well when the pool is closed."""
+        while self._waiting:
+            if not self._is_closed:
+                if not self._free and len(self._out) >= self.size:
+                    return
+                connection = self._free.pop() if self._free else self._make()
+                self._waiting[0].connection = connection
+                self._out[connection] = self._waiting[0].holder
+            self._waiting.popleft().served.set()
 
     def _holder(self) -> Holder:
         stack = ""
@@ -80,33 +102,33 @@ class ConnectionPool:
 
     def give_back(self, connection: Connection) -> bool:
         """Take a connection back; False if it is not one of this pool's."""
-        with self._changed:
+        with self._lock:
             if self._out.pop(connection, None) is None:
                 return False
             if len(self._free) + len(self._out) < self.size:
                 self._free.append(connection)
-            self._changed.notify()
+            self._serve()
             return True
 
     def resize(self, size: int) -> None:
         """Let *size* connections be out at once."""
-        with self._changed:
+        with self._lock:
             self.size = _positive(size)
             del self._free[: max(0, len(self._free) + len(self._out) - size)]
-            self._changed.notify_all()
+            self._serve()
 
     def connections(self) -> list[tuple[Connection, Holder | None]]:
         """Return every connection, with its holder if it is out."""
-        with self._changed:
+        with self._lock:
             free = [(connection, None) for connection in self._free]
             return [*self._out.items(), *free]
 
     def close(self) -> list[Connection]:
         """Hand out no more; return the connections that are still out."""
-        with self._changed:
+        with self._lock:
             self._is_closed = True
             self._free.clear()
-            self._changed.notify_all()
+            self._serve()
             return list(self._out)
 
 

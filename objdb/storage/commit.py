@@ -16,6 +16,7 @@ import pickle
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from objdb.errors import CorruptedDataError, StorageTransactionError
@@ -203,6 +204,17 @@ class CommitSlot:
         if self._holder is staged:
             self._holder = None
             self._lock.release()
+
+    @contextmanager
+    def quiet(self, seconds: float) -> Iterator[None]:
+        """Hold the slot, without a transaction, to close the storage; after *seconds*, go on
+        without it (a transaction that voted may never be finished)."""
+        is_held = self._lock.acquire(timeout=seconds)
+        try:
+            yield
+        finally:
+            if is_held:
+                self._lock.release()
 
     def end(self, transaction: Any) -> Staged | None:
         """Forget *transaction* and return what it had staged, or None if it never began."""

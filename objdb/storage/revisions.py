@@ -33,6 +33,8 @@ from objdb.storage.commit import CommitSlot, Phase, Staged
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+# How long closing waits for a transaction that has voted to be finished.
+_CLOSE_SECONDS = 5.0
 MAX_RECORD_BYTES = 2**31 - 1
 
 Resolve = Callable[[Oid, "bytes | None", bytes, bytes, tuple[Tid, Tid]], bytes]
@@ -302,8 +304,13 @@ class RevisionStorage(ABC):
 
     def close(self) -> None:
         """Close the storage. A second call does nothing."""
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
+        if self._pid != os.getpid():
+            self._close()  # a fork's copy: who held the slot is not in this process
+            return
+        with self._slot.quiet(_CLOSE_SECONDS):
             self._close()
 
     @abstractmethod

@@ -27,6 +27,10 @@ class Gate:
     def wait_until_reached(self) -> None:
         assert self._reached.wait(PATIENCE_SECONDS), "nobody came to the gate"
 
+    def look(self, seconds: float) -> bool:
+        """Whether somebody comes within so many seconds."""
+        return self._reached.wait(seconds)
+
     def open(self) -> None:
         self._opened.set()
 

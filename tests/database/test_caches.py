@@ -215,6 +215,26 @@ def test_details(people: objdb.DB) -> None:
         transaction.abort()
 
 
+def test_details_of_connections_in_the_pool(people: objdb.DB) -> None:
+    """The details tell of connections in the pool, and of objects not committed yet, as well."""
+    people.cacheMinimize()
+    manager = transaction.TransactionManager()
+    pooled = people.open(transaction_manager=manager)
+    other = people.open(transaction_manager=transaction.TransactionManager())
+    loaded = load_all(pooled)
+    pooled.close()
+    other.root()["new"] = Person("new")
+    other.transaction_manager.savepoint()
+    other.root()["new"].name = "p new"
+    entries = people.cacheExtremeDetail()
+    assert {e["oid"] for e in entries} > {person._p_oid for person in loaded}
+    assert other.root()["new"]._p_oid in {e["oid"] for e in entries}
+    assert len(entries) == people.cacheSize() == sum(n for _, n in people.cacheDetail())
+    assert len(people.cacheDetailSize()) == 2
+    other.transaction_manager.abort()
+    other.close()
+
+
 def test_statistics(people: objdb.DB) -> None:
     """statistics counts objects, bytes, connections, loads, stores, commits and conflicts."""
     before = people.statistics()

@@ -76,6 +76,32 @@ def test_every_waiting_thread_gets_its_turn(databases: Databases) -> None:
     assert db.statistics().connections_out == 0
 
 
+def test_who_waits_longest_is_next(databases: Databases) -> None:
+    """A thread that gives its connection back and takes one again, over and over, does not keep
+    another waiting for ever."""
+    db = databases.open("data.fs", pool_size=1, pool_wait=60)
+    asking, served = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        asking.set()
+        managed(db).close()
+        served.set()
+
+    connection = managed(db)
+    worker = Worker(ask)
+    assert asking.wait(60)
+    count = 0
+    while not served.is_set() and count < 3000:
+        count += 1
+        connection.root()["n"] = count
+        connection.transaction_manager.commit()  # which lets other threads run
+        connection.close()
+        connection = managed(db)
+    connection.close()
+    worker.finish()
+    assert count < 3000
+
+
 def test_timeout_names_the_holders(databases: Databases) -> None:
     """The error says which threads hold the connections, and how to learn where they were
     opened."""

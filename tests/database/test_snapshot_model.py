@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import transaction
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -335,8 +335,29 @@ class SnapshotsOnFile(Snapshots):
 LIMITS = settings(
     max_examples=120, stateful_step_count=30, deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],  # explaining is slow
 )
 TestSnapshots = Snapshots.TestCase
 TestSnapshots.settings = LIMITS
 TestSnapshotsOnFile = SnapshotsOnFile.TestCase
 TestSnapshotsOnFile.settings = LIMITS
+
+
+def test_read_current_survives_a_rollback(db: objdb.DB) -> None:
+    """What readCurrent was asked for is still checked after a rollback to a savepoint from before
+    the first change."""
+    with db.transaction() as connection:
+        connection.root()["p"], connection.root()["q"] = Person("p"), Person("q")
+    manager = transaction.TransactionManager()
+    with db.open(transaction_manager=manager) as connection:
+        root = connection.root()
+        connection.readCurrent(root["p"])
+        savepoint = manager.savepoint()
+        root["q"].name = "taken back"
+        savepoint.rollback()
+        with db.transaction() as other:
+            other.root()["p"].name = "moved"
+        root["q"].name = "changed"
+        with pytest.raises(objdb.ReadConflictError):
+            manager.commit()
+        manager.abort()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +35,8 @@ FRIEND = record(Person, {"name": "friend"})
 def little_memory() -> Iterator[None]:
     """A length in a damaged record can ask for any amount of memory: let it be refused soon."""
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, limits[1]))
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 2 * 2**30, limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, limits)
 

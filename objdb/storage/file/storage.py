@@ -346,6 +346,7 @@ class FileStorage(RevisionStorage):
         self._take_back(staged.medium.end)
 
     def _commit(self, staged: Staged, finished: Callable[[Tid], object]) -> None:
+        self._require_open()
         written: Written = staged.medium
         assert staged.tid is not None and written.position == self._end
         try:
@@ -362,15 +363,20 @@ class FileStorage(RevisionStorage):
             self._write_checkpoint()
 
     def _settle(self, staged: Staged) -> None:
+        ticket = self._join_group()
+        self._slot.release(staged)
+        if ticket is not None:
+            self._group.wait(ticket)
+
+    def _join_group(self) -> Ticket | None:
+        """Return a ticket to wait with, like a transaction that wrote nothing, behind those that
+        are decided and not visible yet; None if there are none. The slot is held."""
         if not self._group.unpublished:
-            self._slot.release(staged)
-            return
-        # Wait like a transaction that wrote nothing, behind those that are not visible yet.
+            return None
         nothing = Written(self._end, self._end, {}, 0)
         ticket = Ticket(self._decided, nothing, lambda tid: None)
         self._group.join(ticket)
-        self._slot.release(staged)
-        self._group.wait(ticket)
+        return ticket
 
     def _sync(self) -> None:
         """Put what is decided on the medium (called by the leader of a group)."""
@@ -426,6 +432,9 @@ class FileStorage(RevisionStorage):
         if self._pid != os.getpid():  # a fork's copy: the parent's files are not ours to finish
             return
         try:
+            ticket = self._join_group()
+            if ticket is not None:
+                self._group.wait(ticket)
             if not self._is_read_only and self._failed is None:
                 self._log.truncate(self._end)
                 self._file.sync()
