@@ -21,6 +21,7 @@ from zope.interface import implementer
 from objdb.errors import (
     CorruptedDataError,
     POSKeyError,
+    StorageClosedError,
     StorageFailedError,
     StorageWriteError,
     UsageError,
@@ -441,9 +442,13 @@ class FileStorage(RevisionStorage):
                 self._index.write_checkpoint(*self._published)
         finally:
             self._index.close()
+            self._read_at = self._file.read_at = self._read_closed
             self._file.close()
             if self._lock is not None:
                 self._lock.release()
+
+    def _read_closed(self, size: int, position: int) -> bytes:
+        raise StorageClosedError(f"{self._name} was closed during a read. Open it again")
 
     # -- seeing what another process commits
 
