@@ -28,6 +28,7 @@ from objdb.errors import (
     ConnectionStateError,
     InvalidObjectReference,
     ReadOnlyError,
+    SerializationError,
 )
 from objdb.ids import NO_TID, Oid, Tid, format_oid, next_tid
 from objdb.interfaces import IConnection
@@ -35,6 +36,7 @@ from objdb.records.broken import class_name
 from objdb.records.writer import ObjectWriter
 
 LARGE_RECORD_BYTES = 16 * 1024 * 1024
+MAX_ROUNDS = 100
 
 
 class LargeRecordWarning(UserWarning):
@@ -157,11 +159,19 @@ class Connection(ObjectLoader):
 
     def _write_changes(self, store: Callable[[Oid, Tid, bytes, str, Any], object]) -> None:
         """Store every changed object, and every new one reachable from it."""
-        count = -1
-        while count != self._changes.count:  # a __getstate__ may change further objects
-            count = self._changes.count
+        changes, count = self._changes, -1
+        for _ in range(MAX_ROUNDS):  # a __getstate__ may change further objects
+            if count == changes.count:
+                changes.clear_pending()
+                return
+            count = changes.count
             self._write_pending(store)
-        self._changes.clear_pending()
+        classes = {class_name(type(obj)) for obj in changes.pending() if obj._p_changed}
+        raise SerializationError(
+            f"storing goes round in circles: each time, a __getstate__ changes an object that "
+            f"was stored before, of {' and '.join(sorted(classes))}. A __getstate__ should "
+            "change nothing that has one"
+        )
 
     def _write_pending(self, store: Callable[[Oid, Tid, bytes, str, Any], object]) -> None:
         serialize, new_objects = self._writer.serialize, self._writer.new_objects

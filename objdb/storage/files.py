@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import zc.lockfile
 
+from objdb.errors import StorageClosedError
+
 
 class File(Protocol):
     """One open file."""
@@ -87,7 +89,7 @@ class OSFile:
     def __init__(self, path: str, mode: str) -> None:
         flags = {"r": os.O_RDONLY, "w": os.O_RDWR, "c": os.O_RDWR | os.O_CREAT}[mode]
         self.path = path
-        self._fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o644)
+        self._fd = _Descriptor(os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o644))
         self.read_at: Callable[[int, int], bytes] = functools.partial(os.pread, self._fd)
 
     def write_at(self, data: Any, position: int) -> None:
@@ -116,9 +118,23 @@ class OSFile:
         return mmap.mmap(self._fd, size, access=access)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self.read_at = self._read_closed
+        self._fd = _NO_FILE
+
+    def _read_closed(self, size: int, position: int) -> bytes:
+        raise StorageClosedError(f"{self.path} was closed during a read. Open it again")
+
+
+class _Descriptor(int):
+    """The number of an open file, which is closed when nobody holds it any more: neither the
+    file nor a read under way in another thread. So no read meets the number of another file."""
+
+    def __del__(self) -> None:
+        if self >= 0:
+            os.close(self)
+
+
+_NO_FILE = _Descriptor(-1)
 
 
 class OSFiles:

@@ -406,6 +406,21 @@ def test_objects_that_change_while_storing(db: objdb.DB) -> None:
         assert all(root[name]._p_changed is False for name in ("early", "late", "quiet"))
 
 
+def test_objects_that_change_each_other_forever(db: objdb.DB) -> None:
+    """Two objects whose __getstate__ changes the other one are refused, not stored for ever."""
+    with db.transaction() as connection:
+        root = connection.root()
+        root["a"], root["b"] = Restless("a"), Restless("b")
+    connection = db.open()
+    root = connection.root()
+    root["a"].disturbs, root["b"].disturbs = [root["b"]], [root["a"]]
+    with pytest.raises(objdb.SerializationError, match=r"in circles.*Restless"):
+        transaction.commit()
+    transaction.abort()
+    assert "disturbs" not in vars(root["a"]) and root["b"].name == "b"
+    connection.close()
+
+
 def test_large_records_warn(db: objdb.DB) -> None:
     """A state of more than 16 MiB is stored, with a warning that names class and size."""
     connection = db.open()

@@ -11,8 +11,9 @@ from objdb.check import check
 from objdb.errors import ConflictError, ObjdbError
 from objdb.ids import NO_TID
 from objdb.storage.commit import TransactionMetaData
+from objdb.storage.file.format import START, STATUS_AT
 from objdb.storage.file.storage import FileStorage
-from objdb.testing.faults import SURVIVALS, FaultyFiles
+from objdb.testing.faults import SECTOR, SURVIVALS, FaultyFiles
 
 PATH = "data.fs"
 ROOT_RECORD = b"\x80\x03cpersistent.mapping\nPersistentMapping\n.\x80\x03}X\x04\x00\x00\x00data}s."
@@ -131,6 +132,39 @@ def _check_reopened(workload: Workload, disk: FaultyFiles, count: int, when: str
     expected = dict(found)
     assert contents(again) == expected, when
     again.close()
+
+
+@pytest.mark.parametrize("preallocate_bytes", [0, 4000])
+def test_an_aborted_transaction_stays_aborted(preallocate_bytes: int) -> None:
+    """Power lost in a commit that is written where an aborted one, of the same shape, was: the
+    aborted one does not come back, whatever the disk kept."""
+    files = FaultyFiles()
+    storage = FileStorage(PATH, files=files, preallocate_bytes=preallocate_bytes)
+
+    def write(data: bytes) -> TransactionMetaData:
+        # The status byte, and the checksum, lie in other sectors than what comes before them.
+        transaction = TransactionMetaData("", "d" * 600)
+        storage.tpc_begin(transaction)
+        storage.store(bytes(8), storage.lastTransaction(), data, "", transaction)
+        storage.tpc_vote(transaction)
+        return transaction
+
+    storage.tpc_finish(write(b"before"))
+    overhead = storage.getSize() - START - len(b"before")
+    padding = SECTOR - (storage.getSize() + overhead + STATUS_AT) % SECTOR + SECTOR
+    storage.tpc_finish(write(b"before".ljust(padding)))
+    assert (storage.getSize() + STATUS_AT) % SECTOR == 0
+    aborted = write(b"aborted" * 20)
+    files.open("another file", "c")  # what was changed through a map may be written by now
+    storage.tpc_abort(aborted)
+    storage.tpc_finish(write(b"decided" * 20))
+    assert files.operations[-1].kind == "sync"
+    for survival in SURVIVALS:
+        for seed in range(400):
+            disk = files.crashed(len(files.operations) - 1, survival, seed)
+            with FileStorage(PATH, files=disk) as found:
+                data = found.load(bytes(8))[0]
+                assert data.startswith((b"before", b"decided")), (survival, seed)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])

@@ -97,7 +97,10 @@ class Index:
         page = self._pages.get(oid[:7])
         if page is None:
             return None
-        entry: tuple[int, Tid] = _unpack_entry(self._map, page + (oid[7] << 4))
+        try:
+            entry: tuple[int, Tid] = _unpack_entry(self._map, page + (oid[7] << 4))
+        except struct.error:  # closed by another thread meanwhile
+            return None
         return entry if entry[0] else None
 
     def oids(self) -> Iterable[Oid]:

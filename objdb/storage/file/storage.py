@@ -21,7 +21,6 @@ from zope.interface import implementer
 from objdb.errors import (
     CorruptedDataError,
     POSKeyError,
-    StorageClosedError,
     StorageFailedError,
     StorageWriteError,
     UsageError,
@@ -41,12 +40,7 @@ from objdb.storage.file.format import RECORD, START, visible_extension, without_
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import Header, Log, Record, Written
 from objdb.storage.file.opening import create_file, require_openable, take_lock
-from objdb.storage.file.recovery import (
-    LogState,
-    cut_tail,
-    next_transaction,
-    open_log,
-)
+from objdb.storage.file.recovery import LogState, cut_tail, next_transaction, open_log
 from objdb.storage.files import Files, Lock, OSFiles
 from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry, in_range
 from objdb.storage.revisions import RevisionStorage
@@ -334,12 +328,18 @@ class FileStorage(RevisionStorage):
             ) from error
 
     def _take_back(self, end: int) -> None:
-        """Leave zeros where a transaction was written that will not be."""
+        """Leave zeros where a transaction was written that will not be.
+
+        They must be on the medium before the next one is written there: else a crash could keep
+        the old bytes together with the status byte of the new.
+        """
         try:
             if end <= self._log.allocated:
                 self._log.erase(self._end, end)
             else:
                 self._log.truncate(self._end)
+            if self._durability == "sync":
+                self._file.sync()
         except OSError as error:
             self._fail(f"an undecided transaction could not be taken back: {error}")
 
@@ -442,13 +442,10 @@ class FileStorage(RevisionStorage):
                 self._index.write_checkpoint(*self._published)
         finally:
             self._index.close()
-            self._read_at = self._file.read_at = self._read_closed
             self._file.close()
+            self._read_at = self._file.read_at
             if self._lock is not None:
                 self._lock.release()
-
-    def _read_closed(self, size: int, position: int) -> bytes:
-        raise StorageClosedError(f"{self._name} was closed during a read. Open it again")
 
     # -- seeing what another process commits
 
