@@ -195,7 +195,7 @@ class Connection(ObjectLoader):
                             created[oid] = None
                         obj._p_changed = False
                         if counts_bytes:
-                            self._note_size(oid, obj, len(record))
+                            self._note_size(oid, obj, record)
                     stack.pop()
                     if new_objects:
                         stack.extend(reversed(new_objects))
@@ -309,6 +309,7 @@ class Connection(ObjectLoader):
         self._reset_transaction()
         if self._phase is not Phase.CLOSED:
             self._phase = Phase.IDLE
+            self._load_before = self._storage.loadBefore
 
     # -- savepoints
 
@@ -317,6 +318,7 @@ class Connection(ObjectLoader):
         the way back to here (called by `transaction.savepoint`)."""
         if self._savepoints is None:
             self._savepoints = SavepointStore()
+            self._load_before = self._load_with_savepoints
         self._write_changes(self._savepoints.store)
         self._stored = {}
         self._cache.incrgc()
@@ -376,6 +378,8 @@ class Connection(ObjectLoader):
             self._snapshot = last
             self._before = next_tid(last)
         self._epochs.advance()
+        if self._postponed:
+            self._do_postponed()
 
     # -- opening and closing
 

@@ -1,20 +1,23 @@
 """The first story of a connection: how objects are reached and loaded.
 
     attribute of a ghost ─► setstate ─► storage.loadBefore(oid, snapshot) ─► reader ─► object
+
+The way itself is in `loadpath`; here is what it needs, and what it does not do every time.
 """
 
 from __future__ import annotations
 
 import enum
 import threading
+from collections import deque
 from collections.abc import Callable
-from threading import get_ident
 from typing import Any, NoReturn
 
 from persistent import Persistent, PickleCache
 
 from objdb.connection.aging import AccessEpochs
 from objdb.connection.changes import ChangeSet
+from objdb.connection.loadpath import LoadPath
 from objdb.connection.savepoint import SavepointStore
 from objdb.errors import (
     ConcurrentUseError,
@@ -42,29 +45,27 @@ class Phase(enum.Enum):
     COMMITTING = "committing"
 
 
-class ObjectLoader:
+class ObjectLoader(LoadPath):
     """The part of a connection that loads: its cache, its reader, its snapshot.
 
-    `_before` is the tid the snapshot ends before. `_user` is the thread that is loading just
-    now. `_refused` lists objects that hold a change which was refused.
+    `_refused` lists objects that hold a change which was refused.
     """
 
     def __init__(self, db: Any, cache_size: int, cache_size_bytes: int) -> None:
         self._db = db
         self._storage = db.storage
-        self._load_before: Callable[[Oid, Tid], Any] = self._load_when_closed
+        self._load_before = self._load_when_closed
         self._cache = PickleCache(self, cache_size, cache_size_bytes)
         self._counts_bytes = cache_size_bytes > 0
         self._reader = ObjectReader(self, self._cache)
         self._read_state = self._reader.state
         self._epochs = AccessEpochs(self, self._cache)
         self._phase = Phase.CLOSED
-        self._before: Tid = NO_TID
-        self._user: int | None = None
+        self._before = NO_TID
         self._refused: list[Any] = []
         self._changes = ChangeSet()
         self._savepoints: SavepointStore | None = None
-        self.load_count = 0
+        self._postponed: deque[Callable[[Any], None]] = deque()
 
     # -- reaching objects
 
@@ -99,55 +100,37 @@ class ObjectLoader:
 
     # -- load
 
-    def setstate(self, obj: Any) -> None:
-        """Load the state of the ghost *obj* (called when it is first touched).
-
-        Raises `POSKeyError`, `ReadConflictError`, `DeserializationError`, or
-        `ConnectionStateError` after the connection was closed.
-        """
-        user, thread = self._user, get_ident()
-        if user is not None and user != thread:
-            raise self._concurrent_use()
-        self._user = thread
+    def _load_failed(self, obj: Any, error: BaseException) -> NoReturn:
+        """Raise what loading *obj* ended in, with what is known about the object."""
         oid = obj._p_oid
-        try:
-            found = None if self._savepoints is None else self._load_saved(oid)
-            record, tid, _ = found or self._load_before(oid, self._before) or self._is_gone(oid)
-            obj.__setstate__(self._read_state(type(obj), record))
-            obj._p_serial = tid
-            if self._counts_bytes:
-                self._note_size(oid, obj, len(record))
-            self.load_count += 1
-        except POSKeyError as error:
+        if isinstance(error, POSKeyError):
             if error.oid == oid and error.referrer is None:
                 error.referrer = self._find_referrer(oid)
-            raise
-        except ObjdbError as error:
+            raise error
+        if isinstance(error, ObjdbError):
             complete_error(error, oid, type(obj))
-            raise
-        except OSError:
-            raise
-        except Exception as error:
-            raise DeserializationError(
-                f"object {format_oid(oid)}: {class_name(type(obj))}.__setstate__ does not take "
-                f"the stored state: {type(error).__name__}: {error}",
-                oid=oid, class_name=class_name(type(obj)),
-            ) from error
-        finally:
-            self._user = user
+            raise error
+        if isinstance(error, OSError) or not isinstance(error, Exception):
+            raise error
+        raise DeserializationError(
+            f"object {format_oid(oid)}: {class_name(type(obj))}.__setstate__ does not take "
+            f"the stored state: {type(error).__name__}: {error}",
+            oid=oid, class_name=class_name(type(obj)),
+        ) from error
 
-    def _load_saved(self, oid: Oid) -> tuple[bytes, Tid, None] | None:
-        """Return what a savepoint has put away for *oid*, if anything."""
-        if self._savepoints is None or oid not in self._savepoints:
-            return None
-        return *self._savepoints.load(oid), None
+    def _load_with_savepoints(self, oid: Oid, before: Tid) -> Any:
+        """Return what a savepoint has put away for *oid*, else what the storage has."""
+        if self._savepoints is not None and oid in self._savepoints:
+            return *self._savepoints.load(oid), None
+        return self._storage.loadBefore(oid, before)
 
     def _load(self, oid: Oid) -> bytes:
         """Return the record of *oid* as this transaction sees it."""
-        found = self._load_saved(oid) or self._load_before(oid, self._before)
+        found = self._load_before(oid, self._before)
         if found is None:
             raise POSKeyError(oid, database=self._db.name)
-        return found[0]
+        record: bytes = found[0]
+        return record
 
     def _is_gone(self, oid: Oid) -> NoReturn:
         raise ReadConflictError(
@@ -174,10 +157,10 @@ class ObjectLoader:
                 continue
         return None
 
-    def _note_size(self, oid: Oid, obj: Any, size: int) -> None:
+    def _note_size(self, oid: Oid, obj: Any, record: bytes) -> None:
         """Tell the cache, whose size in bytes is limited, how large an object's record is."""
-        self._cache.update_object_size_estimation(oid, size)
-        obj._p_estimated_size = size
+        self._cache.update_object_size_estimation(oid, len(record))
+        obj._p_estimated_size = len(record)
 
     # -- refused changes
 
@@ -214,6 +197,15 @@ class ObjectLoader:
         (default: the database's `cache_deactivate_after`)."""
         for obj in self._epochs.idle_for(self._db.cache_deactivate_after if age is None else age):
             obj._p_deactivate()
+
+    def postpone(self, action: Callable[[Any], None]) -> None:
+        """Have *action* called with this connection when its next view begins; for other threads
+        than the one that uses it, whose objects they must not touch."""
+        self._postponed.append(action)
+
+    def _do_postponed(self) -> None:
+        while self._postponed:
+            self._postponed.popleft()(self)
 
     def cacheGC(self) -> None:
         """Bring the cache down to its target size, least recently used objects first."""
@@ -254,6 +246,9 @@ class ObjectLoader:
             "an object of a closed connection was used. Open a connection, and reach the object "
             "from its root()"
         )
+
+    def _refuse_thread(self) -> NoReturn:
+        raise self._concurrent_use()
 
     def _concurrent_use(self) -> ConcurrentUseError:
         return ConcurrentUseError(

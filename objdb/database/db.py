@@ -281,16 +281,15 @@ class DB:
         self.cache_deactivate_after = seconds
 
     def cacheMinimize(self, age: float = 0) -> None:
-        """Make ghosts of unchanged objects not used for *age* seconds, in connections that are
-        in the pool and those of this thread's making alike."""
-        for connection, _ in self._connections():
-            connection.cacheMinimize(age)
+        """Make ghosts of unchanged objects not used for *age* seconds: now in the connections
+        that this thread has and those in the pool, in others when their next transaction
+        begins."""
+        self._pool.for_each(lambda connection: connection.cacheMinimize(age))
 
     def cacheFullSweep(self, age: float | None = None) -> None:
         """Make ghosts of unchanged objects not used for *age* seconds (default:
-        `cache_deactivate_after`)."""
-        for connection, _ in self._connections():
-            connection.cacheFullSweep(age)
+        `cache_deactivate_after`), when `cacheMinimize` does."""
+        self._pool.for_each(lambda connection: connection.cacheFullSweep(age))
 
     def cacheSize(self) -> int:
         """Return the number of loaded objects in all connections."""

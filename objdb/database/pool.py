@@ -20,6 +20,7 @@ class Holder(NamedTuple):
     """Who has a connection out: the thread, since when (monotonic seconds), and the stack of
     the call that opened it, if that is recorded."""
 
+    thread: int
     thread_name: str
     since: float
     stack: str
@@ -89,7 +90,9 @@ class ConnectionPool:
         stack = ""
         if self.record_stacks:
             stack = "".join(traceback.format_stack()[:-4])
-        return Holder(threading.current_thread().name, time.monotonic(), stack)
+        return Holder(
+            threading.get_ident(), threading.current_thread().name, time.monotonic(), stack
+        )
 
     def _timeout(self) -> PoolTimeoutError:
         holders = tuple(holder.describe() for holder in self._out.values())
@@ -122,6 +125,25 @@ class ConnectionPool:
         with self._lock:
             free = [(connection, None) for connection in self._free]
             return [*self._out.items(), *free]
+
+    def for_each(self, action: Callable[[Connection], None]) -> None:
+        """Call *action* with every connection: now with those in the pool and those that this
+        thread has; with the others when their next view begins, by the thread that has them."""
+        holder = self._holder()
+        with self._lock:
+            held = list(self._out.items())
+            free, self._free = self._free, []
+            self._out.update(dict.fromkeys(free, holder))
+        for connection in free:
+            try:
+                action(connection)
+            finally:
+                self.give_back(connection)
+        for connection, other in held:
+            if other.thread == holder.thread:
+                action(connection)
+            else:
+                connection.postpone(action)
 
     def close(self) -> list[Connection]:
         """Hand out no more; return the connections that are still out."""

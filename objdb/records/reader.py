@@ -3,16 +3,8 @@
 Two ways in, both of a connection: `ghost(oid, record)` makes an object without its state, and
 `state(cls, record)` returns the state for an object that exists.
 
-Nearly every record begins with a class pickle that is a constant for its class. So the reader
-keeps, per such prefix, a C unpickler that has read that prefix once, and thereafter skips it:
-
-    record   80 03 c app\\n Person\\n .  80 03 } ...
-             └─ compared, skipped ─┘   └─ handed to the unpickler in one piece
-
-The unpickler is handed the whole state at its first `peek`, so that it reads from memory from
-then on. States written by ZODB may refer back to the class as memo entry 0; reading the prefix
-put it there, and it stays, since such states put nothing at 0 (one that does is read the slow
-way, with an unpickler of its own).
+`unpickling` has the short way, which nearly every record goes; here are the long ones, and what
+is wrong when none leads to a state.
 """
 
 from __future__ import annotations
@@ -20,7 +12,6 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from persistent import Persistent
@@ -31,38 +22,12 @@ from objdb.ids import Oid, format_oid
 from objdb.records.broken import broken_class, is_broken
 from objdb.records.format import class_and_arguments, is_shared_memo, plain_prefix_length
 from objdb.records.references import record_class_name
+from objdb.records.unpickling import StateLoader, reference_loader, state_reader
 
-# Records larger than this get an unpickler of their own, so that what its memo holds on to is
-# freed at once.
-_LARGE_BYTES = 64 * 1024
-_REFERENCE = ord("Q")  # the opcode before every reference
 # Python 2 strings are decoded with this codec, which refuses everything.
 _NO_PYTHON_TWO = "undefined"
 # Classes that are stood in for even where they can be imported: objdb does not read blob files.
 _NEVER_IMPORTED = {("ZODB.blob", "Blob")}
-
-
-class _Source:
-    """A file for the C unpickler that gives all there is at the first peek.
-
-    `read` is called to skip what was peeked, its result unused: `skipped` lists by how much. It
-    is called for more data only when the record is cut off: then the unpickler refuses the None
-    that it returns.
-    """
-
-    __slots__ = ("data", "read", "skipped")
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.skipped: list[int] = []
-        self.read = self.skipped.append
-
-    def peek(self, size: int) -> bytes:
-        data, self.data = self.data, b""
-        return data
-
-    def readline(self) -> bytes:
-        raise EOFError
 
 
 class _Unpickler(pickle.Unpickler):
@@ -70,23 +35,6 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file, encoding=_NO_PYTHON_TWO)
         self.find_class = reader.find_class  # type: ignore[method-assign]
         self.persistent_load = reader.persistent_load  # type: ignore[method-assign]
-
-
-class _Loader:
-    """An unpickler for the states behind one class pickle, which it has read."""
-
-    __slots__ = ("busy", "keeps_class", "length", "load", "prefix", "source")
-
-    def __init__(self, prefix: bytes, reader: ObjectReader) -> None:
-        self.prefix = prefix
-        self.length = len(prefix)
-        self.keeps_class = is_shared_memo(prefix, len(prefix))
-        self.source = _Source()
-        self.source.data = prefix
-        self.load: Callable[[], Any] = _Unpickler(self.source, reader).load
-        self.busy = False
-        self.load()
-        self.source.skipped.clear()
 
 
 class ObjectReader:
@@ -99,67 +47,47 @@ class ObjectReader:
     def __init__(self, jar: Any, cache: Any) -> None:
         self._jar = jar
         self._cache = cache
-        self._loaders: dict[type, _Loader] = {}
-        self._by_prefix: dict[bytes, _Loader] = {}
+        self._loaders: dict[type, StateLoader] = {}
+        self._by_prefix: dict[bytes, StateLoader] = {}
         self._classes: dict[tuple[str, str], Any] = {}
-        self.persistent_load = self._reference_loader()
+        self._plain: set[type] = set()  # classes whose __new__ takes nothing
+        # state(cls, record): the state in a record of an object of class *cls*. Raises
+        # `DeserializationError` or `PythonTwoRecordError`; `POSKeyError` for a reference by oid
+        # alone to an object that is not there.
+        self.state = state_reader(self._loaders, self._state, self._state_again)
+        self.persistent_load = reference_loader(
+            cache.get, cache.new_ghost, self._plain, self._load_reference
+        )
 
-    def state(self, cls: type, record: bytes) -> Any:
-        """Return the state in *record*, which belongs to an object of class *cls*.
-
-        Raises `DeserializationError` or `PythonTwoRecordError`; `POSKeyError` for a reference
-        by oid alone to an object that is not there.
-        """
-        loader = self._loaders.get(cls)
-        if loader is None or not record.startswith(loader.prefix):
-            loader = self._find_loader(cls, record)
-        if loader is None or loader.busy or len(record) > _LARGE_BYTES:
-            return self._load_slowly(record)
-        length = loader.length
-        if _REFERENCE not in record:
-            try:
-                return pickle.loads(record[length:], encoding=_NO_PYTHON_TWO)
-            except Exception:
-                return self._load_slowly(record)  # and say what is wrong, if anything is
-        # Protocols above 3 number their memo entries by how many there are.
-        if record[length + 1 : length + 2] > b"\3" or (
-            loader.keeps_class and record.find(b"q\x00", length) >= 0
-        ):
-            return self._load_slowly(record)
-        source = loader.source
-        source.data = state_pickle = record[length:]
-        # Unpickling can load other objects (a key with a __hash__ of its own, say): those of
-        # the same class must not use this unpickler meanwhile.
-        loader.busy = True
-        try:
-            state = loader.load()
-        except Exception as error:
-            self._drop_loader(loader)
-            raise self._explain(error, record) from error
-        finally:
-            loader.busy = False
-        if source.skipped.pop() != len(state_pickle):  # what is behind it would be read next
-            self._drop_loader(loader)
-        return state
-
-    def _drop_loader(self, loader: _Loader) -> None:
-        """Forget an unpickler that has not read all it was given, and still holds the rest."""
-        self._by_prefix.pop(loader.prefix, None)
-        self._loaders = {c: kept for c, kept in self._loaders.items() if kept is not loader}
-
-    def _find_loader(self, cls: type, record: bytes) -> _Loader | None:
+    def _state(self, cls: type, record: bytes) -> Any:
+        """Read a record that the class's loader does not take, or that is its first."""
         length = plain_prefix_length(record)
-        if not length:
-            return None
-        prefix = record[:length]
-        loader = self._by_prefix.get(prefix)
-        if loader is None:
-            try:
-                loader = self._by_prefix[prefix] = _Loader(prefix, self)
-            except Exception as error:
-                raise self._explain(error, record) from error
-        self._loaders[cls] = loader
+        if length:
+            prefix = record[:length]
+            loader = self._by_prefix.get(prefix)
+            if loader is None:
+                loader = self._by_prefix[prefix] = self._new_loader(prefix, record)
+            if loader.takes(record):
+                self._loaders[cls] = loader
+                return self.state(cls, record)
+        return self._load_slowly(record)
+
+    def _new_loader(self, prefix: bytes, record: bytes) -> StateLoader:
+        loader = StateLoader(prefix, is_shared_memo(prefix, len(prefix)))
+        loader.load = _Unpickler(loader, self).load
+        try:
+            loader.load()
+        except Exception as error:
+            raise self._explain(error, record) from error
         return loader
+
+    def _state_again(self, cls: type, record: bytes) -> Any:
+        """Read a record that its loader could not read, or not to the end; it still holds the
+        rest, so it is not used again."""
+        loader = self._loaders.pop(cls, None)
+        if loader is not None:
+            self._by_prefix.pop(loader.prefix, None)
+        return self._load_slowly(record)
 
     def _load_slowly(self, record: bytes) -> Any:
         unpickler = _Unpickler(io.BytesIO(record), self)
@@ -210,40 +138,16 @@ class ObjectReader:
                 self._classes[module, name] = found
         return found
 
-    def _reference_loader(self) -> Callable[[Any], Any]:
-        """Return the function that turns a reference into an object: from the cache, or a new
-        ghost. It runs for every reference, so it holds what it needs in its closure."""
-        in_cache, new_ghost = self._cache.get, self._cache.new_ghost
-        plain: dict[type, Any] = {}  # class -> its __new__
-        load_unusual = self._load_reference
-
-        def persistent_load(reference: Any) -> Any:
-            if type(reference) is tuple:
-                oid, cls = reference
-                obj = in_cache(oid)
-                if obj is not None:
-                    return obj
-                make = plain.get(cls)
-                if make is not None and len(oid) == 8:
-                    obj = make(cls)
-                    new_ghost(oid, obj)
-                    return obj
-                obj = load_unusual(reference)
-                if type(obj) is cls and not hasattr(cls, "__getnewargs__"):
-                    plain[cls] = cls.__new__
-                return obj
-            return load_unusual(reference)
-
-        return persistent_load
-
     def _load_reference(self, reference: Any) -> Any:
         """Return the object for a reference of any form (see `format`)."""
         if type(reference) is tuple:
             oid, cls = reference
             if type(cls) is tuple or hasattr(cls, "__getnewargs__"):
                 return self._load_by_oid(oid)
-            _checked(oid)
-            return self._new_ghost(oid, cls, ())
+            obj = self._new_ghost(_checked(oid), cls, ())
+            if type(obj) is cls:
+                self._plain.add(cls)
+            return obj
         if type(reference) is not list:
             return self._load_by_oid(reference)
         if len(reference) == 1:

@@ -12,6 +12,7 @@ from BTrees.IOBTree import IOBTree
 import objdb
 from objdb.database import invalidations
 from tests.conftest import Databases
+from tests.database.staging import Worker
 from tests.models import Person
 
 COUNT = 100
@@ -399,3 +400,20 @@ def test_what_a_storage_reports(people: objdb.DB) -> None:
     manager.begin()
     assert loaded[0].name == "pX"
     connection.close()
+
+
+def test_other_threads_do_not_touch_the_cache(people: objdb.DB) -> None:
+    """A cache is emptied for another thread when its owner's next transaction begins; one in the
+    pool, and one of the thread that asks, at once."""
+    with people.open() as connection, people.open() as second:
+        loaded, in_pool = load_all(connection), load_all(second)
+        second.close()
+        transaction.begin()
+        Worker(people.cacheMinimize).finish()
+        assert all(states(loaded)) and not any(states(in_pool))
+        transaction.begin()
+        assert not any(states(loaded))
+        load_all(connection)
+        transaction.begin()
+        people.cacheMinimize()
+        assert not any(states(loaded))

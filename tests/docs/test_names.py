@@ -19,7 +19,7 @@ def everything():
     """Return every function and class of objdb, and every method, as `name` and `Class.name`."""
     names = set()
     for info in pkgutil.walk_packages(objdb.__path__, "objdb."):
-        if info.name.startswith("objdb.testing"):
+        if info.name.startswith(("objdb.testing", "objdb._accelerator")):
             continue
         module = importlib.import_module(info.name)
         for name, value in vars(module).items():

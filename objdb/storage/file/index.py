@@ -32,6 +32,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from objdb.ids import Oid, Tid
+from objdb.storage.file.lookup import PageTable
 from objdb.storage.files import File
 
 PAGE = 4096
@@ -47,7 +48,6 @@ _SYNCED_AT = 1024
 _HEADER = struct.Struct(">8sQQ8sQQQQ")
 _CRC = struct.Struct(">I")
 _ENTRY = struct.Struct(">Q8s")
-_unpack_entry = _ENTRY.unpack_from
 _PAIR = struct.Struct(">QQ")
 _NUMBER = struct.Struct(">Q")
 
@@ -65,7 +65,7 @@ class Checkpoint(NamedTuple):
     synced: bool
 
 
-class Index:
+class Index(PageTable):
     """The index file of one log, open for reading and writing; or for reading (*file* may be None
     then), with what the file does not know kept in memory.
 
@@ -75,37 +75,20 @@ class Index:
     """
 
     def __init__(self, file: File | None, *, writable: bool) -> None:
+        super().__init__()
         self._file: Any = file
         self._writable = writable
-        self._pages: dict[bytes, int] = {}  # first 7 bytes of the oids -> where the page is
         self._page_count = 0
         self._sequence = 0
-        self._overlay: dict[Oid, tuple[int, Tid]] = {}
         self._size = 0
-        self._map: Any = b""
         self.checkpoint: Checkpoint | None = None
         self._open()
 
     # -- looking up
 
-    def get(self, oid: Oid) -> tuple[int, Tid] | None:
-        """Return (position, tid) of the object's current record, or None."""
-        if self._overlay:
-            found = self._overlay.get(oid)
-            if found is not None:
-                return found
-        page = self._pages.get(oid[:7])
-        if page is None:
-            return None
-        try:
-            entry: tuple[int, Tid] = _unpack_entry(self._map, page + (oid[7] << 4))
-        except struct.error:  # closed by another thread meanwhile
-            return None
-        return entry if entry[0] else None
-
     def oids(self) -> Iterable[Oid]:
         """Yield the oids that have an entry, in order."""
-        prefixes = {oid[:7] for oid in self._overlay} | self._pages.keys()
+        prefixes = {oid[:7] for oid in self.overlay} | self.pages.keys()
         for prefix in sorted(prefixes):
             for last in range(_ENTRIES):
                 oid = prefix + bytes([last])
@@ -121,7 +104,7 @@ class Index:
         """
         if not self._writable:
             return
-        for prefix in sorted({oid[:7] for oid in oids} - self._pages.keys()):
+        for prefix in sorted({oid[:7] for oid in oids} - self.pages.keys()):
             self._add_page(prefix)
 
     def _add_page(self, prefix: bytes) -> None:
@@ -130,12 +113,12 @@ class Index:
         page = directory + PAGE * (1 + place)
         self._grow(page + PAGE)
         if place == 0:
-            self._map[directory : directory + PAGE] = bytes(PAGE)
-        self._map[page : page + PAGE] = bytes(PAGE)
+            self.map[directory : directory + PAGE] = bytes(PAGE)
+        self.map[page : page + PAGE] = bytes(PAGE)
         number = int.from_bytes(prefix, "big") + 1
-        _NUMBER.pack_into(self._map, directory + 8 * place, number)
+        _NUMBER.pack_into(self.map, directory + 8 * place, number)
         self._page_count += 1
-        self._pages[prefix] = page
+        self.pages[prefix] = page
 
     def _grow(self, size: int) -> None:
         if size > self._size:
@@ -143,25 +126,25 @@ class Index:
             size = max(size, min(2 * self._size, self._size + _GROUP))
             self._file.allocate(size)
             # Lookups under way keep the old map, which shows the same pages.
-            self._map = self._file.map(size)
+            self.map = self._file.map(size)
             self._size = size
 
     def set_many(self, positions: dict[Oid, int], tid: Tid) -> None:
         """Point each oid at its record of the transaction *tid*, which is on the medium."""
         if not self._writable:
-            self._overlay.update((oid, (position, tid)) for oid, position in positions.items())
+            self.overlay.update((oid, (position, tid)) for oid, position in positions.items())
             return
-        mapped, pages, pack_into = self._map, self._pages, _ENTRY.pack_into
+        mapped, pages, pack_into = self.map, self.pages, _ENTRY.pack_into
         for oid, position in positions.items():
             pack_into(mapped, pages[oid[:7]] + (oid[7] << 4), position, tid)
 
     def note_synced(self, position: int) -> None:
         """Note that the log is on the medium up to *position*: never take that for a torn tail."""
-        _PAIR.pack_into(self._map, _SYNCED_AT, position, position)
+        _PAIR.pack_into(self.map, _SYNCED_AT, position, position)
 
     def synced_position(self) -> int:
         """Return the last position noted as synced, or 0 if the note is not there or torn."""
-        first, second = _PAIR.unpack_from(self._map, _SYNCED_AT)
+        first, second = _PAIR.unpack_from(self.map, _SYNCED_AT)
         return first if first == second else 0
 
     def write_checkpoint(
@@ -176,27 +159,27 @@ class Index:
         )
         slot = _SLOTS[self._sequence % 2]
         header += _CRC.pack(zlib.crc32(header))
-        self._map[slot : slot + len(header)] = header
+        self.map[slot : slot + len(header)] = header
         self._file.sync()
         self.checkpoint = Checkpoint(position, tid, max_oid, objects, pages, synced)
 
     def clear(self) -> None:
         """Forget everything, to be filled again from the log."""
         self.checkpoint = None
-        self._pages.clear()
-        self._overlay.clear()
+        self.pages.clear()
+        self.overlay.clear()
         self._page_count = 0
         if self._writable:
             # The sequence goes on: an old header that is still on the disk must not win.
             self._grow(PAGE)
-            self._map[:PAGE] = bytes(PAGE)
+            self.map[:PAGE] = bytes(PAGE)
             self._file.sync()
 
     def close(self) -> None:
         """Close the file."""
-        self._pages = {}
-        self._overlay = {}
-        self._map = b""
+        self.pages.clear()
+        self.overlay.clear()
+        self.map = b""
         if self._file is not None:
             self._file.close()
 
@@ -211,21 +194,21 @@ class Index:
                 self._grow(PAGE)
             return
         self._size = size
-        self._map = self._file.map(size, read_only=not self._writable)
+        self.map = self._file.map(size, read_only=not self._writable)
         headers = [self._header(slot) for slot in _SLOTS]
         found = max((header for header in headers if header), default=None)
         if found is None:
             return
         self._sequence, self.checkpoint = found
         if not self._read_directory(self.checkpoint.pages):
-            self._pages.clear()
+            self.pages.clear()
             self.checkpoint = None
             return
         self._page_count = self.checkpoint.pages
 
     def _header(self, slot: int) -> tuple[int, Checkpoint] | None:
-        block = bytes(self._map[slot : slot + _HEADER.size])
-        crc = _CRC.unpack_from(self._map, slot + _HEADER.size)[0]
+        block = bytes(self.map[slot : slot + _HEADER.size])
+        crc = _CRC.unpack_from(self.map, slot + _HEADER.size)[0]
         magic, sequence, position, tid, max_oid, objects, pages, synced = _HEADER.unpack(block)
         if magic != _MAGIC or crc != zlib.crc32(block):
             return None
@@ -238,10 +221,10 @@ class Index:
             here = min(_PER_GROUP, count - first)
             if directory + PAGE * (1 + here) > self._size:
                 return False
-            numbers = struct.unpack_from(f">{here}Q", self._map, directory)
+            numbers = struct.unpack_from(f">{here}Q", self.map, directory)
             if not all(numbers) or max(numbers) > 1 << 56:
                 return False
             prefixes = ((number - 1).to_bytes(7, "big") for number in numbers)
             offsets = range(directory + PAGE, directory + PAGE * (1 + here), PAGE)
-            self._pages.update(zip(prefixes, offsets, strict=True))
-        return len(self._pages) == count
+            self.pages.update(zip(prefixes, offsets, strict=True))
+        return len(self.pages) == count

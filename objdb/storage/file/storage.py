@@ -36,21 +36,16 @@ from objdb.interfaces import (
 from objdb.storage.commit import Staged, TransactionMetaData, loads_extension
 from objdb.storage.file.checking import check_structure
 from objdb.storage.file.durability import GroupCommit, Ticket
-from objdb.storage.file.format import RECORD, START, visible_extension, without_integrity
+from objdb.storage.file.format import START, visible_extension, without_integrity
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import Header, Log, Record, Written
+from objdb.storage.file.lookup import RecordReader
 from objdb.storage.file.opening import create_file, require_openable, take_lock
 from objdb.storage.file.recovery import LogState, cut_tail, next_transaction, open_log
 from objdb.storage.files import Files, Lock, OSFiles
 from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry, in_range
 from objdb.storage.revisions import RevisionStorage
 
-_RECORD_BYTES = RECORD.size
-unpack_record = RECORD.unpack_from
-# Header and record of most objects are had with one read of this size.
-_GUESS_BYTES = 512
-# Where reading goes on forward, this much is read at once.
-_WINDOW_BYTES = 16 * 1024
 DURABILITIES = ("sync", "os")
 
 
@@ -106,12 +101,9 @@ class FileStorage(RevisionStorage):
             create_file(files, path)
         self._file = files.open(path, "r" if read_only else "w")
         self._log = Log(self._file)
-        self._read_at = self._file.read_at
-        self._window: tuple[int, bytes] = 0, b""
         index = None
         try:
             index = self._index = self._open_index(path + ".oidx")
-            self._index_get = index.get
             state = open_log(self._log, index)
             if not read_only:
                 cut_tail(self._log, files, state)
@@ -126,7 +118,9 @@ class FileStorage(RevisionStorage):
         self._objects = state.objects
         self._max_oid = 0
         self._note_oid(state.max_oid.to_bytes(8, "big"))
-        self._published = state.end, state.tid, self._max_oid, state.objects
+        self._reader = RecordReader(index.get, self._file.read_at)
+        self._load_plain = self._reader.load
+        self._publish_state(state.end, state.tid, state.objects)
 
     def _open_index(self, path: str) -> Index:
         if self._is_read_only and not self._files.exists(path):
@@ -160,46 +154,23 @@ class FileStorage(RevisionStorage):
     def loadBefore(self, oid: Oid, tid: Tid) -> tuple[bytes, Tid, Tid | None] | None:
         """See `RevisionStorage.loadBefore`. Raises `CorruptedDataError` where the index and the
         log disagree."""
-        entry = self._index_get(oid)
+        found = self._load_plain(oid, tid)
+        if found is not None:
+            return found
+        entry = self._index.get(oid)
         if entry is None:
             self._require_open()
             raise POSKeyError(oid, database=self._name)
         position, current = entry
         if current >= tid:
             return self._load_older(oid, tid, position, current)
-        # The bytes read last are kept: objects stored together are often loaded together.
-        start, block = self._window
-        at = position - start
-        if at < 0 or at + _RECORD_BYTES > len(block):
-            at, block = 0, self._read_block(position)
-        found, serial, _, _, version_size, size = unpack_record(block, at)
-        data = block[at + _RECORD_BYTES : at + _RECORD_BYTES + size]
-        if found != oid or serial != current or len(data) != size or not size or version_size:
-            data = self._load_carefully(oid, position, current)
-        return data, current, None
-
-    def _read_block(self, position: int) -> bytes:
-        """Return what is at *position*: much where reading goes on forward, little elsewhere."""
-        start, block = self._window
-        ahead = position - start - len(block)
-        size = _WINDOW_BYTES if -_GUESS_BYTES <= ahead <= _WINDOW_BYTES else _GUESS_BYTES
-        # Behind the last published transaction another may be in the middle of being written.
-        size = min(size, max(self._published[0] - position, 0))
-        block = self._read_at(size, position)
-        if len(block) < _RECORD_BYTES:
-            block = bytes(_RECORD_BYTES)  # there is no record: told by whoever unpacks it
-        self._window = position, block
-        return block
-
-    def _load_carefully(self, oid: Oid, position: int, current: Tid) -> bytes:
-        """Load a record that is large, or a back pointer, or was not in the window yet."""
         record = self._log.record(position)
         if record.oid != oid or record.tid != current:
             raise self._entry_damaged(oid, position)
         data = self._log.data(record)
         if data is None:
             raise POSKeyError(oid, database=self._name)
-        return data
+        return data, current, None
 
     def _load_older(
         self, oid: Oid, tid: Tid, position: int, current: Tid
@@ -235,7 +206,7 @@ class FileStorage(RevisionStorage):
         )
 
     def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, tuple[int, Tid] | None]:
-        find = self._current if self._group.unpublished else self._index_get
+        find = self._current if self._group.unpublished else self._index.get
         return {oid: find(oid) for oid in oids}
 
     def _current(self, oid: Oid) -> tuple[int, Tid] | None:
@@ -402,8 +373,12 @@ class FileStorage(RevisionStorage):
             if written.positions:
                 self._note_oid(max(written.positions))
             self._since_checkpoint += len(written.positions) + 1
-            self._published = written.end, ticket.tid, self._max_oid, self._objects
-            self._last_tid = ticket.tid
+            self._publish_state(written.end, ticket.tid, self._objects)
+
+    def _publish_state(self, end: int, tid: Tid, objects: int) -> None:
+        self._published = end, tid, self._max_oid, objects
+        self._reader.end = end
+        self._last_tid = tid
 
     def _write_checkpoint(self) -> None:
         """Make the index durable up to here, by the thread whose commit made it due."""
@@ -443,7 +418,7 @@ class FileStorage(RevisionStorage):
         finally:
             self._index.close()
             self._file.close()
-            self._read_at = self._file.read_at
+            self._reader.read_at = self._file.read_at
             if self._lock is not None:
                 self._lock.release()
 
@@ -471,8 +446,7 @@ class FileStorage(RevisionStorage):
             if self._db is not None:
                 self._db.invalidate(header.tid, list(positions))
             self._end = header.end
-            self._published = header.end, header.tid, self._max_oid, self._objects
-            self._last_tid = header.tid
+            self._publish_state(header.end, header.tid, self._objects)
 
     def registerDB(self, db: Any) -> None:
         """See `RevisionStorage.registerDB`."""

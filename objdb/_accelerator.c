@@ -1,0 +1,683 @@
+/* The load path in C, for where there is a compiler.
+
+   Each thing here has the name and the behaviour of a Python class or function, which stays the
+   reference, serves where this module could not be built, and is tested in the same way:
+
+       PageTable, RecordReader         objdb/storage/file/lookup.py
+       StateLoader, state_reader,
+       reference_loader                objdb/records/unpickling.py
+       LoadPath                        objdb/connection/loadpath.py
+
+   What is unusual is left to Python: these functions then return to, or call, their caller's
+   long way. All of it runs under the interpreter's lock, which the functions called from here
+   may let go of for a while: no field is relied on across such a call. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include "persistent/cPersistence.h"
+
+#define RECORD_HEADER 42  /* oid, tid, previous, transaction: 8 bytes each; version 2, size 8 */
+#define GUESS_BYTES 512
+#define WINDOW_BYTES (16 * 1024)
+#define LARGE_BYTES (64 * 1024)
+#define HIGHEST_PROTOCOL 3  /* that StateLoader reads */
+
+static PyObject *empty_tuple, *name_is_gone, *name_load_failed, *name_note_size,
+    *name_refuse_thread, *name_setstate;
+
+static uint64_t
+number_at(const char *place)
+{
+    const unsigned char *p = (const unsigned char *)place;
+    uint64_t number = 0;
+    for (int i = 0; i < 8; i++)
+        number = number << 8 | p[i];
+    return number;
+}
+
+static int
+is_oid(PyObject *object)
+{
+    return PyBytes_CheckExact(object) && PyBytes_GET_SIZE(object) == 8;
+}
+
+/* Return a tuple of two or three new references, any of which may be NULL after an error. */
+static PyObject *
+tuple_of(PyObject *first, PyObject *second, PyObject *third)
+{
+    PyObject *items[3] = {first, second, third};
+    PyObject *tuple = PyErr_Occurred() ? NULL : PyTuple_New(third == NULL ? 2 : 3);
+    for (int i = 0; i < 3; i++)
+        if (tuple != NULL && items[i] != NULL)
+            PyTuple_SET_ITEM(tuple, i, items[i]);
+        else
+            Py_XDECREF(items[i]);
+    return tuple;
+}
+
+#define BASE(name) \
+    PyVarObject_HEAD_INIT(NULL, 0) .tp_name = "objdb._accelerator." #name, \
+    .tp_basicsize = sizeof(name)
+
+/* ---- PageTable: where each object's current record is ---- */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *pages;    /* dict: first 7 bytes of oids -> where in the map their page is */
+    PyObject *overlay;  /* dict: oid -> (position, tid) */
+    PyObject *map;      /* a buffer */
+} PageTable;
+
+static PyObject *
+PageTable_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PageTable *self = (PageTable *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->pages = PyDict_New();
+    self->overlay = PyDict_New();
+    self->map = PyBytes_FromStringAndSize("", 0);
+    if (self->pages == NULL || self->overlay == NULL || self->map == NULL)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static void
+PageTable_dealloc(PageTable *self)
+{
+    Py_XDECREF(self->pages);
+    Py_XDECREF(self->overlay);
+    Py_XDECREF(self->map);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyObject *
+PageTable_get(PageTable *self, PyObject *oid)
+{
+    if (PyDict_GET_SIZE(self->overlay)) {
+        PyObject *found = PyDict_GetItemWithError(self->overlay, oid);
+        if (found != NULL || PyErr_Occurred())
+            return Py_XNewRef(found);
+    }
+    if (!is_oid(oid))
+        Py_RETURN_NONE;
+    PyObject *prefix = PyBytes_FromStringAndSize(PyBytes_AS_STRING(oid), 7);
+    if (prefix == NULL)
+        return NULL;
+    PyObject *page = PyDict_GetItemWithError(self->pages, prefix);
+    Py_DECREF(prefix);
+    if (page == NULL) {
+        if (PyErr_Occurred())
+            return NULL;
+        Py_RETURN_NONE;
+    }
+    Py_ssize_t at = PyLong_AsSsize_t(page);
+    if (at == -1 && PyErr_Occurred())
+        return NULL;
+    at += (Py_ssize_t)(unsigned char)PyBytes_AS_STRING(oid)[7] << 4;
+    Py_buffer view;
+    if (PyObject_GetBuffer(self->map, &view, PyBUF_SIMPLE) < 0)
+        return NULL;
+    PyObject *entry;
+    const char *place = (const char *)view.buf + at;
+    if (at + 16 > view.len || number_at(place) == 0)  /* closed meanwhile; or no such object */
+        entry = Py_NewRef(Py_None);
+    else
+        entry = tuple_of(PyLong_FromUnsignedLongLong(number_at(place)),
+                         PyBytes_FromStringAndSize(place + 8, 8), NULL);
+    PyBuffer_Release(&view);
+    return entry;
+}
+
+static PyMethodDef PageTable_methods[] = {
+    {"get", (PyCFunction)PageTable_get, METH_O, NULL},
+    {NULL},
+};
+
+static PyMemberDef PageTable_members[] = {
+    {"pages", T_OBJECT, offsetof(PageTable, pages), READONLY},
+    {"overlay", T_OBJECT, offsetof(PageTable, overlay), READONLY},
+    {"map", T_OBJECT_EX, offsetof(PageTable, map), 0},
+    {NULL},
+};
+
+static PyTypeObject PageTable_type = {
+    BASE(PageTable),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_new = PageTable_new,
+    .tp_dealloc = (destructor)PageTable_dealloc,
+    .tp_methods = PageTable_methods,
+    .tp_members = PageTable_members,
+};
+
+/* ---- RecordReader: plain current records, read with one read or none ---- */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *find;     /* oid -> (position, tid), or None */
+    PyObject *read_at;  /* (size, position) -> bytes */
+    Py_ssize_t end;     /* of what is published */
+    Py_ssize_t start;   /* of the block */
+    PyObject *block;    /* the bytes read last */
+} RecordReader;
+
+static PyObject *
+RecordReader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *find, *read_at;
+    if (!PyArg_ParseTuple(args, "OO", &find, &read_at))
+        return NULL;
+    RecordReader *self = (RecordReader *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->find = Py_NewRef(find);
+    self->read_at = Py_NewRef(read_at);
+    self->block = PyBytes_FromStringAndSize("", 0);
+    if (self->block == NULL)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static void
+RecordReader_dealloc(RecordReader *self)
+{
+    Py_XDECREF(self->find);
+    Py_XDECREF(self->read_at);
+    Py_XDECREF(self->block);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* Return the bytes at a position: many where reading goes on forward, few elsewhere. */
+static PyObject *
+RecordReader_read(RecordReader *self, Py_ssize_t position)
+{
+    Py_ssize_t ahead = position - self->start - PyBytes_GET_SIZE(self->block);
+    Py_ssize_t size = -GUESS_BYTES <= ahead && ahead <= WINDOW_BYTES ? WINDOW_BYTES : GUESS_BYTES;
+    if (size > self->end - position)
+        size = self->end > position ? self->end - position : 0;
+    PyObject *numbers[2] = {PyLong_FromSsize_t(size), PyLong_FromSsize_t(position)};
+    PyObject *block = NULL, *read_at = Py_NewRef(self->read_at);  /* closing replaces it */
+    if (numbers[0] != NULL && numbers[1] != NULL)
+        block = PyObject_Vectorcall(read_at, numbers, 2, NULL);
+    Py_DECREF(read_at);
+    Py_XDECREF(numbers[0]);
+    Py_XDECREF(numbers[1]);
+    if (block != NULL && !PyBytes_CheckExact(block)) {
+        PyErr_SetString(PyExc_TypeError, "read_at gives bytes");
+        Py_CLEAR(block);
+    }
+    return block;
+}
+
+static PyObject *
+RecordReader_load(RecordReader *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2 || !is_oid(args[0]) || !is_oid(args[1]))
+        Py_RETURN_NONE;
+    PyObject *entry = PyObject_CallOneArg(self->find, args[0]);
+    if (entry == NULL || entry == Py_None)
+        return entry;
+    PyObject *tid = PyTuple_GET_ITEM(entry, 1), *result = NULL, *block = NULL;
+    Py_ssize_t position = PyLong_AsSsize_t(PyTuple_GET_ITEM(entry, 0));
+    if (position == -1 && PyErr_Occurred())
+        goto done;
+    if (memcmp(PyBytes_AS_STRING(tid), PyBytes_AS_STRING(args[1]), 8) >= 0)
+        goto unusual;
+    Py_ssize_t at = position - self->start;
+    if (at >= 0 && at + RECORD_HEADER <= PyBytes_GET_SIZE(self->block))
+        block = Py_NewRef(self->block);
+    else {
+        at = 0;
+        block = RecordReader_read(self, position);
+        if (block == NULL)
+            goto done;
+        if (PyBytes_GET_SIZE(block) < RECORD_HEADER)
+            goto unusual;
+        self->start = position;
+        Py_SETREF(self->block, Py_NewRef(block));
+    }
+    const char *header = PyBytes_AS_STRING(block) + at;
+    uint64_t size = number_at(header + 34), there = PyBytes_GET_SIZE(block) - at - RECORD_HEADER;
+    if (memcmp(header, PyBytes_AS_STRING(args[0]), 8) || memcmp(header + 8,
+            PyBytes_AS_STRING(tid), 8) || header[32] || header[33] || !size || size > there)
+        goto unusual;
+    result = tuple_of(PyBytes_FromStringAndSize(header + RECORD_HEADER, (Py_ssize_t)size),
+                      Py_NewRef(tid), Py_NewRef(Py_None));
+    goto done;
+unusual:
+    result = Py_NewRef(Py_None);
+done:
+    Py_XDECREF(block);
+    Py_DECREF(entry);
+    return result;
+}
+
+static PyMethodDef RecordReader_methods[] = {
+    {"load", (PyCFunction)(void (*)(void))RecordReader_load, METH_FASTCALL, NULL},
+    {NULL},
+};
+
+static PyMemberDef RecordReader_members[] = {
+    {"read_at", T_OBJECT_EX, offsetof(RecordReader, read_at), 0},
+    {"end", T_PYSSIZET, offsetof(RecordReader, end), 0},
+    {NULL},
+};
+
+static PyTypeObject RecordReader_type = {
+    BASE(RecordReader),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = RecordReader_new,
+    .tp_dealloc = (destructor)RecordReader_dealloc,
+    .tp_methods = RecordReader_methods,
+    .tp_members = RecordReader_members,
+};
+
+/* ---- StateLoader: the file of an unpickler that is used again and again ---- */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *prefix;   /* the class pickle */
+    PyObject *load;     /* the unpickler's */
+    PyObject *waiting;  /* bytes that the unpickler has not asked for yet, or NULL */
+    Py_ssize_t given;   /* how many of the state's bytes it has said it skips */
+    char keeps_class;   /* whether states may refer back to the class pickle's memo */
+    char busy;
+} StateLoader;
+
+static PyObject *
+StateLoader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *prefix;
+    int keeps_class;
+    if (!PyArg_ParseTuple(args, "Sp", &prefix, &keeps_class))
+        return NULL;
+    StateLoader *self = (StateLoader *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->prefix = Py_NewRef(prefix);
+    self->waiting = Py_NewRef(prefix);
+    self->load = Py_NewRef(Py_None);
+    self->keeps_class = (char)keeps_class;
+    return (PyObject *)self;
+}
+
+static int
+StateLoader_traverse(StateLoader *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->load);
+    return 0;
+}
+
+static int
+StateLoader_clear(StateLoader *self)
+{
+    Py_CLEAR(self->load);
+    return 0;
+}
+
+static void
+StateLoader_dealloc(StateLoader *self)
+{
+    PyObject_GC_UnTrack(self);
+    Py_XDECREF(self->prefix);
+    Py_XDECREF(self->load);
+    Py_XDECREF(self->waiting);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyObject *
+StateLoader_peek(StateLoader *self, PyObject *size)
+{
+    PyObject *waiting = self->waiting;
+    self->waiting = NULL;
+    return waiting != NULL ? waiting : PyBytes_FromStringAndSize("", 0);
+}
+
+static PyObject *
+StateLoader_read(StateLoader *self, PyObject *size)
+{
+    self->given = PyLong_AsSsize_t(size);
+    if (self->given == -1 && PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+StateLoader_readline(StateLoader *self, PyObject *ignored)
+{
+    PyErr_SetNone(PyExc_EOFError);
+    return NULL;
+}
+
+/* Whether the unpickler of this class pickle can read the record. */
+static int
+StateLoader_takes(StateLoader *self, PyObject *record)
+{
+    if (!PyBytes_CheckExact(record) || self->busy)
+        return 0;
+    Py_ssize_t length = PyBytes_GET_SIZE(self->prefix), size = PyBytes_GET_SIZE(record);
+    const char *bytes = PyBytes_AS_STRING(record);
+    return size > length + 2 && size <= LARGE_BYTES
+        && memcmp(bytes, PyBytes_AS_STRING(self->prefix), length) == 0
+        && bytes[length] == '\x80' && (unsigned char)bytes[length + 1] <= HIGHEST_PROTOCOL
+        && !(self->keeps_class && memmem(bytes + length, size - length, "q\0", 2) != NULL);
+}
+
+static PyObject *
+StateLoader_takes_method(StateLoader *self, PyObject *record)
+{
+    return PyBool_FromLong(StateLoader_takes(self, record));
+}
+
+static PyMethodDef StateLoader_methods[] = {
+    {"peek", (PyCFunction)StateLoader_peek, METH_O, NULL},
+    {"read", (PyCFunction)StateLoader_read, METH_O, NULL},
+    {"takes", (PyCFunction)StateLoader_takes_method, METH_O, NULL},
+    {"readline", (PyCFunction)StateLoader_readline, METH_NOARGS, NULL},
+    {NULL},
+};
+
+static PyMemberDef StateLoader_members[] = {
+    {"prefix", T_OBJECT, offsetof(StateLoader, prefix), READONLY},
+    {"load", T_OBJECT_EX, offsetof(StateLoader, load), 0},
+    {NULL},
+};
+
+static PyTypeObject StateLoader_type = {
+    BASE(StateLoader),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = StateLoader_new,
+    .tp_traverse = (traverseproc)StateLoader_traverse,
+    .tp_clear = (inquiry)StateLoader_clear,
+    .tp_dealloc = (destructor)StateLoader_dealloc,
+    .tp_methods = StateLoader_methods,
+    .tp_members = StateLoader_members,
+};
+
+/* state(cls, record); held: (dict: class -> StateLoader, long_way, again). */
+static PyObject *
+state(PyObject *held, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "state() takes a class and a record");
+        return NULL;
+    }
+    PyObject *found = PyDict_GetItemWithError(PyTuple_GET_ITEM(held, 0), args[0]);
+    if (found == NULL && PyErr_Occurred())
+        return NULL;
+    StateLoader *loader = (StateLoader *)found;
+    if (loader == NULL || Py_TYPE(loader) != &StateLoader_type
+            || !StateLoader_takes(loader, args[1]))
+        return PyObject_Vectorcall(PyTuple_GET_ITEM(held, 1), args, 2, NULL);
+    Py_ssize_t length = PyBytes_GET_SIZE(loader->prefix);
+    Py_ssize_t size = PyBytes_GET_SIZE(args[1]) - length;
+    PyObject *bytes = PyBytes_FromStringAndSize(PyBytes_AS_STRING(args[1]) + length, size);
+    if (bytes == NULL)
+        return NULL;
+    Py_XSETREF(loader->waiting, bytes);
+    loader->given = -1;
+    Py_INCREF(loader);
+    /* Unpickling can load other objects, of the same class too: not with this unpickler. */
+    loader->busy = 1;
+    PyObject *load = Py_NewRef(loader->load);
+    PyObject *state = PyObject_CallNoArgs(load);
+    Py_DECREF(load);
+    loader->busy = 0;
+    int is_whole = loader->given == size;
+    Py_DECREF(loader);
+    if (state != NULL && is_whole)
+        return state;
+    if (state == NULL && !PyErr_ExceptionMatches(PyExc_Exception))
+        return NULL;
+    PyErr_Clear();
+    Py_XDECREF(state);
+    return PyObject_Vectorcall(PyTuple_GET_ITEM(held, 2), args, 2, NULL);
+}
+
+static PyMethodDef state_method = {"state", (PyCFunction)(void (*)(void))state, METH_FASTCALL,
+                                   NULL};
+
+static PyObject *
+state_reader(PyObject *module, PyObject *args)
+{
+    PyObject *loaders, *long_way, *again;
+    if (!PyArg_ParseTuple(args, "O!OO", &PyDict_Type, &loaders, &long_way, &again))
+        return NULL;
+    return PyCFunction_New(&state_method, args);
+}
+
+/* persistent_load(reference); held: (cache.get, cache.new_ghost, set of plain classes,
+   load_unusual). */
+static PyObject *
+persistent_load(PyObject *held, PyObject *reference)
+{
+    if (!PyTuple_CheckExact(reference) || PyTuple_GET_SIZE(reference) != 2)
+        return PyObject_CallOneArg(PyTuple_GET_ITEM(held, 3), reference);
+    PyObject *oid = PyTuple_GET_ITEM(reference, 0), *cls = PyTuple_GET_ITEM(reference, 1);
+    PyObject *obj = PyObject_CallOneArg(PyTuple_GET_ITEM(held, 0), oid);
+    if (obj != Py_None)  /* found; or an error */
+        return obj;
+    Py_DECREF(obj);
+    int is_plain = PyType_Check(cls) ? PySet_Contains(PyTuple_GET_ITEM(held, 2), cls) : 0;
+    if (is_plain < 0)
+        return NULL;
+    if (!is_plain || !is_oid(oid))
+        return PyObject_CallOneArg(PyTuple_GET_ITEM(held, 3), reference);
+    obj = ((PyTypeObject *)cls)->tp_new((PyTypeObject *)cls, empty_tuple, NULL);
+    if (obj == NULL)
+        return NULL;
+    PyObject *arguments[2] = {oid, obj};
+    PyObject *done = PyObject_Vectorcall(PyTuple_GET_ITEM(held, 1), arguments, 2, NULL);
+    if (done == NULL)
+        Py_CLEAR(obj);
+    Py_XDECREF(done);
+    return obj;
+}
+
+static PyMethodDef persistent_load_method = {"persistent_load", persistent_load, METH_O, NULL};
+
+static PyObject *
+reference_loader(PyObject *module, PyObject *args)
+{
+    PyObject *in_cache, *new_ghost, *plain, *load_unusual;
+    if (!PyArg_ParseTuple(args, "OOO!O", &in_cache, &new_ghost, &PySet_Type, &plain,
+                          &load_unusual))
+        return NULL;
+    return PyCFunction_New(&persistent_load_method, args);
+}
+
+/* ---- LoadPath: how a connection loads an object ---- */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *load_before;  /* (oid, tid) -> (record, its tid, tid of the next) */
+    PyObject *read_state;   /* (class, record) -> state */
+    PyObject *before;       /* the tid that the snapshot ends before */
+    unsigned long user;     /* the thread that is loading just now, or 0 */
+    Py_ssize_t load_count;
+    char counts_bytes;
+} LoadPath;
+
+static int
+LoadPath_traverse(LoadPath *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->load_before);
+    Py_VISIT(self->read_state);
+    return 0;
+}
+
+static int
+LoadPath_clear(LoadPath *self)
+{
+    Py_CLEAR(self->load_before);
+    Py_CLEAR(self->read_state);
+    return 0;
+}
+
+static void
+LoadPath_dealloc(LoadPath *self)
+{
+    PyObject_GC_UnTrack(self);
+    LoadPath_clear(self);
+    Py_XDECREF(self->before);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* Whether a storage's answer is what it should be: (record, tid, ...). Sets an error if not. */
+static int
+is_revision(PyObject *found)
+{
+    int is_right = PyTuple_CheckExact(found) && PyTuple_GET_SIZE(found) == 3
+        && PyBytes_CheckExact(PyTuple_GET_ITEM(found, 0)) && is_oid(PyTuple_GET_ITEM(found, 1));
+    if (!is_right)
+        PyErr_Format(PyExc_TypeError, "the storage's answer is no revision: %R", found);
+    return is_right;
+}
+
+/* Return what the storage has for an object, as it was before a tid; NULL with an error set. */
+static PyObject *
+find_revision(LoadPath *self, PyObject *oid)
+{
+    if (self->before == NULL || self->load_before == NULL) {
+        PyErr_SetString(PyExc_TypeError, "the connection was not opened");
+        return NULL;
+    }
+    PyObject *question[2] = {oid, Py_NewRef(self->before)};
+    PyObject *load_before = Py_NewRef(self->load_before);  /* closing replaces it */
+    PyObject *found = PyObject_Vectorcall(load_before, question, 2, NULL);
+    Py_DECREF(load_before);
+    Py_DECREF(question[1]);
+    if (found == Py_None)
+        Py_SETREF(found, PyObject_CallMethodOneArg((PyObject *)self, name_is_gone, oid));
+    if (found != NULL && !is_revision(found))
+        Py_CLEAR(found);
+    return found;
+}
+
+/* Load obj; 0, or -1 with an error set. */
+static int
+load(LoadPath *self, cPersistentObject *obj)
+{
+    PyObject *oid = Py_NewRef(obj->oid == NULL ? Py_None : obj->oid);
+    PyObject *found = find_revision(self, oid), *state = NULL, *done = NULL;
+    if (found != NULL && self->read_state != NULL) {
+        PyObject *question[2] = {(PyObject *)Py_TYPE(obj), PyTuple_GET_ITEM(found, 0)};
+        state = PyObject_Vectorcall(self->read_state, question, 2, NULL);
+    }
+    if (state != NULL)
+        done = PyObject_CallMethodOneArg((PyObject *)obj, name_setstate, state);
+    if (done != NULL)
+        memcpy(obj->serial, PyBytes_AS_STRING(PyTuple_GET_ITEM(found, 1)), 8);
+    if (done != NULL && self->counts_bytes)
+        Py_SETREF(done, PyObject_CallMethodObjArgs((PyObject *)self, name_note_size, oid, obj,
+                                                   PyTuple_GET_ITEM(found, 0), NULL));
+    int result = done == NULL ? -1 : 0;
+    Py_XDECREF(found);
+    Py_DECREF(oid);
+    Py_XDECREF(state);
+    Py_XDECREF(done);
+    return result;
+}
+
+static PyObject *
+LoadPath_setstate(LoadPath *self, PyObject *obj)
+{
+    if (!PER_TypeCheck(obj))
+        return PyErr_Format(PyExc_TypeError, "%.100s is not persistent", Py_TYPE(obj)->tp_name);
+    unsigned long user = self->user, thread = PyThread_get_thread_ident();
+    if (user && user != thread)
+        return PyObject_CallMethodNoArgs((PyObject *)self, name_refuse_thread);
+    self->user = thread;
+    int result = load(self, (cPersistentObject *)obj);
+    self->user = user;
+    if (result == 0) {
+        self->load_count++;
+        Py_RETURN_NONE;
+    }
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(error, traceback);
+    PyObject *done = PyObject_CallMethodObjArgs((PyObject *)self, name_load_failed, obj, error,
+                                                NULL);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+    return done;
+}
+
+static PyMethodDef LoadPath_methods[] = {
+    {"setstate", (PyCFunction)LoadPath_setstate, METH_O,
+     "Load the state of the ghost *obj* (called when it is first touched)."},
+    {NULL},
+};
+
+static PyMemberDef LoadPath_members[] = {
+    {"_load_before", T_OBJECT, offsetof(LoadPath, load_before), 0},
+    {"_read_state", T_OBJECT, offsetof(LoadPath, read_state), 0},
+    {"_before", T_OBJECT, offsetof(LoadPath, before), 0},
+    {"_user", T_ULONG, offsetof(LoadPath, user), 0},
+    {"_counts_bytes", T_BOOL, offsetof(LoadPath, counts_bytes), 0},
+    {"load_count", T_PYSSIZET, offsetof(LoadPath, load_count), 0},
+    {NULL},
+};
+
+static PyTypeObject LoadPath_type = {
+    BASE(LoadPath),
+    .tp_new = PyType_GenericNew,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_traverse = (traverseproc)LoadPath_traverse,
+    .tp_clear = (inquiry)LoadPath_clear,
+    .tp_dealloc = (destructor)LoadPath_dealloc,
+    .tp_methods = LoadPath_methods,
+    .tp_members = LoadPath_members,
+};
+
+/* ---- the module ---- */
+
+static PyMethodDef functions[] = {
+    {"state_reader", state_reader, METH_VARARGS, NULL},
+    {"reference_loader", reference_loader, METH_VARARGS, NULL},
+    {NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "objdb._accelerator", "The load path in C.", -1, functions,
+};
+
+PyMODINIT_FUNC
+PyInit__accelerator(void)
+{
+    PyTypeObject *types[] = {&PageTable_type, &RecordReader_type, &StateLoader_type,
+                             &LoadPath_type};
+    if (getenv("OBJDB_PURE_PYTHON")) {
+        PyErr_SetString(PyExc_ImportError, "OBJDB_PURE_PYTHON is set");
+        return NULL;
+    }
+    cPersistenceCAPI = PyCapsule_Import("persistent.cPersistence.CAPI", 0);
+    empty_tuple = PyTuple_New(0);
+    name_is_gone = PyUnicode_InternFromString("_is_gone");
+    name_load_failed = PyUnicode_InternFromString("_load_failed");
+    name_note_size = PyUnicode_InternFromString("_note_size");
+    name_refuse_thread = PyUnicode_InternFromString("_refuse_thread");
+    name_setstate = PyUnicode_InternFromString("__setstate__");
+    if (cPersistenceCAPI == NULL || empty_tuple == NULL || name_is_gone == NULL
+            || name_load_failed == NULL || name_note_size == NULL || name_refuse_thread == NULL
+            || name_setstate == NULL)
+        return NULL;
+    if (cPersistenceCAPI->pertype->tp_basicsize != sizeof(cPersistentObject)) {
+        PyErr_SetString(PyExc_ImportError, "built for another release of persistent");
+        return NULL;
+    }
+    PyObject *module = PyModule_Create(&definition);
+    for (size_t i = 0; module != NULL && i < Py_ARRAY_LENGTH(types); i++)
+        if (PyModule_AddType(module, types[i]) < 0)
+            Py_CLEAR(module);
+    return module;
+}

@@ -1,0 +1,107 @@
+"""Finding and reading current records: what every load goes through.
+
+    oid ─► PageTable.get: pages[first 7 bytes] ─► page + 16 * (last byte) ─► (position, tid)
+        ─► RecordReader.load: one read at the position, or none ─► header checked ─► record
+
+These classes are the reference. Where the accelerator was built, its classes of the same names
+take their place.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from objdb.ids import Oid, Tid
+from objdb.storage.file.format import RECORD
+
+_RECORD_BYTES = RECORD.size
+_unpack_record = RECORD.unpack_from
+_unpack_entry = struct.Struct(">Q8s").unpack_from
+# Header and record of most objects are had with one read of this size.
+_GUESS_BYTES = 512
+# Where reading goes on forward, this much is read at once.
+_WINDOW_BYTES = 16 * 1024
+
+
+class PageTable:
+    """oid → (position, tid), in pages of 256 entries of 16 bytes, in a mapped file.
+
+    `pages` says where in `map` the page of the oids with the same first 7 bytes is; `overlay`
+    has entries that are not in the map. Lookups take no lock: an entry is read, and written, in
+    one piece.
+    """
+
+    def __init__(self) -> None:
+        self.pages: dict[bytes, int] = {}
+        self.overlay: dict[Oid, tuple[int, Tid]] = {}
+        self.map: Any = b""
+
+    def get(self, oid: Oid) -> tuple[int, Tid] | None:
+        """Return (position, tid) of the object's current record, or None."""
+        if self.overlay:
+            found = self.overlay.get(oid)
+            if found is not None:
+                return found
+        page = self.pages.get(oid[:7])
+        if page is None or len(oid) != 8:
+            return None
+        try:
+            entry: tuple[int, Tid] = _unpack_entry(self.map, page + (oid[7] << 4))
+        except struct.error:  # closed by another thread meanwhile
+            return None
+        return entry if entry[0] else None
+
+
+class RecordReader:
+    """Reads current records, where *find* (an oid to its position and tid) says they are, with
+    *read_at*.
+
+    Nothing is read behind `end`: behind the last published transaction another may be in the
+    middle of being written. The bytes read last are kept: objects stored together are often
+    loaded together.
+    """
+
+    def __init__(
+        self, find: Callable[[Oid], tuple[int, Tid] | None], read_at: Callable[[int, int], bytes]
+    ) -> None:
+        self._find = find
+        self.read_at = read_at
+        self.end = 0
+        self._window: tuple[int, bytes] = 0, b""
+
+    def load(self, oid: Oid, before: Tid) -> tuple[bytes, Tid, None] | None:
+        """Return (record, tid, None) of the current revision of *oid*; None unless it is older
+        than *before* and a plain record of at most some kilobytes."""
+        entry = self._find(oid)
+        if entry is None or entry[1] >= before:
+            return None
+        position, current = entry
+        start, block = self._window
+        at = position - start
+        if at < 0 or at + _RECORD_BYTES > len(block):
+            at, block = 0, self._read(position)
+            if len(block) < _RECORD_BYTES:
+                return None
+        found, serial, _, _, version_size, size = _unpack_record(block, at)
+        data = block[at + _RECORD_BYTES : at + _RECORD_BYTES + size]
+        if found != oid or serial != current or len(data) != size or not size or version_size:
+            return None
+        return data, current, None
+
+    def _read(self, position: int) -> bytes:
+        """Return what is at *position*: much where reading goes on forward, little elsewhere."""
+        start, block = self._window
+        ahead = position - start - len(block)
+        size = _WINDOW_BYTES if -_GUESS_BYTES <= ahead <= _WINDOW_BYTES else _GUESS_BYTES
+        block = self.read_at(min(size, max(self.end - position, 0)), position)
+        if len(block) >= _RECORD_BYTES:
+            self._window = position, block
+        return block
+
+
+try:
+    from objdb._accelerator import PageTable, RecordReader  # type: ignore
+except ImportError:
+    pass

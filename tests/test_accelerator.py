@@ -1,0 +1,117 @@
+"""The accelerator beside the Python it stands in for: every other test runs with both (see
+`./dev test`); here is what only C can get wrong."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transaction
+
+import objdb
+from objdb.connection import loadpath
+from objdb.records import unpickling
+from objdb.storage.file import lookup
+from tests.models import Fussy, Person
+
+IS_PURE = bool(os.environ.get("OBJDB_PURE_PYTHON"))
+NAMES = {
+    lookup: ["PageTable", "RecordReader"],
+    unpickling: ["StateLoader", "state_reader", "reference_loader"],
+    loadpath: ["LoadPath"],
+}
+JUNK = [None, 0, -1, 2**70, "", "text", b"", b"1234567", b"12345678", b"123456789", (), (1, 2),
+        (b"12345678", Person), (b"12345678", 1), [1], {}, object, Person, 1.5]
+
+
+def test_it_is_used() -> None:
+    """Where it was built, it is used; where the environment says not to, it is not."""
+    where = Path(objdb.__file__).parent
+    is_built = any(where.glob("_accelerator.*.so"))
+    for module, names in NAMES.items():
+        for name in names:
+            found = getattr(module, name)
+            is_c = getattr(found, "__module__", None) == "objdb._accelerator" or (
+                type(found).__name__ == "builtin_function_or_method"
+            )
+            assert is_c == (is_built and not IS_PURE), name
+
+
+def test_pure_python_is_asked_for_in_the_environment() -> None:
+    """OBJDB_PURE_PYTHON=1 leaves the accelerator out."""
+    program = "from objdb.storage.file.lookup import PageTable; print(PageTable.__module__)"
+    environment = {**os.environ, "OBJDB_PURE_PYTHON": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True,
+        check=True, timeout=60,
+    )
+    assert done.stdout == "objdb.storage.file.lookup\n"
+
+
+def outcome(function: Any, *arguments: Any) -> None:
+    """Call it; whatever it says, it must say it with a Python exception."""
+    try:
+        function(*arguments)
+    except Exception as error:
+        assert str(error) or type(error)
+
+
+def test_junk_is_refused_not_followed() -> None:
+    """Nonsense given to any of its functions ends in an exception or in nothing, not in a
+    crash."""
+    table = lookup.PageTable()
+    table.pages[b"1234567"] = 2**40
+    table.map = b"short"
+    reader = lookup.RecordReader(table.get, lambda size, position: "no bytes")
+    reader.end = 10_000
+    wild = lookup.RecordReader(lambda oid: (5, b"12345678"), lambda size, position: b"x" * 100)
+    loader = unpickling.StateLoader(b"prefix", True)
+    state = unpickling.state_reader({Person: loader, object: 5}, outcome, outcome)
+    load = unpickling.reference_loader({}.get, print, {Person, object}, lambda r: r)
+    for first, second in itertools.product(JUNK, JUNK):
+        for function in (reader.load, wild.load, state, lookup.RecordReader,
+                         unpickling.StateLoader, unpickling.reference_loader):
+            outcome(function, first, second)
+        outcome(unpickling.state_reader, {}, first, second)
+    for value in JUNK:
+        for function in (table.get, load, loader.peek, loader.read, loader.takes):
+            outcome(function, value)
+        outcome(loadpath.LoadPath().setstate, value)
+
+
+def test_nothing_leaks(databases: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading over and over, also what cannot be loaded, leaves no memory behind."""
+    db = databases.open("data.fs", cache_size_bytes=10_000_000)
+    with db.transaction() as connection:
+        people = [Person(str(i), data=i) for i in range(50)]
+        connection.root()["people"] = [*people, Fussy()]
+    monkeypatch.setattr(Fussy, "refuse", True)
+    connection = db.open()
+
+    def use() -> None:
+        connection.cacheMinimize()
+        for person in connection.root()["people"]:
+            if type(person) is Fussy:
+                with pytest.raises(objdb.DeserializationError):
+                    assert person.name
+            else:
+                assert person.name
+        transaction.savepoint()
+        with pytest.raises(objdb.POSKeyError):
+            connection.get(b"nowhere!")
+
+    counts = []
+    for _ in range(8):
+        for _ in range(20):
+            use()
+        gc.collect()
+        counts.append(sys.getallocatedblocks())
+    # 160 rounds of 50 objects: a reference lost once in each would be 1,000 blocks a step.
+    assert counts[-1] - counts[3] < 500, counts
+    connection.close()
