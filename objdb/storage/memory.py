@@ -60,7 +60,7 @@ class MappingStorage(RevisionStorage):
 
     def _current(self, oid: Oid) -> tuple[Any, Tid] | None:
         history = self._revisions.get(oid)
-        return None if history is None or history[-1][1] is None else (history, history[-1][0])
+        return None if history is None else (history, history[-1][0])
 
     def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
         """See `IStorageHistory`."""

@@ -26,6 +26,7 @@ from objdb.errors import (
     StorageForkedError,
     StorageTransactionError,
     Unsupported,
+    UsageError,
 )
 from objdb.ids import MAX_TID, NO_TID, Oid, Tid, format_oid, int_from_oid, tid_after
 from objdb.storage.commit import CommitSlot, Phase, Staged
@@ -159,6 +160,7 @@ class RevisionStorage(ABC):
         """Stage the record *data* as a revision of *oid*, made from the revision *serial*."""
         if version:
             raise Unsupported(f"{self._name}: versions are not supported")
+        _require_record(oid, data)
         if len(data) > MAX_RECORD_BYTES:
             raise RecordTooLargeError(
                 f"object {format_oid(oid)} is {len(data)} bytes; a record holds at most "
@@ -175,6 +177,8 @@ class RevisionStorage(ABC):
         un-creates the object."""
         if version:
             raise Unsupported(f"{self._name}: versions are not supported")
+        if data is not None:
+            _require_record(oid, data)
         self._slot.staged(transaction).write(oid, None, data)
 
     def deleteObject(self, oid: Oid, serial: Tid, transaction: Any) -> None:
@@ -336,6 +340,14 @@ class RevisionStorage(ABC):
                 f"{self._name} was opened by process {self._pid}, of which this one is a fork. "
                 "Open the storage in the child"
             )
+
+
+def _require_record(oid: Oid, data: bytes) -> None:
+    if not data:
+        raise UsageError(
+            f"object {format_oid(oid)}: an empty record is none. Use deleteObject (or restore "
+            "with None) to un-create an object"
+        )
 
 
 def _no_callback(tid: Tid) -> None:

@@ -27,6 +27,7 @@ from objdb.errors import (
     StorageClosedError,
     StorageTransactionError,
     Unsupported,
+    UsageError,
 )
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid, next_tid
 from objdb.interfaces import IStorage, IStorageHistory, IStorageIteration
@@ -243,6 +244,28 @@ class StorageConformance:
         with pytest.raises(StorageTransactionError):
             storage.store(ROOT_OID, NO_TID, b"late", "", transaction)
         storage.tpc_abort(transaction)
+
+    def test_empty_records_are_refused(self, storage: Any) -> None:
+        """A record of no bytes is told from no record, and refused."""
+        transaction = TransactionMetaData()
+        storage.tpc_begin(transaction)
+        with pytest.raises(UsageError, match="deleteObject"):
+            storage.store(ROOT_OID, storage.getTid(ROOT_OID), b"", "", transaction)
+        with pytest.raises(UsageError, match="deleteObject"):
+            storage.restore(ROOT_OID, NO_TID, b"", "", None, transaction)
+        storage.tpc_abort(transaction)
+
+    def test_storing_what_was_deleted(self, storage: Any) -> None:
+        """A deleted object's current revision is its deletion: storing it again goes from there,
+        and anything else is a conflict."""
+        oid = storage.new_oid()
+        first = commit(storage, {oid: (NO_TID, b"one")})
+        gone = commit(storage, {oid: (first, None)})
+        for base in (NO_TID, first):
+            with pytest.raises(ConflictError):
+                commit(storage, {oid: (base, b"again")})
+        again = commit(storage, {oid: (gone, b"again")})
+        assert storage.load(oid) == (b"again", again)
 
     def test_versions_are_refused(self, storage: Any) -> None:
         """A version name is refused where the storage has no versions."""

@@ -218,12 +218,19 @@ class FaultyFile:
         self.path = path
         self._files = files
         self._content = files.contents[path]
+        self._is_closed = False
         self.read_at: Callable[[int, int], bytes] = self._read_at
 
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), self.path)
+
     def _read_at(self, size: int, position: int) -> bytes:
+        self._require_open()
         return bytes(self._content[position : position + size])
 
     def _do(self, kind: str, position: int, data: bytes = b"") -> None:
+        self._require_open()
         self._files.do(Operation(kind, self.path, position, data))
 
     def write_at(self, data: Any, position: int) -> None:
@@ -254,7 +261,8 @@ class FaultyFile:
         return self._content
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Refuse everything from now on."""
+        self._is_closed = True
 
 
 class _Lock:

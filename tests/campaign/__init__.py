@@ -2,6 +2,6 @@
 as long as it is told to.
 
 `kills`: processes killed while they commit. `races`: threads in one database. `sweeps`: power
-lost after every operation of a random workload. `graphs`: files going back and forth between
-ZODB and objdb.
+lost after every operation of a random `workload` on a disk that fails. `graphs`: files going
+back and forth between ZODB and objdb.
 """

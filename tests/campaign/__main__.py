@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import os
 import random
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -23,7 +27,8 @@ from tests.campaign.kills import kill_once
 from tests.campaign.races import race
 from tests.campaign.sweeps import sweep
 
-console = Console()
+# A campaign takes seconds; one that takes so long does not end.
+LONGEST_SECONDS = 900.0
 
 
 def kills(directory: Path, seed: int) -> None:
@@ -43,14 +48,15 @@ def races(directory: Path, seed: int) -> None:
         directory / "data.fs", checkpoint_records=chance.choice([5, 100, 10_000])
     )
     for where in (None, storage):
-        with objdb.DB(where, cache_size=chance.choice([3, 50, 10_000])) as db:
-            race(db, rounds=1500, seed=seed)
+        cache_size, pool_size = chance.choice([3, 50, 10_000]), chance.choice([1, 3, 7, 20])
+        with objdb.DB(where, cache_size=cache_size, pool_size=pool_size) as db:
+            race(db, rounds=400, seed=seed)
             check(db.storage).raise_if_damaged()
 
 
 def sweeps(directory: Path, seed: int) -> None:
     """A random workload, crashed everywhere."""
-    sweep(seed, steps=25)
+    sweep(seed)
 
 
 def graphs(directory: Path, seed: int) -> None:
@@ -63,7 +69,7 @@ CAMPAIGNS: list[Callable[[Path, int], None]] = [kills, races, sweeps, graphs]
 
 
 @click.command(epilog="Example: ./dev crash 60   (an hour)")
-@click.argument("minutes", type=float, default=10)
+@click.argument("minutes", type=click.FloatRange(min=0), default=10)
 @click.option("--seed", type=int, help="Begin with this seed, to repeat a failure.")
 @click.option(
     "--only", type=click.Choice([c.__name__ for c in CAMPAIGNS]), multiple=True,
@@ -80,27 +86,57 @@ def main(minutes: float, seed: int | None, only: tuple[str, ...]) -> None:
     done: Counter[str] = Counter()
     end = time.monotonic() + minutes * 60
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
         bar = progress.add_task("", total=minutes * 60)
         while time.monotonic() < end or not done:
             campaign = chosen[sum(done.values()) % len(chosen)]
             left = max(0.0, end - time.monotonic())
             description = f"{campaign.__name__}, seed {seed}"
-            progress.update(bar, description=description, completed=minutes * 60 - left)
-            with tempfile.TemporaryDirectory(prefix="objdb-campaign-") as directory:
-                try:
-                    campaign(Path(directory), seed)
-                except Exception:
-                    progress.stop()
-                    traceback.print_exc()
-                    name = campaign.__name__
-                    again = f"./dev crash 0 --only {name} --seed {seed}"
-                    console.print(f"failed. To repeat it: {again}")
-                    sys.exit(1)
+            elapsed = minutes * 60 - left
+            progress.update(bar, description=description, completed=elapsed, refresh=True)
+            if not holds(campaign, seed, progress):
+                sys.exit(1)
             done[campaign.__name__] += 1
             seed += 1
-    summary = ", ".join(f"{count} times {name}" for name, count in done.items())
-    console.print(f"held: {summary} in {minutes:g} minutes; the last seed was {seed - 1}")
+    runs = ", ".join(f"{name}: {count}" for name, count in done.items())
+    click.echo(f"held for {minutes:g} minutes ({runs}); the last seed was {seed - 1}")
+
+
+def holds(campaign: Callable[[Path, int], None], seed: int, progress: Progress) -> bool:
+    """Run a campaign once; if it fails, say how, and how to repeat it."""
+    again = f"To repeat it: ./dev crash 0 --only {campaign.__name__} --seed {seed}"
+    with (
+        tempfile.TemporaryDirectory(prefix="objdb-campaign-") as directory,
+        watchdog(LONGEST_SECONDS, again),
+    ):
+        try:
+            campaign(Path(directory), seed)
+        except Exception:
+            progress.stop()
+            traceback.print_exc()
+            click.echo(f"failed. {again}")
+            return False
+    return True
+
+
+@contextmanager
+def watchdog(seconds: float, again: str) -> Iterator[None]:
+    """End the process with all stacks, and what to do *again*, if the block takes longer."""
+
+    def give_up() -> None:
+        faulthandler.dump_traceback(sys.__stderr__)
+        print(f"failed: it did not end in {seconds:g} seconds. {again}", flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 if __name__ == "__main__":

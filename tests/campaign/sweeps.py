@@ -1,95 +1,87 @@
-"""Power lost after every operation of a random workload on a FileStorage."""
+"""Power lost, or the process killed, after every operation of a random workload on a FileStorage;
+now and then the work goes on after that, and power is lost once more."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
 
-from objdb.errors import ConflictError
-from objdb.ids import NO_TID
-from objdb.storage.commit import TransactionMetaData
-from objdb.storage.file.storage import FileStorage
+from objdb.storage import commit, revisions
+from objdb.storage.file import log, recovery
 from objdb.testing.faults import SURVIVALS, FaultyFiles
+from tests.campaign.workload import Workload
 
-PATH = "data.fs"
-State = dict[bytes, bytes]
-
-
-class RandomWorkload:
-    """Random commits, aborts, conflicts and reopenings from one *seed*, with a model of what
-    should be there: `states` has (number of operations when acknowledged, what was there)."""
-
-    def __init__(self, seed: int, steps: int) -> None:
-        self.chance = random.Random(seed)
-        self.options = {
-            "preallocate_bytes": self.chance.choice([0, 300, 5000]),
-            "checkpoint_records": self.chance.choice([2, 7, 1000]),
-        }
-        self.files = FaultyFiles()
-        self.states: list[tuple[int, State]] = []
-        self.tids: State = {}
-        self.storage = self.open(self.files)
-        for _ in range(steps):
-            self.step()
-
-    def open(self, files: FaultyFiles) -> FileStorage:
-        """Open the storage on *files*."""
-        return FileStorage(PATH, files=files, **self.options)
-
-    def step(self) -> None:
-        """Do one random thing."""
-        kind = self.chance.choices(
-            ["commit", "abort", "vote and abort", "conflict", "reopen"], [8, 1, 2, 1, 1]
-        )[0]
-        if kind == "reopen":
-            self.storage.close()
-            self.storage = self.open(self.files)
-            return
-        transaction = TransactionMetaData("somebody", kind)
-        self.storage.tpc_begin(transaction)
-        changes: State = {}
-        for _ in range(self.chance.randrange(1, 5)):
-            oid = self.chance.choice([0, 1, 2, 3, 300, 5000, 2**40]).to_bytes(8, "big")
-            changes[oid] = self.chance.randbytes(self.chance.choice([0, 5, 100, 700, 3000]) + 1)
-            base = self.tids.get(oid, NO_TID) if kind != "conflict" else b"\1" * 8
-            self.storage.store(oid, base, changes[oid], "", transaction)
-        self._finish(kind, transaction, changes)
-
-    def _finish(self, kind: str, transaction: TransactionMetaData, changes: State) -> None:
-        if kind != "abort":
-            try:
-                self.storage.tpc_vote(transaction)
-            except ConflictError:
-                assert kind == "conflict"
-        if kind != "commit":
-            self.storage.tpc_abort(transaction)
-            return
-        tid = self.storage.tpc_finish(transaction)
-        self.tids.update(dict.fromkeys(changes, tid))
-        before = self.states[-1][1] if self.states else {}
-        self.states.append((len(self.files.operations), {**before, **changes}))
+# After which part of the crashes the work goes on, for how many steps.
+SECOND_PART, SECOND_STEPS = 0.03, 3
 
 
-def contents(storage: FileStorage) -> State:
-    """Everything in the storage."""
-    return {r.oid: r.data for t in storage.iterator() for r in t if r.data is not None}
-
-
-def sweep(seed: int, steps: int = 15) -> int:
-    """Crash a random workload everywhere; raise AssertionError for what is lost, or there by
-    half. Return the number of crashes."""
-    workload = RandomWorkload(seed, steps)
-    crashes = 0
-    for count in range(len(workload.files.operations) + 1):
-        known = sum(1 for at, _ in workload.states if at <= count)
-        possible = [{}, *(state for _, state in workload.states)][known : known + 2]
-        for survival in SURVIVALS:
-            when = f"seed {seed}, operation {count}, {survival}"
-            disk = workload.files.crashed(count, survival, seed)
-            storage = workload.open(disk)
-            found = contents(storage)
-            assert found in possible, when
-            assert {oid: storage.load(oid)[0] for oid in found} == found, when
-            assert storage.self_check() == [], when
-            storage.close()
+def sweep(seed: int, steps: int = 10) -> int:
+    """Crash a random workload everywhere; raise AssertionError for what is lost, there by half,
+    or back though it was aborted. Return the number of crashes."""
+    chance = random.Random(seed)
+    options = {
+        "preallocate_bytes": chance.choice([0, 300, 5000]),
+        "checkpoint_records": chance.choice([2, 7, 1000]),
+    }
+    # Large transactions are written in pieces, and staged in a file: here, most are large.
+    chunk, spool = chance.choice([200, 1500, log._CHUNK]), chance.choice([1000, 20_000])
+    with (
+        mock.patch.object(log, "_CHUNK", chunk),
+        mock.patch.object(recovery, "_COPY_CHUNK", chunk),
+        mock.patch.object(commit, "SPOOL_BYTES", spool),
+        mock.patch.object(revisions, "_CLOSE_SECONDS", 0),
+    ):
+        work = Workload(FaultyFiles(), chance, options, [()], f"seed {seed}")
+        work.run(steps)
+        crashes = 0
+        for disk, possible, when in iter_crashes(work, seed):
             crashes += 1
+            first = len(disk.operations)
+            again = Workload(disk, chance, options, possible, when)
+            if chance.random() < SECOND_PART:
+                again.run(SECOND_STEPS)
+                crashes += sweep_again(again, first, chance, options)
+            again.close()
+        work.close()
     return crashes
+
+
+def iter_crashes(work: Workload, seed: int) -> Iterator[tuple[FaultyFiles, list[Any], str]]:
+    """Yield the disk after each crash of *work*, the histories it may show, and a description.
+
+    Just before a sync, where most is at stake, there are more of them.
+    """
+    operations = work.files.operations
+    for count in range(len(operations) + 1):
+        possible = work.possible(count)
+        is_before_sync = count < len(operations) and operations[count].kind == "sync"
+        for survival in SURVIVALS:
+            when = f"{work.when}, operation {count}, {survival}"
+            for number in range(4 if is_before_sync and survival not in ("lost", "kept") else 1):
+                yield work.files.crashed(count, survival, seed + number), possible, when
+        yield killed(work.files, count), possible, f"{work.when}, operation {count}, killed"
+
+
+def killed(files: FaultyFiles, count: int) -> FaultyFiles:
+    """A disk, empty once, after the process was killed behind the first *count* operations: the
+    system has everything, the medium only what was synced."""
+    after = FaultyFiles()
+    after.operations = files.operations[:count]
+    after.contents = files.crashed(count, "kept").contents
+    return after
+
+
+def sweep_again(
+    work: Workload, first: int, chance: random.Random, options: dict[str, Any]
+) -> int:
+    """Let power be lost after each operation of *work* from number *first* on, each time in one
+    way; return how often."""
+    counts = range(first, len(work.files.operations) + 1)
+    for count in counts:
+        survival = chance.choice(SURVIVALS)
+        when = f"{work.when}; then operation {count}, {survival}"
+        disk = work.files.crashed(count, survival, chance.randrange(10**9))
+        Workload(disk, chance, options, work.possible(count), when).close()
+    return len(counts)

@@ -77,7 +77,7 @@ class Index(PageTable):
     def __init__(self, file: File | None, *, writable: bool) -> None:
         super().__init__()
         self._file: Any = file
-        self._writable = writable
+        self.is_writable = writable
         self._page_count = 0
         self._sequence = 0
         self._size = 0
@@ -102,7 +102,7 @@ class Index(PageTable):
 
         Raises OSError when the disk is full.
         """
-        if not self._writable:
+        if not self.is_writable:
             return
         for prefix in sorted({oid[:7] for oid in oids} - self.pages.keys()):
             self._add_page(prefix)
@@ -131,7 +131,7 @@ class Index(PageTable):
 
     def set_many(self, positions: dict[Oid, int], tid: Tid) -> None:
         """Point each oid at its record of the transaction *tid*, which is on the medium."""
-        if not self._writable:
+        if not self.is_writable:
             self.overlay.update((oid, (position, tid)) for oid, position in positions.items())
             return
         mapped, pages, pack_into = self.map, self.pages, _ENTRY.pack_into
@@ -169,7 +169,7 @@ class Index(PageTable):
         self.pages.clear()
         self.overlay.clear()
         self._page_count = 0
-        if self._writable:
+        if self.is_writable:
             # The sequence goes on: an old header that is still on the disk must not win.
             self._grow(PAGE)
             self.map[:PAGE] = bytes(PAGE)
@@ -190,11 +190,11 @@ class Index(PageTable):
             return
         size = self._file.size()
         if size < PAGE:
-            if self._writable:
+            if self.is_writable:
                 self._grow(PAGE)
             return
         self._size = size
-        self.map = self._file.map(size, read_only=not self._writable)
+        self.map = self._file.map(size, read_only=not self.is_writable)
         headers = [self._header(slot) for slot in _SLOTS]
         found = max((header for header in headers if header), default=None)
         if found is None:

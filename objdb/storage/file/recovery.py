@@ -97,11 +97,14 @@ def replay(log: Log, index: Index, state: LogState) -> CorruptedDataError | None
             header = next_transaction(log, state.end, size, state.tid)
             if header is None:
                 return None
+            if index.is_writable and state.end == start:
+                log.file.sync()  # an entry is written only when its transaction is on the medium
             positions: dict[Oid, int] = {}
             for record in log.records(header):
                 positions[record.oid] = record.position
                 entry = index.get(record.oid)
-                if entry is None or (entry[0] >= start and not record.previous):
+                is_torn = entry is not None and entry[1] == NO_TID
+                if entry is None or is_torn or (entry[0] >= start and not record.previous):
                     state.objects += 1
             index.reserve(positions)
             index.set_many(positions, header.tid)

@@ -134,8 +134,6 @@ class FileStorage(RevisionStorage):
         checkpoint = self._index.checkpoint
         unsynced = self._durability == "os"
         if checkpoint is None or unsynced or state.replayed > self._checkpoint_records // 4:
-            if self._durability == "sync":
-                self._file.sync()  # what is replayed may have been left unsynced by a crash
             self._index.write_checkpoint(
                 state.end, state.tid, state.max_oid, state.objects, synced=not unsynced
             )
@@ -261,8 +259,7 @@ class FileStorage(RevisionStorage):
 
     def _visible_end(self) -> int:
         """Return where the last published transaction ends."""
-        unpublished = self._group.unpublished
-        return unpublished[0].written.position if unpublished else self._end
+        return self._published[0]
 
     def self_check(self) -> list[str]:
         """See `IStorageSelfCheck`: the index against the log, and the chains of records."""
