@@ -1,4 +1,4 @@
-/* The load path in C, for where there is a compiler.
+/* The load path, and the pickling of commits, in C, for where there is a compiler.
 
    Each thing here has the name and the behaviour of a Python class or function, which stays the
    reference, serves where this module could not be built, and is tested in the same way:
@@ -6,6 +6,7 @@
        PageTable, RecordReader         objdb/storage/file/lookup.py
        StateLoader, state_reader,
        reference_loader                objdb/records/unpickling.py
+       serializer, reference_maker     objdb/records/pickling.py
        LoadPath                        objdb/connection/loadpath.py
 
    What is unusual is left to Python: these functions then return to, or call, their caller's
@@ -25,10 +26,11 @@
 #define GUESS_BYTES 512
 #define WINDOW_BYTES (16 * 1024)
 #define LARGE_BYTES (64 * 1024)
-#define HIGHEST_PROTOCOL 3  /* that StateLoader reads */
+#define PROTOCOL 3  /* of pickles: what is written, and the highest that StateLoader reads */
 
-static PyObject *empty_tuple, *name_is_gone, *name_load_failed, *name_note_size,
-    *name_refuse_thread, *name_setstate;
+static PyObject *empty_tuple, *protocol, *pickle_dumps;
+static PyObject *name_getstate, *name_is_gone, *name_load_failed, *name_note_size, *name_p_jar,
+    *name_p_oid, *name_refuse_thread, *name_setstate;
 
 static uint64_t
 number_at(const char *place)
@@ -364,7 +366,7 @@ StateLoader_takes(StateLoader *self, PyObject *record)
     const char *bytes = PyBytes_AS_STRING(record);
     return size > length + 2 && size <= LARGE_BYTES
         && memcmp(bytes, PyBytes_AS_STRING(self->prefix), length) == 0
-        && bytes[length] == '\x80' && (unsigned char)bytes[length + 1] <= HIGHEST_PROTOCOL
+        && bytes[length] == '\x80' && (unsigned char)bytes[length + 1] <= PROTOCOL
         && !(self->keeps_class && memmem(bytes + length, size - length, "q\0", 2) != NULL);
 }
 
@@ -489,6 +491,110 @@ reference_loader(PyObject *module, PyObject *args)
                           &load_unusual))
         return NULL;
     return PyCFunction_New(&persistent_load_method, args);
+}
+
+/* ---- pickling ---- */
+
+/* Whether values of this type are never persistent themselves; with are_atoms, whether they also
+   contain nothing that is. */
+static int
+is_plain(PyTypeObject *type, int are_atoms)
+{
+    return type == &PyUnicode_Type || type == &PyLong_Type || type == &PyBytes_Type
+        || type == &PyFloat_Type || type == &PyBool_Type || type == Py_TYPE(Py_None)
+        || type == &PyComplex_Type
+        || (!are_atoms && (type == &PyTuple_Type || type == &PyDict_Type || type == &PyList_Type
+            || type == &PyType_Type || type == &PySet_Type || type == &PyFrozenSet_Type
+            || type == &PyByteArray_Type));
+}
+
+static int
+has_only_atoms(PyObject *dict)
+{
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(dict, &position, &key, &value))
+        if (!is_plain(Py_TYPE(value), 1))
+            return 0;
+    return 1;
+}
+
+/* serialize(obj); held: (dict: class -> prefix, dump, long_way). */
+static PyObject *
+serialize(PyObject *held, PyObject *obj)
+{
+    PyObject *prefix = PyDict_GetItemWithError(PyTuple_GET_ITEM(held, 0), (PyObject *)Py_TYPE(obj));
+    if (prefix == NULL && PyErr_Occurred())
+        return NULL;
+    if (prefix == NULL || !PyBytes_CheckExact(prefix))
+        return PyObject_CallOneArg(PyTuple_GET_ITEM(held, 2), obj);
+    Py_INCREF(prefix);
+    PyObject *pickled = NULL, *state = PyObject_CallMethodNoArgs(obj, name_getstate);
+    if (state != NULL && PyDict_CheckExact(state) && has_only_atoms(state)) {
+        PyObject *arguments[2] = {state, protocol};
+        pickled = PyObject_Vectorcall(pickle_dumps, arguments, 2, NULL);
+    }
+    else if (state != NULL) {
+        PyObject *arguments[2] = {obj, state};
+        pickled = PyObject_Vectorcall(PyTuple_GET_ITEM(held, 1), arguments, 2, NULL);
+    }
+    Py_XDECREF(state);
+    if (pickled != NULL)
+        PyBytes_ConcatAndDel(&prefix, pickled);
+    else
+        Py_CLEAR(prefix);
+    return prefix;
+}
+
+static PyMethodDef serialize_method = {"serialize", serialize, METH_O, NULL};
+
+static PyObject *
+serializer(PyObject *module, PyObject *args)
+{
+    PyObject *prefixes, *dump, *long_way;
+    if (!PyArg_ParseTuple(args, "O!OO", &PyDict_Type, &prefixes, &dump, &long_way))
+        return NULL;
+    return PyCFunction_New(&serialize_method, args);
+}
+
+/* persistent_id(obj); held: (jar, new_oid, found, dict: class -> prefix, make_unusual). */
+static PyObject *
+persistent_id(PyObject *held, PyObject *obj)
+{
+    PyObject *cls = (PyObject *)Py_TYPE(obj), *jar = PyTuple_GET_ITEM(held, 0);
+    if (is_plain(Py_TYPE(obj), 0))
+        Py_RETURN_NONE;
+    int is_named = PyDict_Contains(PyTuple_GET_ITEM(held, 3), cls);
+    if (is_named < 0)
+        return NULL;
+    cPersistentObject *persistent = (cPersistentObject *)obj;
+    if (!is_named || !PER_TypeCheck(obj) || (persistent->jar != NULL && persistent->jar != jar)
+            || (persistent->jar != NULL && persistent->oid == NULL))
+        return PyObject_CallOneArg(PyTuple_GET_ITEM(held, 4), obj);
+    PyObject *oid = Py_XNewRef(persistent->oid);
+    if (persistent->jar == NULL) {
+        if (oid == NULL)
+            oid = PyObject_CallNoArgs(PyTuple_GET_ITEM(held, 1));
+        if (oid == NULL || PyObject_SetAttr(obj, name_p_jar, jar) < 0
+                || PyObject_SetAttr(obj, name_p_oid, oid) < 0
+                || PyList_Append(PyTuple_GET_ITEM(held, 2), obj) < 0) {
+            Py_XDECREF(oid);
+            return NULL;
+        }
+    }
+    return tuple_of(oid, Py_NewRef(cls), NULL);
+}
+
+static PyMethodDef persistent_id_method = {"persistent_id", persistent_id, METH_O, NULL};
+
+static PyObject *
+reference_maker(PyObject *module, PyObject *args)
+{
+    PyObject *jar, *new_oid, *found, *prefixes, *make_unusual;
+    if (!PyArg_ParseTuple(args, "OOO!O!O", &jar, &new_oid, &PyList_Type, &found, &PyDict_Type,
+                          &prefixes, &make_unusual))
+        return NULL;
+    return PyCFunction_New(&persistent_id_method, args);
 }
 
 /* ---- LoadPath: how a connection loads an object ---- */
@@ -644,6 +750,8 @@ static PyTypeObject LoadPath_type = {
 static PyMethodDef functions[] = {
     {"state_reader", state_reader, METH_VARARGS, NULL},
     {"reference_loader", reference_loader, METH_VARARGS, NULL},
+    {"serializer", serializer, METH_VARARGS, NULL},
+    {"reference_maker", reference_maker, METH_VARARGS, NULL},
     {NULL},
 };
 
@@ -662,14 +770,20 @@ PyInit__accelerator(void)
     }
     cPersistenceCAPI = PyCapsule_Import("persistent.cPersistence.CAPI", 0);
     empty_tuple = PyTuple_New(0);
+    protocol = PyLong_FromLong(PROTOCOL);
+    PyObject *pickle = PyImport_ImportModule("pickle");
+    if (pickle != NULL)
+        pickle_dumps = PyObject_GetAttrString(pickle, "dumps");
+    Py_XDECREF(pickle);
+    name_getstate = PyUnicode_InternFromString("__getstate__");
     name_is_gone = PyUnicode_InternFromString("_is_gone");
     name_load_failed = PyUnicode_InternFromString("_load_failed");
     name_note_size = PyUnicode_InternFromString("_note_size");
+    name_p_jar = PyUnicode_InternFromString("_p_jar");
+    name_p_oid = PyUnicode_InternFromString("_p_oid");
     name_refuse_thread = PyUnicode_InternFromString("_refuse_thread");
     name_setstate = PyUnicode_InternFromString("__setstate__");
-    if (cPersistenceCAPI == NULL || empty_tuple == NULL || name_is_gone == NULL
-            || name_load_failed == NULL || name_note_size == NULL || name_refuse_thread == NULL
-            || name_setstate == NULL)
+    if (PyErr_Occurred())
         return NULL;
     if (cPersistenceCAPI->pertype->tp_basicsize != sizeof(cPersistentObject)) {
         PyErr_SetString(PyExc_ImportError, "built for another release of persistent");

@@ -16,7 +16,7 @@ import transaction
 
 import objdb
 from objdb.connection import loadpath
-from objdb.records import unpickling
+from objdb.records import pickling, unpickling
 from objdb.storage.file import lookup
 from tests.models import Fussy, Person
 
@@ -24,6 +24,7 @@ IS_PURE = bool(os.environ.get("OBJDB_PURE_PYTHON"))
 NAMES = {
     lookup: ["PageTable", "RecordReader"],
     unpickling: ["StateLoader", "state_reader", "reference_loader"],
+    pickling: ["serializer", "reference_maker"],
     loadpath: ["LoadPath"],
 }
 JUNK = [None, 0, -1, 2**70, "", "text", b"", b"1234567", b"12345678", b"123456789", (), (1, 2),
@@ -74,19 +75,27 @@ def test_junk_is_refused_not_followed() -> None:
     loader = unpickling.StateLoader(b"prefix", True)
     state = unpickling.state_reader({Person: loader, object: 5}, outcome, outcome)
     load = unpickling.reference_loader({}.get, print, {Person, object}, lambda r: r)
+    serialize = pickling.serializer({Person: b"prefix", int: b"int"}, outcome, outcome)
+    found: list[Any] = []
+    refer = pickling.reference_maker(None, dict, found, {Person: b"", int: b""}, outcome)
     for first, second in itertools.product(JUNK, JUNK):
         for function in (reader.load, wild.load, state, lookup.RecordReader,
                          unpickling.StateLoader, unpickling.reference_loader):
             outcome(function, first, second)
         outcome(unpickling.state_reader, {}, first, second)
+        outcome(pickling.serializer, {}, first, second)
+        outcome(pickling.reference_maker, first, second, [], {}, print)
     for value in JUNK:
-        for function in (table.get, load, loader.peek, loader.read, loader.takes):
+        for function in (
+            table.get, load, loader.peek, loader.read, loader.takes, serialize, refer,
+        ):
             outcome(function, value)
+            outcome(function, Person())
         outcome(loadpath.LoadPath().setstate, value)
 
 
 def test_nothing_leaks(databases: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading over and over, also what cannot be loaded, leaves no memory behind."""
+    """Loading and pickling over and over, also what cannot be loaded, leaves no memory behind."""
     db = databases.open("data.fs", cache_size_bytes=10_000_000)
     with db.transaction() as connection:
         people = [Person(str(i), data=i) for i in range(50)]
@@ -102,7 +111,9 @@ def test_nothing_leaks(databases: Any, monkeypatch: pytest.MonkeyPatch) -> None:
                     assert person.name
             else:
                 assert person.name
+        connection.root()["new"] = [Person("new", friend=Person("of a new one")), people[0]]
         transaction.savepoint()
+        transaction.abort()
         with pytest.raises(objdb.POSKeyError):
             connection.get(b"nowhere!")
 

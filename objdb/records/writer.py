@@ -22,11 +22,7 @@ from objdb.errors import InvalidObjectReference, UnpicklableError
 from objdb.ids import Oid, format_oid
 from objdb.records.broken import class_name, is_broken
 from objdb.records.format import PROTOCOL, class_prefix
-
-# Values that are neither persistent nor contain anything that is.
-_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
-# Types whose instances are never persistent themselves, though they may contain what is.
-_PLAIN = _ATOMS | {dict, list, tuple, set, frozenset, bytearray, type}
+from objdb.records.pickling import reference_maker, serializer
 
 
 class ObjectWriter:
@@ -46,20 +42,18 @@ class ObjectWriter:
         sink = _Sink()
         sink.write = self._chunks.append
         self._pickler = _Pickler(sink, PROTOCOL)
-        self.persistent_id = self._reference_maker()
+        # serialize(obj): the record of *obj*. Raises `UnpicklableError` with the path to what
+        # cannot be stored, and `InvalidObjectReference` for a reference to an object of another
+        # connection.
+        self.serialize = serializer(self._prefixes, self._dump, self._serialize)
+        self.persistent_id = reference_maker(
+            jar, new_oid, self.new_objects, self._prefixes, self._reference
+        )
         self._pickler.persistent_id = self.persistent_id  # type: ignore[method-assign]
 
-    def serialize(self, obj: Persistent) -> bytes:
-        """Return the record of *obj*.
-
-        Raises `UnpicklableError` with the path to what cannot be stored, and
-        `InvalidObjectReference` for a reference to an object of another connection.
-        """
-        prefix = self._prefixes.get(type(obj)) or self._class_pickle(obj)
-        state = obj.__getstate__()
-        if type(state) is dict and _ATOMS.issuperset(map(type, state.values())):
-            return prefix + pickle.dumps(state, PROTOCOL)
-        return prefix + self._dump(obj, state)
+    def _serialize(self, obj: Persistent) -> bytes:
+        """Return the record of an object whose class pickle is not known, or not a constant."""
+        return self._class_pickle(obj) + self._dump(obj, obj.__getstate__())
 
     def _dump(self, obj: Persistent, part: Any) -> bytes:
         """Return the pickle of the state of *obj*, or of its class with arguments."""
@@ -125,33 +119,22 @@ class ObjectWriter:
             return False
         return True
 
-    def _reference_maker(self) -> Callable[[Any], Any]:
-        """Return the function that pickling asks about every object it meets: it returns the
-        reference to it, or None for what is stored inside the record. It holds what it needs in
-        its closure, since it is called most of all."""
-        plain, ours, new_oid, found = _PLAIN, self._jar, self._new_oid, self.new_objects
-        named_by_class = self._prefixes  # classes without newargs, and not broken
-
-        def persistent_id(obj: Any) -> Any:
-            cls = type(obj)
-            if cls in plain:
-                return None
-            if not isinstance(obj, Persistent):
-                return self._weak_reference(obj) if cls is WeakRef else None
-            jar, oid = obj._p_jar, obj._p_oid
-            if jar is not ours:
-                if jar is not None:
-                    return self._foreign_reference(obj)
-                if oid is None:
-                    oid = new_oid()
-                obj._p_jar = ours
-                obj._p_oid = oid
-                found.append(obj)
-            if cls in named_by_class:
-                return oid, cls
-            return oid if hasattr(cls, "__getnewargs__") or is_broken(cls) else (oid, cls)
-
-        return persistent_id
+    def _reference(self, obj: Any) -> Any:
+        """Return the reference to an object that may be of any kind, None if it is stored inside
+        the record."""
+        cls = type(obj)
+        if not isinstance(obj, Persistent):
+            return self._weak_reference(obj) if cls is WeakRef else None
+        jar, oid = obj._p_jar, obj._p_oid
+        if jar is not self._jar:
+            if jar is not None:
+                return self._foreign_reference(obj)
+            if oid is None:
+                oid = self._new_oid()
+            obj._p_jar = self._jar
+            obj._p_oid = oid
+            self.new_objects.append(obj)
+        return oid if hasattr(cls, "__getnewargs__") or is_broken(cls) else (oid, cls)
 
     def _weak_reference(self, reference: WeakRef) -> Any:
         oid, jar = reference.oid, reference.dm

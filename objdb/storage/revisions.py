@@ -160,13 +160,8 @@ class RevisionStorage(ABC):
         """Stage the record *data* as a revision of *oid*, made from the revision *serial*."""
         if version:
             raise Unsupported(f"{self._name}: versions are not supported")
-        _require_record(oid, data)
-        if len(data) > MAX_RECORD_BYTES:
-            raise RecordTooLargeError(
-                f"object {format_oid(oid)} is {len(data)} bytes; a record holds at most "
-                f"{MAX_RECORD_BYTES}. Keep large data in many objects or in a file",
-                oid=oid, size=len(data), limit=MAX_RECORD_BYTES,
-            )
+        if not 0 < len(data) <= MAX_RECORD_BYTES:
+            raise _no_record(oid, data)
         self._slot.staged(transaction).write(oid, serial or NO_TID, data)
 
     def restore(
@@ -177,8 +172,8 @@ class RevisionStorage(ABC):
         un-creates the object."""
         if version:
             raise Unsupported(f"{self._name}: versions are not supported")
-        if data is not None:
-            _require_record(oid, data)
+        if data is not None and not 0 < len(data) <= MAX_RECORD_BYTES:
+            raise _no_record(oid, data)
         self._slot.staged(transaction).write(oid, None, data)
 
     def deleteObject(self, oid: Oid, serial: Tid, transaction: Any) -> None:
@@ -342,12 +337,17 @@ class RevisionStorage(ABC):
             )
 
 
-def _require_record(oid: Oid, data: bytes) -> None:
-    if not data:
-        raise UsageError(
-            f"object {format_oid(oid)}: an empty record is none. Use deleteObject (or restore "
-            "with None) to un-create an object"
+def _no_record(oid: Oid, data: bytes) -> Exception:
+    if data:
+        return RecordTooLargeError(
+            f"object {format_oid(oid)} is {len(data)} bytes; a record holds at most "
+            f"{MAX_RECORD_BYTES}. Keep large data in many objects or in a file",
+            oid=oid, size=len(data), limit=MAX_RECORD_BYTES,
         )
+    return UsageError(
+        f"object {format_oid(oid)}: an empty record is none. Use deleteObject (or restore with "
+        "None) to un-create an object"
+    )
 
 
 def _no_callback(tid: Tid) -> None:

@@ -80,7 +80,6 @@ def main(minutes: float, seed: int | None, only: tuple[str, ...]) -> None:
 
     Stops at the first failure, and says how to repeat it.
     """
-    logging.getLogger("objdb").setLevel(logging.ERROR)  # torn tails are what is asked for
     seed = random.randrange(10**9) if seed is None else seed
     chosen = [c for c in CAMPAIGNS if not only or c.__name__ in only]
     done: Counter[str] = Counter()
@@ -140,4 +139,5 @@ def watchdog(seconds: float, again: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    logging.getLogger("objdb").setLevel(logging.ERROR)  # torn tails are what is asked for
     main()
