@@ -7,7 +7,8 @@ from setuptools import Extension, setup
 
 accelerator = Extension(
     "objdb._accelerator",
-    sources=["objdb/_accelerator.c"],
+    sources=["objdb/_accelerator.c", "objdb/_unpickle.c"],
+    depends=["objdb/_unpickle.h"],
     include_dirs=[str(Path(persistent.__file__).parent.parent)],
     optional=True,
 )

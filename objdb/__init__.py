@@ -8,7 +8,8 @@
       files.py   5  the seam to the operating system
     check.py        whole-database invariants
     testing/        for authors of storages: the conformance suite, the faulty file system
-    _accelerator.c  loading and pickling in C; their Python is connection/loadpath,
+    _accelerator.c, _unpickle.c
+                    loading and pickling in C; their Python is connection/loadpath,
                     records/pickling and unpickling, storage/file/lookup
 
 Folder order, reading order and flow order are the same. Imports go one way:

@@ -4,8 +4,7 @@
    reference, serves where this module could not be built, and is tested in the same way:
 
        PageTable, RecordReader         objdb/storage/file/lookup.py
-       StateLoader, state_reader,
-       reference_loader                objdb/records/unpickling.py
+       plain_reader, reference_loader  objdb/records/unpickling.py
        serializer, reference_maker     objdb/records/pickling.py
        LoadPath                        objdb/connection/loadpath.py
 
@@ -21,12 +20,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include "persistent/cPersistence.h"
+#include "_unpickle.h"
 
 #define RECORD_HEADER 42  /* oid, tid, previous, transaction: 8 bytes each; version 2, size 8 */
 #define GUESS_BYTES 512
 #define WINDOW_BYTES (16 * 1024)
-#define LARGE_BYTES (64 * 1024)
-#define PROTOCOL 3  /* of pickles: what is written, and the highest that StateLoader reads */
+#define PROTOCOL 3        /* of pickles: what is written, and the highest plain_unpickle reads */
 
 static PyObject *empty_tuple, *protocol, *pickle_dumps;
 static PyObject *name_getstate, *name_is_gone, *name_load_failed, *name_note_size, *name_p_jar,
@@ -279,176 +278,46 @@ static PyTypeObject RecordReader_type = {
     .tp_members = RecordReader_members,
 };
 
-/* ---- StateLoader: the file of an unpickler that is used again and again ---- */
+/* ---- unpickling ---- */
 
-typedef struct {
-    PyObject_HEAD
-    PyObject *prefix;   /* the class pickle */
-    PyObject *load;     /* the unpickler's */
-    PyObject *waiting;  /* bytes that the unpickler has not asked for yet, or NULL */
-    Py_ssize_t given;   /* how many of the state's bytes it has said it skips */
-    char keeps_class;   /* whether states may refer back to the class pickle's memo */
-    char busy;
-} StateLoader;
-
-static PyObject *
-StateLoader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    PyObject *prefix;
-    int keeps_class;
-    if (!PyArg_ParseTuple(args, "Sp", &prefix, &keeps_class))
-        return NULL;
-    StateLoader *self = (StateLoader *)type->tp_alloc(type, 0);
-    if (self == NULL)
-        return NULL;
-    self->prefix = Py_NewRef(prefix);
-    self->waiting = Py_NewRef(prefix);
-    self->load = Py_NewRef(Py_None);
-    self->keeps_class = (char)keeps_class;
-    return (PyObject *)self;
-}
-
-static int
-StateLoader_traverse(StateLoader *self, visitproc visit, void *arg)
-{
-    Py_VISIT(self->load);
-    return 0;
-}
-
-static int
-StateLoader_clear(StateLoader *self)
-{
-    Py_CLEAR(self->load);
-    return 0;
-}
-
-static void
-StateLoader_dealloc(StateLoader *self)
-{
-    PyObject_GC_UnTrack(self);
-    Py_XDECREF(self->prefix);
-    Py_XDECREF(self->load);
-    Py_XDECREF(self->waiting);
-    Py_TYPE(self)->tp_free((PyObject *)self);
-}
-
-static PyObject *
-StateLoader_peek(StateLoader *self, PyObject *size)
-{
-    PyObject *waiting = self->waiting;
-    self->waiting = NULL;
-    return waiting != NULL ? waiting : PyBytes_FromStringAndSize("", 0);
-}
-
-static PyObject *
-StateLoader_read(StateLoader *self, PyObject *size)
-{
-    self->given = PyLong_AsSsize_t(size);
-    if (self->given == -1 && PyErr_Occurred())
-        return NULL;
-    Py_RETURN_NONE;
-}
-
-static PyObject *
-StateLoader_readline(StateLoader *self, PyObject *ignored)
-{
-    PyErr_SetNone(PyExc_EOFError);
-    return NULL;
-}
-
-/* Whether the unpickler of this class pickle can read the record. */
-static int
-StateLoader_takes(StateLoader *self, PyObject *record)
-{
-    if (!PyBytes_CheckExact(record) || self->busy)
-        return 0;
-    Py_ssize_t length = PyBytes_GET_SIZE(self->prefix), size = PyBytes_GET_SIZE(record);
-    const char *bytes = PyBytes_AS_STRING(record);
-    return size > length + 2 && size <= LARGE_BYTES
-        && memcmp(bytes, PyBytes_AS_STRING(self->prefix), length) == 0
-        && bytes[length] == '\x80' && (unsigned char)bytes[length + 1] <= PROTOCOL
-        && !(self->keeps_class && memmem(bytes + length, size - length, "q\0", 2) != NULL);
-}
-
-static PyObject *
-StateLoader_takes_method(StateLoader *self, PyObject *record)
-{
-    return PyBool_FromLong(StateLoader_takes(self, record));
-}
-
-static PyMethodDef StateLoader_methods[] = {
-    {"peek", (PyCFunction)StateLoader_peek, METH_O, NULL},
-    {"read", (PyCFunction)StateLoader_read, METH_O, NULL},
-    {"takes", (PyCFunction)StateLoader_takes_method, METH_O, NULL},
-    {"readline", (PyCFunction)StateLoader_readline, METH_NOARGS, NULL},
-    {NULL},
-};
-
-static PyMemberDef StateLoader_members[] = {
-    {"prefix", T_OBJECT, offsetof(StateLoader, prefix), READONLY},
-    {"load", T_OBJECT_EX, offsetof(StateLoader, load), 0},
-    {NULL},
-};
-
-static PyTypeObject StateLoader_type = {
-    BASE(StateLoader),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .tp_new = StateLoader_new,
-    .tp_traverse = (traverseproc)StateLoader_traverse,
-    .tp_clear = (inquiry)StateLoader_clear,
-    .tp_dealloc = (destructor)StateLoader_dealloc,
-    .tp_methods = StateLoader_methods,
-    .tp_members = StateLoader_members,
-};
-
-/* state(cls, record); held: (dict: class -> StateLoader, long_way, again). */
+/* state(cls, record); held: (dict: class -> (class pickle, what it leaves in the memo or None),
+   read, and what plain_unpickle holds). */
 static PyObject *
 state(PyObject *held, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 2) {
+    if (count != 2 || !PyBytes_CheckExact(args[1])) {
         PyErr_SetString(PyExc_TypeError, "state() takes a class and a record");
         return NULL;
     }
-    PyObject *found = PyDict_GetItemWithError(PyTuple_GET_ITEM(held, 0), args[0]);
-    if (found == NULL && PyErr_Occurred())
+    PyObject *known = PyDict_GetItemWithError(PyTuple_GET_ITEM(held, 0), args[0]);
+    if (known == NULL && PyErr_Occurred())
         return NULL;
-    StateLoader *loader = (StateLoader *)found;
-    if (loader == NULL || Py_TYPE(loader) != &StateLoader_type
-            || !StateLoader_takes(loader, args[1]))
-        return PyObject_Vectorcall(PyTuple_GET_ITEM(held, 1), args, 2, NULL);
-    Py_ssize_t length = PyBytes_GET_SIZE(loader->prefix);
+    const char *bytes = PyBytes_AS_STRING(args[1]);
+    Py_ssize_t length = known ? PyBytes_GET_SIZE(PyTuple_GET_ITEM(known, 0)) : 0;
     Py_ssize_t size = PyBytes_GET_SIZE(args[1]) - length;
-    PyObject *bytes = PyBytes_FromStringAndSize(PyBytes_AS_STRING(args[1]) + length, size);
-    if (bytes == NULL)
-        return NULL;
-    Py_XSETREF(loader->waiting, bytes);
-    loader->given = -1;
-    Py_INCREF(loader);
-    /* Unpickling can load other objects, of the same class too: not with this unpickler. */
-    loader->busy = 1;
-    PyObject *load = Py_NewRef(loader->load);
-    PyObject *state = PyObject_CallNoArgs(load);
-    Py_DECREF(load);
-    loader->busy = 0;
-    int is_whole = loader->given == size;
-    Py_DECREF(loader);
-    if (state != NULL && is_whole)
-        return state;
-    if (state == NULL && !PyErr_ExceptionMatches(PyExc_Exception))
-        return NULL;
-    PyErr_Clear();
-    Py_XDECREF(state);
-    return PyObject_Vectorcall(PyTuple_GET_ITEM(held, 2), args, 2, NULL);
+    if (known != NULL && size > 2
+            && memcmp(bytes, PyBytes_AS_STRING(PyTuple_GET_ITEM(known, 0)), length) == 0
+            && bytes[length] == '\x80' && (unsigned char)bytes[length + 1] <= PROTOCOL) {
+        PyObject *memo = PyTuple_GET_ITEM(known, 1);
+        PyObject *state = plain_unpickle(bytes + length + 2, size - 2,
+                                         memo == Py_None ? NULL : memo,
+                                         &PyTuple_GET_ITEM(held, 2));
+        if (state != NULL || (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)))
+            return state;
+        PyErr_Clear();
+    }
+    return PyObject_Vectorcall(PyTuple_GET_ITEM(held, 1), args, 2, NULL);
 }
 
 static PyMethodDef state_method = {"state", (PyCFunction)(void (*)(void))state, METH_FASTCALL,
                                    NULL};
 
 static PyObject *
-state_reader(PyObject *module, PyObject *args)
+plain_reader(PyObject *module, PyObject *args)
 {
-    PyObject *loaders, *long_way, *again;
-    if (!PyArg_ParseTuple(args, "O!OO", &PyDict_Type, &loaders, &long_way, &again))
+    PyObject *known, *read, *globals, *find_global, *persistent_load;
+    if (!PyArg_ParseTuple(args, "O!OO!OO", &PyDict_Type, &known, &read, &PyDict_Type, &globals,
+                          &find_global, &persistent_load))
         return NULL;
     return PyCFunction_New(&state_method, args);
 }
@@ -748,7 +617,7 @@ static PyTypeObject LoadPath_type = {
 /* ---- the module ---- */
 
 static PyMethodDef functions[] = {
-    {"state_reader", state_reader, METH_VARARGS, NULL},
+    {"plain_reader", plain_reader, METH_VARARGS, NULL},
     {"reference_loader", reference_loader, METH_VARARGS, NULL},
     {"serializer", serializer, METH_VARARGS, NULL},
     {"reference_maker", reference_maker, METH_VARARGS, NULL},
@@ -762,8 +631,7 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC
 PyInit__accelerator(void)
 {
-    PyTypeObject *types[] = {&PageTable_type, &RecordReader_type, &StateLoader_type,
-                             &LoadPath_type};
+    PyTypeObject *types[] = {&PageTable_type, &RecordReader_type, &LoadPath_type};
     if (getenv("OBJDB_PURE_PYTHON")) {
         PyErr_SetString(PyExc_ImportError, "OBJDB_PURE_PYTHON is set");
         return NULL;

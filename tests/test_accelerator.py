@@ -23,7 +23,7 @@ from tests.models import Fussy, Person
 IS_PURE = bool(os.environ.get("OBJDB_PURE_PYTHON"))
 NAMES = {
     lookup: ["PageTable", "RecordReader"],
-    unpickling: ["StateLoader", "state_reader", "reference_loader"],
+    unpickling: ["plain_reader", "reference_loader"],
     pickling: ["serializer", "reference_maker"],
     loadpath: ["LoadPath"],
 }
@@ -72,22 +72,23 @@ def test_junk_is_refused_not_followed() -> None:
     reader = lookup.RecordReader(table.get, lambda size, position: "no bytes")
     reader.end = 10_000
     wild = lookup.RecordReader(lambda oid: (5, b"12345678"), lambda size, position: b"x" * 100)
-    loader = unpickling.StateLoader(b"prefix", True)
-    state = unpickling.state_reader({Person: loader, object: 5}, outcome, outcome)
+    state = unpickling.plain_reader(
+        {Person: (b"prefix", None), object: (b"", Person)}, outcome, {}, outcome, outcome
+    )
     load = unpickling.reference_loader({}.get, print, {Person, object}, lambda r: r)
     serialize = pickling.serializer({Person: b"prefix", int: b"int"}, outcome, outcome)
     found: list[Any] = []
     refer = pickling.reference_maker(None, dict, found, {Person: b"", int: b""}, outcome)
     for first, second in itertools.product(JUNK, JUNK):
         for function in (reader.load, wild.load, state, lookup.RecordReader,
-                         unpickling.StateLoader, unpickling.reference_loader):
+                         unpickling.reference_loader):
             outcome(function, first, second)
-        outcome(unpickling.state_reader, {}, first, second)
+        outcome(unpickling.plain_reader, {}, first, {}, second, print)
         outcome(pickling.serializer, {}, first, second)
         outcome(pickling.reference_maker, first, second, [], {}, print)
     for value in JUNK:
         for function in (
-            table.get, load, loader.peek, loader.read, loader.takes, serialize, refer,
+            table.get, load, serialize, refer,
         ):
             outcome(function, value)
             outcome(function, Person())

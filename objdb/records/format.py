@@ -59,11 +59,6 @@ def plain_prefix_length(record: bytes) -> int:
     return 0
 
 
-def is_shared_memo(record: bytes, prefix_length: int) -> bool:
-    """Whether the state may refer back to the class pickle's memo (as ZODB writes it)."""
-    return record[prefix_length - 4 : prefix_length - 2] == b"\nq"
-
-
 def class_and_arguments(metadata: Any) -> tuple[Any, tuple[Any, ...]]:
     """Return (class or (module, name), arguments for `__new__`) of loaded class metadata."""
     if isinstance(metadata, tuple):

@@ -20,10 +20,11 @@ from persistent.wref import WeakRef
 from objdb.errors import DeserializationError, POSKeyError, PythonTwoRecordError
 from objdb.ids import Oid, format_oid
 from objdb.records.broken import broken_class, is_broken
-from objdb.records.format import class_and_arguments, is_shared_memo, plain_prefix_length
+from objdb.records.format import class_and_arguments, plain_prefix_length
 from objdb.records.references import record_class_name
-from objdb.records.unpickling import StateLoader, reference_loader, state_reader
+from objdb.records.unpickling import StateLoader, plain_reader, reference_loader
 
+_REFERENCE = ord("Q")  # the opcode before every reference
 # Python 2 strings are decoded with this codec, which refuses everything.
 _NO_PYTHON_TWO = "undefined"
 # Classes that are stood in for even where they can be imported: objdb does not read blob files.
@@ -47,47 +48,52 @@ class ObjectReader:
     def __init__(self, jar: Any, cache: Any) -> None:
         self._jar = jar
         self._cache = cache
-        self._loaders: dict[type, StateLoader] = {}
-        self._by_prefix: dict[bytes, StateLoader] = {}
+        self._loaders: dict[bytes, StateLoader] = {}  # by class pickle
+        self._known: dict[type, tuple[bytes, Any]] = {}
         self._classes: dict[tuple[str, str], Any] = {}
+        self._globals: dict[bytes, Any] = {}
         self._plain: set[type] = set()  # classes whose __new__ takes nothing
-        # state(cls, record): the state in a record of an object of class *cls*. Raises
-        # `DeserializationError` or `PythonTwoRecordError`; `POSKeyError` for a reference by oid
-        # alone to an object that is not there.
-        self.state = state_reader(self._loaders, self._state, self._state_again)
         self.persistent_load = reference_loader(
             cache.get, cache.new_ghost, self._plain, self._load_reference
         )
+        # state(cls, record): the state in a record of an object of class *cls*. Raises
+        # `DeserializationError` or `PythonTwoRecordError`; `POSKeyError` for a reference by oid
+        # alone to an object that is not there.
+        self.state = plain_reader(
+            self._known, self._state, self._globals, self._find_global, self.persistent_load
+        )
 
     def _state(self, cls: type, record: bytes) -> Any:
-        """Read a record that the class's loader does not take, or that is its first."""
-        length = plain_prefix_length(record)
-        if length:
+        known = self._known.get(cls)
+        if known is None or not record.startswith(known[0]):
+            length = plain_prefix_length(record)
+            if not length:
+                return self._load_slowly(record)
             prefix = record[:length]
-            loader = self._by_prefix.get(prefix)
-            if loader is None:
-                loader = self._by_prefix[prefix] = self._new_loader(prefix, record)
-            if loader.takes(record):
-                self._loaders[cls] = loader
-                return self.state(cls, record)
-        return self._load_slowly(record)
-
-    def _new_loader(self, prefix: bytes, record: bytes) -> StateLoader:
-        loader = StateLoader(prefix, is_shared_memo(prefix, len(prefix)))
-        loader.load = _Unpickler(loader, self).load
+            self._known[cls] = prefix, self._loader(prefix, record).memo.get(0)
+        else:
+            prefix = known[0]
         try:
-            loader.load()
-        except Exception as error:
-            raise self._explain(error, record) from error
-        return loader
-
-    def _state_again(self, cls: type, record: bytes) -> Any:
-        """Read a record that its loader could not read, or not to the end; it still holds the
-        rest, so it is not used again."""
-        loader = self._loaders.pop(cls, None)
-        if loader is not None:
-            self._by_prefix.pop(loader.prefix, None)
+            if _REFERENCE not in record:
+                return pickle.loads(record[len(prefix) :], encoding=_NO_PYTHON_TWO)
+            loader = self._loader(prefix, record)
+            if loader.takes(record):
+                return loader.state(record)
+        except Exception:
+            # The loader still holds the rest of the record. Read it once more, to say what is
+            # wrong.
+            self._loaders.pop(prefix, None)
         return self._load_slowly(record)
+
+    def _loader(self, prefix: bytes, record: bytes) -> StateLoader:
+        loader = self._loaders.get(prefix)
+        if loader is None:
+            try:
+                loader = StateLoader(prefix, lambda file: _Unpickler(file, self))
+            except Exception as error:
+                raise self._explain(error, record) from error
+            self._loaders[prefix] = loader
+        return loader
 
     def _load_slowly(self, record: bytes) -> Any:
         unpickler = _Unpickler(io.BytesIO(record), self)
@@ -100,7 +106,6 @@ class ObjectReader:
     def forget(self) -> None:
         """Let go of the objects that the unpicklers met last, and still hold."""
         self._loaders.clear()
-        self._by_prefix.clear()
 
     def ghost(self, oid: Oid, record: bytes) -> Persistent:
         """Return a new object for *record*, without state, entered in the cache."""
@@ -136,6 +141,14 @@ class ObjectReader:
             found = import_global(module, name)
             if not is_broken(found):  # it may become importable
                 self._classes[module, name] = found
+        return found
+
+    def _find_global(self, lines: bytes) -> Any:
+        """Return the class or function that two lines of a pickle name."""
+        module, name, _ = lines.decode().split("\n")
+        found = self.find_class(module, name)
+        if not is_broken(found):
+            self._globals[lines] = found
         return found
 
     def _load_reference(self, reference: Any) -> Any:

@@ -8,15 +8,15 @@ per such prefix, a C unpickler that has read that prefix once, and thereafter sk
 
 The unpickler is handed the whole state at its first `peek`, so that it reads from memory from
 then on. States written by ZODB may refer back to the class as memo entry 0; reading the prefix
-put it there, and it stays, since such states put nothing at 0 (one that does is read the long
-way, with an unpickler of its own).
+put it there.
 
-What is here is the reference. Where the accelerator was built, its functions and its class of
-the same names take their place.
+Where the accelerator was built, it unpickles nearly all states by itself, and asks what is here
+for the others.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -26,75 +26,65 @@ _LARGE_BYTES = 64 * 1024
 
 
 class StateLoader:
-    """The file that an unpickler reads states of one class from, over and over.
+    """An unpickler for the states behind one class pickle, *prefix*, which it has read; and the
+    file that it reads from, over and over.
 
-    *prefix* is the class pickle, *keeps_class* whether states may refer back to its memo. `load`
-    is the unpickler's; its first call reads the prefix.
+    *make_unpickler* is given that file. `memo` is what the prefix has left in the memo: nothing,
+    or the class as entry 0.
     """
 
-    def __init__(self, prefix: bytes, keeps_class: bool) -> None:
+    def __init__(self, prefix: bytes, make_unpickler: Callable[[Any], pickle.Unpickler]) -> None:
         self.prefix = prefix
-        self.keeps_class = keeps_class
-        self.load: Callable[[], Any]
-        self.waiting = prefix
-        self.given = -1
-        self.busy = False
+        self._waiting = prefix
+        self._given = 0
+        self._is_busy = False
+        self._unpickler = make_unpickler(self)
+        self._unpickler.load()
+        self.memo = self._unpickler.memo.copy()
 
     def peek(self, size: int) -> bytes:
         """Return all there is, once."""
-        waiting, self.waiting = self.waiting, b""
+        waiting, self._waiting = self._waiting, b""
         return waiting
 
     def read(self, size: int) -> None:
         """Skip what was peeked. (Called for more data only when a record is cut off: then the
         unpickler refuses the None.)"""
-        self.given = size
+        self._given = size
 
     def readline(self) -> bytes:
         """Nothing is read by lines."""
         raise EOFError
 
     def takes(self, record: bytes) -> bool:
-        """Whether this unpickler can read the record."""
+        """Whether this unpickler can read a record that begins with the prefix."""
         length = len(self.prefix)
         return (
-            not self.busy
-            and record.startswith(self.prefix)
+            not self._is_busy
             and len(record) <= _LARGE_BYTES
             # Protocols above 3 number their memo entries by how many there are.
             and record[length : length + 1] == b"\x80"
             and record[length + 1 : length + 2] <= b"\3"
-            and not (self.keeps_class and record.find(b"q\x00", length) >= 0)
         )
 
-
-def state_reader(
-    loaders: dict[type, StateLoader], long_way: Callable[[type, bytes], Any],
-    again: Callable[[type, bytes], Any],
-) -> Callable[[type, bytes], Any]:
-    """Return the function `state(cls, record)`.
-
-    It reads with the class's loader. What that does not take goes the *long_way*; what it failed
-    to read, or not to the end, is read *again*, to say what is wrong.
-    """
-
-    def state(cls: type, record: bytes) -> Any:
-        loader = loaders.get(cls)
-        if loader is None or not loader.takes(record):
-            return long_way(cls, record)
-        loader.waiting = pickled = record[len(loader.prefix) :]
-        loader.given = -1
+    def state(self, record: bytes) -> Any:
+        """Return the state in *record*, which it takes. Raises what unpickling raises, ValueError
+        if the state does not end where the record does; then it is of no use any more."""
+        self._waiting = pickled = record[len(self.prefix) :]
+        self._given = -1
         # Unpickling can load other objects, of the same class too: not with this unpickler.
-        loader.busy = True
+        self._is_busy = True
         try:
-            state = loader.load()
-        except Exception:
-            return again(cls, record)
+            state = self._unpickler.load()
         finally:
-            loader.busy = False
-        return state if loader.given == len(pickled) else again(cls, record)
-
-    return state
+            self._is_busy = False
+        if self._given != len(pickled):
+            raise ValueError("there is something behind the state")
+        if self.memo:
+            self._unpickler.memo = self.memo
+        else:
+            self._unpickler.memo.clear()
+        return state
 
 
 def reference_loader(
@@ -122,7 +112,21 @@ def reference_loader(
     return persistent_load
 
 
+def plain_reader(
+    known: dict[type, tuple[bytes, Any]], read: Callable[[type, bytes], Any],
+    known_globals: dict[bytes, Any], find_global: Callable[[bytes], Any],
+    persistent_load: Callable[[Any], Any],
+) -> Callable[[type, bytes], Any]:
+    """Return the function `state(cls, record)`; in Python, *read*.
+
+    The accelerator's does the same, but unpickles by itself what it can: the records of classes
+    that are *known* (by their class pickle, and what that leaves in the memo, or None). It takes
+    classes and functions from *known_globals*, by `b"module\\nname\\n"`, or from *find_global*.
+    """
+    return read
+
+
 try:
-    from objdb._accelerator import StateLoader, reference_loader, state_reader  # type: ignore
+    from objdb._accelerator import plain_reader, reference_loader  # type: ignore
 except ImportError:
     pass
