@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.systems import System
+from objdb.storage.file.lookup import PageTable
 
 LIBRARIES = ("persistent", "BTrees", "transaction")
 
@@ -55,4 +56,6 @@ def versions(systems: list[System]) -> dict[str, str]:
     found = {"Python": f"{platform.python_implementation()} {platform.python_version()}"}
     found |= {system.title: system.version() for system in systems if system.is_database}
     found |= {library: version(library) for library in LIBRARIES}
+    is_accelerated = PageTable.__module__ == "objdb._accelerator"
+    found["objdb's accelerator"] = "used" if is_accelerated else "not used"
     return found
