@@ -200,7 +200,7 @@ RecordReader_read(RecordReader *self, Py_ssize_t position)
     Py_ssize_t ahead = position - self->start - PyBytes_GET_SIZE(self->block);
     Py_ssize_t size = -GUESS_BYTES <= ahead && ahead <= WINDOW_BYTES ? WINDOW_BYTES : GUESS_BYTES;
     if (size > self->end - position)
-        size = self->end > position ? self->end - position : 0;
+        size = self->end - position;
     PyObject *numbers[2] = {PyLong_FromSsize_t(size), PyLong_FromSsize_t(position)};
     PyObject *block = NULL, *read_at = Py_NewRef(self->read_at);  /* closing replaces it */
     if (numbers[0] != NULL && numbers[1] != NULL)
@@ -225,9 +225,9 @@ RecordReader_load(RecordReader *self, PyObject *const *args, Py_ssize_t count)
         return entry;
     PyObject *tid = PyTuple_GET_ITEM(entry, 1), *result = NULL, *block = NULL;
     Py_ssize_t position = PyLong_AsSsize_t(PyTuple_GET_ITEM(entry, 0));
-    if (position == -1 && PyErr_Occurred())
-        goto done;
-    if (memcmp(PyBytes_AS_STRING(tid), PyBytes_AS_STRING(args[1]), 8) >= 0)
+    if (position == -1)
+        PyErr_Clear();  /* larger than a position can be */
+    if (position < 0 || position >= self->end || memcmp(PyBytes_AS_STRING(tid), PyBytes_AS_STRING(args[1]), 8) >= 0)
         goto unusual;
     Py_ssize_t at = position - self->start;
     if (at >= 0 && at + RECORD_HEADER <= PyBytes_GET_SIZE(self->block))

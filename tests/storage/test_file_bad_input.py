@@ -296,6 +296,19 @@ def test_every_flipped_bit_of_the_index_is_noticed(path: Path) -> None:
         assert _everything(path) == expected
 
 
+def test_an_index_entry_beyond_all_files(path: Path) -> None:
+    """An entry whose position no file can have is damage like any other, where it is met."""
+    place = 2 * 4096  # behind the header and the directory: the entry of the first object
+    index = bytearray(index_of(path).read_bytes())
+    index[place] |= 0x80
+    index_of(path).write_bytes(index)
+    with FileStorage(path) as storage:
+        for use in (storage.load, storage.history, storage.getTid):
+            with pytest.raises(objdb.CorruptedDataError, match=r"removing the index|no file"):
+                use(ROOT_OID)
+        assert storage.self_check() != []
+
+
 @pytest.mark.parametrize("content", [b"", b"x", b"\0" * 4096, b"objdbix1" * 2000])
 def test_useless_index_is_rebuilt(path: Path, content: bytes) -> None:
     """An index that is none, or empty, is built again from the log."""

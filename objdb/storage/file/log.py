@@ -38,6 +38,7 @@ from objdb.storage.files import File
 
 _CHUNK = 4 * 1024 * 1024
 _CRC = struct.Struct(">I")
+_LAST_POSITION = 2**63 - 1  # of a file
 
 
 class Header(NamedTuple):
@@ -180,6 +181,8 @@ class Log:
 
     def record(self, position: int) -> Record:
         """Return the data record at *position*, without its data."""
+        if position > _LAST_POSITION:
+            raise self.damaged(position, "no file is as long as that")
         return self._parse_record(self.file.read_at(RECORD.size, position), position)
 
     def _parse_record(self, block: bytes, position: int) -> Record:

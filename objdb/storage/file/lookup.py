@@ -75,7 +75,7 @@ class RecordReader:
         """Return (record, tid, None) of the current revision of *oid*; None unless it is older
         than *before* and a plain record of at most some kilobytes."""
         entry = self._find(oid)
-        if entry is None or entry[1] >= before:
+        if entry is None or entry[0] >= self.end or entry[1] >= before:
             return None
         position, current = entry
         start, block = self._window
@@ -95,7 +95,7 @@ class RecordReader:
         start, block = self._window
         ahead = position - start - len(block)
         size = _WINDOW_BYTES if -_GUESS_BYTES <= ahead <= _WINDOW_BYTES else _GUESS_BYTES
-        block = self.read_at(min(size, max(self.end - position, 0)), position)
+        block = self.read_at(min(size, self.end - position), position)
         if len(block) >= _RECORD_BYTES:
             self._window = position, block
         return block

@@ -162,10 +162,7 @@ class FileStorage(RevisionStorage):
         position, current = entry
         if current >= tid:
             return self._load_older(oid, tid, position, current)
-        record = self._log.record(position)
-        if record.oid != oid or record.tid != current:
-            raise self._entry_damaged(oid, position)
-        data = self._log.data(record)
+        data = self._log.data(self._current_record(oid, position, current))
         if data is None:
             raise POSKeyError(oid, database=self._name)
         return data, current, None
@@ -185,9 +182,7 @@ class FileStorage(RevisionStorage):
 
     def _chain(self, oid: Oid, position: int, current: Tid) -> Iterator[Record]:
         """Yield the object's records, newest first."""
-        record = self._log.record(position)
-        if record.oid != oid or record.tid != current:
-            raise self._entry_damaged(oid, position)
+        record = self._current_record(oid, position, current)
         yield record
         while record.previous:
             older = self._log.record(record.previous)
@@ -196,9 +191,14 @@ class FileStorage(RevisionStorage):
             yield older
             record = older
 
-    def _entry_damaged(self, oid: Oid, position: int) -> CorruptedDataError:
+    def _current_record(self, oid: Oid, position: int, tid: Tid) -> Record:
+        """Return the record that the index names; `CorruptedDataError` if it is not there."""
+        if position < self._published[0]:
+            record = self._log.record(position)
+            if record.oid == oid and record.tid == tid:
+                return record
         self._require_open()
-        return self._log.damaged(
+        raise self._log.damaged(
             position, "the record here is not the one the index says. If the file itself is "
             "whole, removing the index beside it (.oidx) lets it be built again", oid,
         )
