@@ -2,12 +2,13 @@
 
     database/    1  hands out connections: db, pool, invalidations, opening by path or URI
     connection/  2  binds objects to one snapshot in one transaction: loading, connection
-                    (change and commit), savepoints, retry
+                    (change and commit), isolation, savepoints, retry
     records/     3  object state to bytes and back; the only place that pickles
     storage/     4  bytes to revisions: memory, commit, revisions, file/
       files.py   5  the seam to the operating system
     check.py        whole-database invariants
-    testing/        for authors of storages: the conformance suite, the faulty file system
+    testing/        for authors of storages: the conformance suite, the faulty file system;
+                    and schedules of transactions
     _accelerator.c, _unpickle.c
                     loading and pickling in C; their Python is connection/loadpath,
                     records/pickling and unpickling, storage/file/lookup

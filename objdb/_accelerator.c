@@ -7,6 +7,7 @@
        plain_reader, reference_loader  objdb/records/unpickling.py
        serializer, reference_maker     objdb/records/pickling.py
        LoadPath                        objdb/connection/loadpath.py
+       read_since                      objdb/connection/isolation.py
 
    What is unusual is left to Python: these functions then return to, or call, their caller's
    long way. All of it runs under the interpreter's lock, which the functions called from here
@@ -474,6 +475,7 @@ typedef struct {
     PyObject *read_state;   /* (class, record) -> state */
     PyObject *before;       /* the tid that the snapshot ends before */
     unsigned long user;     /* the thread that is loading just now, or 0 */
+    PyObject *loaded;       /* dict: oid -> tid of what was loaded, or None */
     Py_ssize_t load_count;
     char counts_bytes;
 } LoadPath;
@@ -483,6 +485,7 @@ LoadPath_traverse(LoadPath *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->load_before);
     Py_VISIT(self->read_state);
+    Py_VISIT(self->loaded);
     return 0;
 }
 
@@ -491,6 +494,7 @@ LoadPath_clear(LoadPath *self)
 {
     Py_CLEAR(self->load_before);
     Py_CLEAR(self->read_state);
+    Py_CLEAR(self->loaded);
     return 0;
 }
 
@@ -548,6 +552,9 @@ load(LoadPath *self, cPersistentObject *obj)
         done = PyObject_CallMethodOneArg((PyObject *)obj, name_setstate, state);
     if (done != NULL)
         memcpy(obj->serial, PyBytes_AS_STRING(PyTuple_GET_ITEM(found, 1)), 8);
+    if (done != NULL && self->loaded != NULL && PyDict_CheckExact(self->loaded)
+            && PyDict_SetItem(self->loaded, oid, PyTuple_GET_ITEM(found, 1)) < 0)
+        Py_CLEAR(done);
     if (done != NULL && self->counts_bytes)
         Py_SETREF(done, PyObject_CallMethodObjArgs((PyObject *)self, name_note_size, oid, obj,
                                                    PyTuple_GET_ITEM(found, 0), NULL));
@@ -597,6 +604,7 @@ static PyMemberDef LoadPath_members[] = {
     {"_load_before", T_OBJECT, offsetof(LoadPath, load_before), 0},
     {"_read_state", T_OBJECT, offsetof(LoadPath, read_state), 0},
     {"_before", T_OBJECT, offsetof(LoadPath, before), 0},
+    {"_loaded", T_OBJECT, offsetof(LoadPath, loaded), 0},
     {"_user", T_ULONG, offsetof(LoadPath, user), 0},
     {"_counts_bytes", T_BOOL, offsetof(LoadPath, counts_bytes), 0},
     {"load_count", T_PYSSIZET, offsetof(LoadPath, load_count), 0},
@@ -614,6 +622,40 @@ static PyTypeObject LoadPath_type = {
     .tp_members = LoadPath_members,
 };
 
+/* ---- isolation ---- */
+
+/* The cache of persistent objects, as far as its header makes it known: it begins with the ring
+   of its loaded objects, least recently used first. */
+struct ccobject_head_struct {
+    CACHE_HEAD
+};
+
+/* read_since(cache, marker): dict of oid and serial of what was accessed after the marker, other
+   objects of its class aside; None if it is not loaded any more. */
+static PyObject *
+read_since(PyObject *module, PyObject *args)
+{
+    PyObject *ignored, *found;
+    cPersistentObject *marker;
+    if (!PyArg_ParseTuple(args, "OO!", &ignored, cPersistenceCAPI->pertype, &marker))
+        return NULL;
+    if (marker->cache == NULL || marker->ring.r_next == NULL)
+        Py_RETURN_NONE;
+    CPersistentRing *home = &marker->cache->ring_home, *place = marker->ring.r_next;
+    found = PyDict_New();
+    for (; found != NULL && place != home; place = place->r_next) {
+        cPersistentObject *obj = (cPersistentObject *)
+            ((char *)place - offsetof(cPersistentObject, ring));
+        if (Py_TYPE(obj) == Py_TYPE(marker) || obj->oid == NULL)
+            continue;
+        PyObject *serial = PyBytes_FromStringAndSize(obj->serial, 8);
+        if (serial == NULL || PyDict_SetItem(found, obj->oid, serial) < 0)
+            Py_CLEAR(found);
+        Py_XDECREF(serial);
+    }
+    return found;
+}
+
 /* ---- the module ---- */
 
 static PyMethodDef functions[] = {
@@ -621,6 +663,7 @@ static PyMethodDef functions[] = {
     {"reference_loader", reference_loader, METH_VARARGS, NULL},
     {"serializer", serializer, METH_VARARGS, NULL},
     {"reference_maker", reference_maker, METH_VARARGS, NULL},
+    {"read_since", read_since, METH_VARARGS, NULL},
     {NULL},
 };
 

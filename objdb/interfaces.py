@@ -90,6 +90,14 @@ class IStorage(Interface):
         """Drop what is staged; ignored for a transaction that has not begun."""
 
 
+class IStorageReadChecks(Interface):
+    """A storage that checks all that a transaction has read at once."""
+
+    def checkReads(serials, unchanged_since, transaction):
+        """Let the vote raise ReadConflictError unless every tid in *serials* (oid: tid) is still
+        current; and, if *unchanged_since* is a tid, unless it is the last transaction."""
+
+
 class IStorageHistory(Interface):
     """A storage that can list an object's revisions."""
 

@@ -19,8 +19,11 @@ _EPOCH_SECONDS = 1.0
 _MOST_EPOCHS = 512
 
 
-class _Marker(Persistent):
-    """Stands in the access order; never stored."""
+class Marker(Persistent):
+    """Stands in the access order of a cache; never stored. Reading `touch` moves it to the
+    end."""
+
+    touch = None
 
 
 class AccessEpochs:
@@ -41,7 +44,7 @@ class AccessEpochs:
             self._last = now
             self._number += 1
             oid = b"\xff" + self._number.to_bytes(7, "big")
-            marker = _Marker()
+            marker = Marker()
             marker._p_jar = self._jar
             marker._p_oid = oid
             self._cache[oid] = marker
@@ -65,10 +68,10 @@ class AccessEpochs:
         for oid, obj in self._cache.lru_items():
             if oid in old:
                 found = len(idle)
-            elif type(obj) is not _Marker:
+            elif type(obj) is not Marker:
                 idle.append(obj)
         return idle[:found]
 
     def is_marker(self, obj: Any) -> bool:
         """Whether *obj* is one of the markers, which belong to no user."""
-        return type(obj) is _Marker
+        return type(obj) is Marker

@@ -21,17 +21,19 @@ from transaction.interfaces import IDataManager, ISavepointDataManager, ISynchro
 from zope.interface import implementer
 
 from objdb.connection.changes import ChangeSet
+from objdb.connection.isolation import ReadSet, kept
 from objdb.connection.loading import ObjectLoader, Phase, complete_error
 from objdb.connection.savepoint import Mark, Savepoint, SavepointStore
 from objdb.errors import (
     ConflictError,
     ConnectionStateError,
     InvalidObjectReference,
+    ReadConflictError,
     ReadOnlyError,
     SerializationError,
 )
 from objdb.ids import NO_TID, Oid, Tid, format_oid, next_tid
-from objdb.interfaces import IConnection
+from objdb.interfaces import IConnection, IStorageReadChecks
 from objdb.records.broken import class_name
 from objdb.records.writer import ObjectWriter
 
@@ -104,9 +106,11 @@ class Connection(ObjectLoader):
         self._require_usable()
         companion = self._companions.get(name)
         if companion is None:
-            companion = self._db.connection_to(name, self.transaction_manager)
+            companion = self._db.connection_to(name, self.transaction_manager, self.isolation)
             companion._companions = self._companions
             self._companions[name] = companion
+            if self._phase is Phase.JOINED:
+                self._join_companions()
         return companion
 
     def isReadOnly(self) -> bool:
@@ -156,6 +160,14 @@ class Connection(ObjectLoader):
             self._transaction = self.transaction_manager.get()
             self._transaction.join(self)
             self._phase = Phase.JOINED
+            self._join_companions()
+
+    def _join_companions(self) -> None:
+        """Let what is read from other databases be checked with what is written to this one."""
+        if self._reads is not None:
+            for companion in self._companions.values():
+                if not companion.isReadOnly():
+                    companion._join()
 
     def _write_changes(self, store: Callable[[Oid, Tid, bytes, str, Any], object]) -> None:
         """Store every changed object, and every new one reachable from it."""
@@ -230,10 +242,27 @@ class Connection(ObjectLoader):
                     record, base_tid = self._savepoints.load(oid)
                     store(oid, base_tid, record, "", metadata)
                     self._stored[oid] = None
+        if self._reads is not None:
+            self._check_reads(self._reads)
         for oid, serial in self._must_be_current.items():
             if oid not in self._stored:
                 self._storage.checkCurrentSerialInTransaction(oid, serial, metadata)
         self.store_count += len(self._stored)
+
+    def _check_reads(self, reads: ReadSet) -> None:
+        """Let the vote fail unless all that was read is still as it was."""
+        serials = reads.serials()
+        if IStorageReadChecks.providedBy(self._storage):
+            unchanged_since = None if reads.is_complete else self._snapshot
+            self._storage.checkReads(serials, unchanged_since, self._metadata)
+            return
+        if not reads.is_complete:
+            raise ReadConflictError(
+                "the program deactivated objects it had read, and this storage cannot check "
+                "that nothing else was committed. Leave deactivating to the connection"
+            )
+        for oid, serial in serials.items():
+            self._storage.checkCurrentSerialInTransaction(oid, serial, self._metadata)
 
     def tpc_vote(self, txn: Any) -> None:
         """Let the storage do everything that can fail. `ConflictError` when it is too late."""
@@ -321,7 +350,7 @@ class Connection(ObjectLoader):
             self._load_before = self._load_with_savepoints
         self._write_changes(self._savepoints.store)
         self._stored = {}
-        self._cache.incrgc()
+        self.cacheGC()
         return Savepoint(self, self._savepoints.mark(len(self._changes.created)))
 
     def _roll_back(self, mark: Mark) -> None:
@@ -335,7 +364,8 @@ class Connection(ObjectLoader):
             self._uncreate(oid)
         changed = savepoints.roll_back(mark) | set(changes.registered)
         changes.clear_pending()
-        self._cache.invalidate(list(changed))
+        with kept(self._reads):
+            self._cache.invalidate(list(changed))
 
     # -- the view
 
@@ -380,15 +410,22 @@ class Connection(ObjectLoader):
         self._epochs.advance()
         if self._postponed:
             self._do_postponed()
+        if self._reads is not None:
+            self._reads.begin()
 
     # -- opening and closing
 
-    def open(self, transaction_manager: Any) -> None:
+    def open(self, transaction_manager: Any, isolation: str = "snapshot") -> None:
         """Join the transactions of *transaction_manager* (called by the database)."""
         for companion in self._companions.values():
-            companion._open(transaction_manager or transaction.manager)
+            companion._open(transaction_manager or transaction.manager, isolation)
 
-    def _open(self, transaction_manager: Any) -> None:
+    @property
+    def isolation(self) -> str:
+        """What transactions see of one another: `"snapshot"` or `"serializable"`."""
+        return "snapshot" if self._reads is None else "serializable"
+
+    def _open(self, transaction_manager: Any, isolation: str) -> None:
         is_thread_bound = isinstance(transaction_manager, transaction.ThreadTransactionManager)
         # The thread's own manager: another thread may close this connection.
         manager = transaction_manager.manager if is_thread_bound else transaction_manager
@@ -396,6 +433,8 @@ class Connection(ObjectLoader):
         self._owner = get_ident() if is_thread_bound else None
         self._phase = Phase.IDLE
         self._load_before = self._storage.loadBefore
+        self._reads = ReadSet(self, self._cache) if isolation == "serializable" else None
+        self._loaded = None if self._reads is None else self._loaded
         self._begin_view()
         self.transaction_manager.registerSynch(self)
 

@@ -17,6 +17,7 @@ from persistent import Persistent, PickleCache
 
 from objdb.connection.aging import AccessEpochs
 from objdb.connection.changes import ChangeSet
+from objdb.connection.isolation import ReadSet, kept
 from objdb.connection.loadpath import LoadPath
 from objdb.connection.savepoint import SavepointStore
 from objdb.errors import (
@@ -65,6 +66,7 @@ class ObjectLoader(LoadPath):
         self._refused: list[Any] = []
         self._changes = ChangeSet()
         self._savepoints: SavepointStore | None = None
+        self._reads: ReadSet | None = None
         self._postponed: deque[Callable[[Any], None]] = deque()
 
     # -- reaching objects
@@ -190,13 +192,16 @@ class ObjectLoader(LoadPath):
         if age:
             self.cacheFullSweep(age)
         else:
-            self._cache.minimize()
+            with kept(self._reads):
+                self._cache.minimize()
 
     def cacheFullSweep(self, age: float | None = None) -> None:
         """Make ghosts of the loaded, unchanged objects that were not used for *age* seconds
         (default: the database's `cache_deactivate_after`)."""
-        for obj in self._epochs.idle_for(self._db.cache_deactivate_after if age is None else age):
-            obj._p_deactivate()
+        age = self._db.cache_deactivate_after if age is None else age
+        with kept(self._reads):
+            for obj in self._epochs.idle_for(age):
+                obj._p_deactivate()
 
     def postpone(self, action: Callable[[Any], None]) -> None:
         """Have *action* called with this connection when its next view begins; for other threads
@@ -209,7 +214,8 @@ class ObjectLoader(LoadPath):
 
     def cacheGC(self) -> None:
         """Bring the cache down to its target size, least recently used objects first."""
-        self._cache.incrgc()
+        with kept(self._reads):
+            self._cache.incrgc()
 
     def cached_objects(self) -> list[Persistent]:
         """Return the loaded objects, least recently used first."""

@@ -12,6 +12,7 @@ from persistent.mapping import PersistentMapping
 from zope.interface import implementer
 
 from objdb.connection.connection import Connection
+from objdb.connection.isolation import require_isolation
 from objdb.connection.retry import Attempt, attempts
 from objdb.database.invalidations import InvalidationLog
 from objdb.database.opening import open_storage
@@ -36,7 +37,8 @@ class DB:
     *pool_size*: how many connections can be out at once; *pool_wait*: how many seconds `open`
     waits for one. *cache_size*, *cache_size_bytes*: objects, and bytes of their records (0: no
     limit), that each connection keeps loaded between transactions. *cache_deactivate_after*: the
-    age in seconds that `cacheFullSweep` goes by. *databases*, *database_name*: a dict shared by
+    age in seconds that `cacheFullSweep` goes by. *isolation*: what transactions see of one
+    another, `"snapshot"` or `"serializable"`. *databases*, *database_name*: a dict shared by
     the databases that can refer to one another, and this one's name in it. *record_stacks*:
     remember where connections were opened, for `PoolTimeoutError` (costs some time per open).
 
@@ -46,7 +48,7 @@ class DB:
     def __init__(
         self, storage: Any = None, pool_size: int = 7, cache_size: int = 10_000,
         cache_size_bytes: int = 0, cache_deactivate_after: float = 60, *,
-        pool_wait: float = 30, databases: dict[str, Any] | None = None,
+        isolation: str = "snapshot", pool_wait: float = 30, databases: dict[str, Any] | None = None,
         database_name: str = "unnamed", record_stacks: bool = False,
     ) -> None:
         self.databases = {} if databases is None else databases
@@ -70,6 +72,7 @@ class DB:
         self._count_lock = threading.Lock()
         self._conflicts = self._commits = 0
         try:
+            self.isolation = require_isolation(given.get("isolation", isolation))
             self._pool = ConnectionPool(
                 given.get("pool_size", pool_size), given.get("pool_wait", pool_wait),
                 self._make_connection,
@@ -112,7 +115,7 @@ class DB:
 
     def open(
         self, version: Any = "", transaction: Any = None, temporary: bool = False, *,
-        transaction_manager: Any = None,
+        transaction_manager: Any = None, isolation: str | None = None,
     ) -> Connection:
         """Return a connection that takes part in the transactions of *transaction_manager*
         (default: those of the calling thread).
@@ -120,8 +123,9 @@ class DB:
         Waits while all connections are out, at most `pool_wait` seconds; then
         `PoolTimeoutError`. *temporary*: make one beside the pool, which is dropped when closed.
         *transaction*: return the same connection for the same transaction, closed when that
-        ends. *version*: this release has no versions; `Unsupported` unless it is empty. A first
-        argument that is no string is taken for a transaction manager.
+        ends. *isolation*: another mode than the database's. *version*: this release has no
+        versions; `Unsupported` unless it is empty. A first argument that is no string is taken
+        for a transaction manager.
         """
         if not isinstance(version, str):
             version, transaction_manager = "", version
@@ -130,10 +134,11 @@ class DB:
         if self._is_closed:
             raise StorageClosedError(f"the database {self.name} is closed")
         if transaction is not None:
-            return self._open_for(transaction)
+            return self._open_for(transaction, isolation)
+        isolation = self.isolation if isolation is None else require_isolation(isolation)
         connection = self._make_connection() if temporary else self._pool.take()
         try:
-            connection.open(transaction_manager)
+            connection.open(transaction_manager, isolation)
         except BaseException:
             self._pool.give_back(connection)
             raise
@@ -142,10 +147,11 @@ class DB:
     def _make_connection(self) -> Connection:
         return Connection(self, *self._cache_limits)
 
-    def _open_for(self, txn: Any) -> Connection:
+    def _open_for(self, txn: Any, isolation: str | None) -> Connection:
         connection = self._for_transaction.get(id(txn))
         if connection is None:
-            connection = self.open(transaction_manager=_OneTransaction(txn))
+            manager = _OneTransaction(txn)
+            connection = self.open(transaction_manager=manager, isolation=isolation)
             self._for_transaction[id(txn)] = connection
             txn.addAfterCommitHook(self._transaction_ended, (txn,))
             txn.addAfterAbortHook(self._transaction_ended, (True, txn))
@@ -161,7 +167,7 @@ class DB:
         """Take back a connection (called when it is closed)."""
         self._pool.give_back(connection)
 
-    def connection_to(self, name: str, transaction_manager: Any) -> Connection:
+    def connection_to(self, name: str, transaction_manager: Any, isolation: str) -> Connection:
         """Return a connection to the database *name* of the same group; `UsageError` if there
         is none."""
         if name not in self.databases:
@@ -170,7 +176,7 @@ class DB:
                 f"{', '.join(map(repr, self.databases))}. Give all of them one `databases` dict"
             )
         connection: Connection = self.databases[name].open(
-            temporary=True, transaction_manager=transaction_manager
+            temporary=True, transaction_manager=transaction_manager, isolation=isolation
         )
         return connection
 

@@ -94,6 +94,7 @@ class Staged:
         self.tid = tid
         self.status = status
         self.reads: dict[Oid, Tid] = {}
+        self.unchanged_since: Tid | None = None  # the tid that has to be the last one at the vote
         self.resolved: list[Oid] = []
         # Since the vote: (where the current revision is, its tid) of every oid written.
         self.current: dict[Oid, tuple[Any, Tid] | None] = {}

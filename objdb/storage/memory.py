@@ -14,13 +14,18 @@ from zope.interface import implementer
 
 from objdb.errors import POSKeyError
 from objdb.ids import Oid, Tid
-from objdb.interfaces import IStorage, IStorageHistory, IStorageIteration
+from objdb.interfaces import (
+    IStorage,
+    IStorageHistory,
+    IStorageIteration,
+    IStorageReadChecks,
+)
 from objdb.storage.commit import Staged
 from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry, in_range
 from objdb.storage.revisions import RevisionStorage
 
 
-@implementer(IStorage, IStorageHistory, IStorageIteration)
+@implementer(IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration)
 class MappingStorage(RevisionStorage):
     """Keeps every revision in dicts; gone when the process ends.
 

@@ -184,6 +184,14 @@ class RevisionStorage(ABC):
         """Let the vote fail with `ReadConflictError` unless *serial* is *oid*'s current tid."""
         self._slot.staged(transaction).reads[oid] = serial
 
+    def checkReads(
+        self, serials: dict[Oid, Tid], unchanged_since: Tid | None, transaction: Any
+    ) -> None:
+        """See `IStorageReadChecks`."""
+        staged = self._slot.staged(transaction)
+        staged.reads.update(serials)
+        staged.unchanged_since = unchanged_since
+
     def tpc_vote(self, transaction: Any) -> list[Oid]:
         """Do everything that can fail; return the oids whose conflicts were resolved.
 
@@ -217,17 +225,25 @@ class RevisionStorage(ABC):
         bases = staged.bases
         staged.current = self._find_current(bases)
         if staged.reads:
-            self._check_reads(staged.reads)
+            self._check_reads(staged)
         for oid, entry in staged.current.items():
             base, current = bases[oid], NO_TID if entry is None else entry[1]
             if current != base and base is not None:
                 self._resolve_conflict(staged, oid, base, current)
 
-    def _check_reads(self, reads: dict[Oid, Tid]) -> None:
+    def _check_reads(self, staged: Staged) -> None:
+        reads = staged.reads
         for oid, entry in self._find_current(reads).items():
             current = NO_TID if entry is None else entry[1]
             if current != reads[oid]:
-                raise ReadConflictError(oid=oid, serials=(current, reads[oid]))
+                error = ConflictError if oid in staged.bases else ReadConflictError
+                raise error(oid=oid, serials=(current, reads[oid]))
+        if staged.unchanged_since is not None and self._decided_tid() != staged.unchanged_since:
+            raise ReadConflictError(
+                "something was committed meanwhile, and the program deactivated objects that it "
+                "may have read, so it is not known whether they were changed. Try the "
+                "transaction again, and leave deactivating to the connection"
+            )
 
     def _resolve_conflict(self, staged: Staged, oid: Oid, base: Tid, current: Tid) -> None:
         ours = staged.record(oid)

@@ -9,6 +9,7 @@ from objdb import FileStorage, MappingStorage, interfaces
 PAGE = Path(__file__).parents[2] / "docs" / "capabilities.md"
 ROWS = {
     "IStorage": "load, store, two-phase commit, conflicts",
+    "IStorageReadChecks": "check all that a transaction read, in one go",
     "IStorageHistory": "list an object's revisions",
     "IStorageIteration": "list transactions in order",
     "IStorageSelfCheck": "check its own structure",

@@ -31,6 +31,7 @@ from objdb.interfaces import (
     IStorageHistory,
     IStorageIteration,
     IStoragePolling,
+    IStorageReadChecks,
     IStorageSelfCheck,
 )
 from objdb.storage.commit import Staged, TransactionMetaData, loads_extension
@@ -49,7 +50,10 @@ from objdb.storage.revisions import RevisionStorage
 DURABILITIES = ("sync", "os")
 
 
-@implementer(IStorage, IStorageHistory, IStorageIteration, IStoragePolling, IStorageSelfCheck)
+@implementer(
+    IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStoragePolling,
+    IStorageSelfCheck,
+)
 class FileStorage(RevisionStorage):
     """Keeps every revision in one file, in ZODB's format.
 

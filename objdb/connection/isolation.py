@@ -1,0 +1,127 @@
+"""Isolation: what a transaction has read, for those that have to be serializable.
+
+The cache keeps its objects in access order. A marker that is moved to the end when a view begins
+divides those that were read since from the rest, at no cost to reading:
+
+    oldest   a b c d │ marker │ e f   newest
+             not read           read by this transaction, tree buckets included
+
+What is read and leaves the cache before the commit is remembered: objects loaded are noted, and
+what lies behind the marker is kept before this connection empties its cache. What a program
+deactivates by itself, having found it loaded, is noticed by its number only: then the commit
+fails if anything at all was committed meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from objdb.connection.aging import Marker
+from objdb.errors import UsageError
+from objdb.ids import NO_TID, Oid, Tid
+
+ISOLATIONS = ("snapshot", "serializable")
+
+
+def require_isolation(name: str) -> str:
+    """Return *name*; `UsageError` if it is no isolation mode."""
+    if name not in ISOLATIONS:
+        known = " or ".join(map(repr, ISOLATIONS))
+        raise UsageError(f"isolation is {name!r}; it can be {known}")
+    return name
+
+
+def read_since(cache: Any, marker: Marker) -> dict[Oid, Tid] | None:
+    """Return (oid: serial) of the loaded objects that were accessed after the *marker*, other
+    markers aside; None if the marker is not in the *cache* any more."""
+    found: dict[Oid, Tid] = {}
+    for oid, obj in reversed(cache.lru_items()):
+        if obj is marker:
+            return found
+        if type(obj) is not Marker:
+            found[oid] = obj._p_serial
+    return None
+
+
+try:
+    from objdb._accelerator import read_since  # type: ignore
+except ImportError:
+    pass
+
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+def kept(reads: ReadSet | None) -> AbstractContextManager[None]:
+    """Return `reads.kept()`; or a context that does nothing, where reads are not remembered."""
+    return _NOTHING if reads is None else reads.kept()
+
+
+class ReadSet:
+    """What one connection has read in its transaction.
+
+    `is_complete` is false when something may be missing.
+    """
+
+    _OID = b"\xff" * 8  # of the marker
+
+    def __init__(self, jar: Any, cache: Any) -> None:
+        self._jar = jar
+        self._cache = cache
+        self._marker = self._new_marker()
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing is read yet."""
+        self._kept: dict[Oid, Tid] = {}
+        self.is_complete = True
+        self._move_marker()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Remember what was read while objects leave the cache, in the block."""
+        self._collect()
+        try:
+            yield
+        finally:
+            self._move_marker()
+
+    def serials(self) -> dict[Oid, Tid]:
+        """Return (oid: serial) of all that was read, new objects aside."""
+        self._collect()
+        return self._kept
+
+    def _new_marker(self) -> Marker:
+        if self._cache.get(self._OID) is not None:  # of an earlier opening
+            del self._cache[self._OID]
+        marker = Marker()
+        marker._p_jar = self._jar
+        marker._p_oid = self._OID
+        self._cache[self._OID] = marker
+        return marker
+
+    def _move_marker(self) -> None:
+        if self._marker._p_changed is None:  # it left the cache with others
+            self._marker = self._new_marker()
+        _ = self._marker.touch
+        # oid -> serial of what was loaded; filled by the load path
+        self._loaded: dict[Oid, Tid] = {}
+        self._jar._loaded = self._loaded
+        self._found_loaded = self._cache.ringlen()
+
+    def _collect(self) -> None:
+        read = read_since(self._cache, self._marker)
+        if read is None:
+            self.is_complete = False
+            read = dict(self._loaded)
+        loaded = self._loaded
+        before_marker = self._cache.ringlen() - len(read)
+        touched = sum(oid not in loaded and serial != NO_TID for oid, serial in read.items())
+        if before_marker + touched < self._found_loaded:
+            self.is_complete = False
+        for serials in (read, loaded):
+            for oid, serial in serials.items():
+                if serial != NO_TID:
+                    self._kept.setdefault(oid, serial)
