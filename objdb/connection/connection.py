@@ -39,6 +39,8 @@ from objdb.records.writer import ObjectWriter
 
 LARGE_RECORD_BYTES = 16 * 1024 * 1024
 MAX_ROUNDS = 100
+# When savepoints have put away so much, all of it leaves memory, however few objects it is.
+PUT_AWAY_BYTES = 16 * 1024 * 1024
 
 
 class LargeRecordWarning(UserWarning):
@@ -75,6 +77,7 @@ class Connection(ObjectLoader):
         self._metadata: Any = None
         self._stored: dict[Oid, Persistent | None] = {}
         self._resolved: list[Oid] = []
+        self._bytes_put_away = 0  # by savepoints, since the cache was emptied
 
     def add(self, obj: Any) -> None:
         """Give *obj* an oid now, and store it with this transaction, reachable or not.
@@ -348,9 +351,15 @@ class Connection(ObjectLoader):
         if self._savepoints is None:
             self._savepoints = SavepointStore()
             self._load_before = self._load_with_savepoints
+        before = self._savepoints.size
         self._write_changes(self._savepoints.store)
         self._stored = {}
-        self.cacheGC()
+        self._bytes_put_away += self._savepoints.size - before
+        if self._bytes_put_away > PUT_AWAY_BYTES:
+            self._bytes_put_away = 0
+            self.cacheMinimize()
+        else:
+            self.cacheGC()
         return Savepoint(self, self._savepoints.mark(len(self._changes.created)))
 
     def _roll_back(self, mark: Mark) -> None:

@@ -29,11 +29,11 @@ class Mark(NamedTuple):
 
 class SavepointStore:
     """The records a transaction has written to its temporary file. Small ones never reach the
-    disk: the operating system's file cache holds them."""
+    disk: the operating system's file cache holds them. `size` is that of the file, in bytes."""
 
     def __init__(self) -> None:
         self._file: Any = tempfile.TemporaryFile(prefix="objdb-savepoint-")
-        self._size = 0
+        self.size = 0
         self._entries: dict[Oid, tuple[int, int, Tid]] = {}
         self._journal: list[tuple[Oid, tuple[int, int, Tid] | None]] = []
 
@@ -44,11 +44,11 @@ class SavepointStore:
         self, oid: Oid, base_tid: Tid, record: bytes, version: str = "", transaction: Any = None
     ) -> None:
         """Keep *record*, made from the revision *base_tid*; takes what a storage's store does."""
-        self._file.seek(self._size)
+        self._file.seek(self.size)
         self._file.write(record)
         self._journal.append((oid, self._entries.get(oid)))
-        self._entries[oid] = self._size, len(record), base_tid
-        self._size += len(record)
+        self._entries[oid] = self.size, len(record), base_tid
+        self.size += len(record)
 
     def load(self, oid: Oid) -> tuple[bytes, Tid]:
         """Return (record, the tid it was made from) of what was last stored for *oid*."""
@@ -62,7 +62,7 @@ class SavepointStore:
 
     def mark(self, created: int) -> Mark:
         """Return where we are, with *created* objects created."""
-        return Mark(len(self._journal), self._size, created)
+        return Mark(len(self._journal), self.size, created)
 
     def roll_back(self, mark: Mark) -> set[Oid]:
         """Forget what was stored after *mark*; return the oids that had changed since."""
@@ -74,7 +74,7 @@ class SavepointStore:
                 del self._entries[oid]
             else:
                 self._entries[oid] = entry
-        self._size = mark.size
+        self.size = mark.size
         return changed
 
     def close(self) -> None:

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 from objdb.errors import CorruptedDataError, StorageTransactionError
 from objdb.ids import Oid, Tid
 
-# A transaction that stages more than this keeps the rest in a temporary file.
-SPOOL_BYTES = 16 * 1024 * 1024
+# A transaction that stages more than this keeps it in a temporary file.
+SPOOL_BYTES = 32 * 1024 * 1024
 
 
 class TransactionMetaData:
@@ -126,6 +126,9 @@ class Staged:
     def _to_spool(self, record: bytes) -> Spooled:
         if self._spool is None:
             self._spool = tempfile.TemporaryFile(prefix="objdb-commit-")
+            for oid, kept in self._records.items():
+                if isinstance(kept, bytes):
+                    self._records[oid] = self._to_spool(kept)
         position = self._spool.seek(0, 2)
         self._spool.write(record)
         return Spooled(position, len(record))

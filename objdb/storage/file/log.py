@@ -37,6 +37,9 @@ from objdb.storage.file.format import (
 from objdb.storage.files import File
 
 _CHUNK = 4 * 1024 * 1024
+# What is larger is written with a call: one call is nothing then, and what is written through the
+# map stays resident.
+_MOST_MAPPED = 256 * 1024
 _CRC = struct.Struct(">I")
 _LAST_POSITION = 2**63 - 1  # of a file
 
@@ -115,7 +118,7 @@ class Log:
 
     def _write_at(self, data: Any, position: int) -> None:
         end = position + len(data)
-        if end <= len(self._map):
+        if end <= len(self._map) and len(data) <= _MOST_MAPPED:
             self._map[position:end] = data
         else:
             self.file.write_at(data, position)
