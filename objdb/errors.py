@@ -37,6 +37,7 @@ where, and what to do. All errors survive pickling.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from transaction.interfaces import TransientError as _TransientError
@@ -70,7 +71,8 @@ class ObjdbError(Exception):
         return str(self.args[0]) if self.args else ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), str(self), self.__dict__)
+        kept = {name: value for name, value in self.__dict__.items() if name[0] != "_"}
+        return _rebuild, (type(self), str(self), kept)
 
 
 def _rebuild(cls: type[ObjdbError], message: str, attributes: dict[str, Any]) -> ObjdbError:
@@ -125,13 +127,17 @@ class ConflictError(TransientError):
     """Two transactions changed the same object; this one loses. Abort and try again.
 
     `oid`: the object; `class_name`: `module.Class` where known; `serials`: the tid of the
-    committed revision and the tid of the revision ours started from.
+    committed revision and the tid of the revision ours started from; `record`: what this
+    transaction would have stored, None for an object that it has only read.
     """
 
-    facts = {"oid": None, "class_name": None, "serials": None}
+    facts = {"oid": None, "class_name": None, "serials": None, "record": None}
     oid: Oid | None
     class_name: str | None
     serials: tuple[Tid, Tid] | None
+    record: bytes | None
+    # Given by the connection that the error came to; not pickled.
+    _look_up: Callable[[ConflictError], tuple[dict[str, Any] | None, dict[str, Any]]] | None = None
     _what = "was changed by another transaction"
 
     def __init__(self, message: str = "", **facts: Any) -> None:
@@ -148,6 +154,23 @@ class ConflictError(TransientError):
             committed, ours = self.serials
             text += f": committed is {format_tid(committed)}, ours began from {format_tid(ours)}"
         return text + ". Abort and try the transaction again (db.run does so)"
+
+    @property
+    def other(self) -> dict[str, Any] | None:
+        """The transaction that committed the revision this one met: a dict with tid, time
+        (seconds since 1970), user_name, description and more, as in a storage's history. None
+        where the storage does not know, or the database is closed."""
+        return None if self._look_up is None else self._look_up(self)[0]
+
+    def explain(self) -> dict[str, tuple[Any, Any, Any]]:
+        """Return the attributes that are not the same everywhere: by name, the values before
+        both transactions, as committed, and as this one would have stored it.
+
+        A missing attribute, and the third of an object that was only read, is `...`. References
+        to persistent objects are `PersistentReference`. A state that is no dict is the attribute
+        `""`. Empty where the revisions are gone, or the database is closed.
+        """
+        return {} if self._look_up is None else self._look_up(self)[1]
 
 
 class UnresolvableConflictError(ConflictError):

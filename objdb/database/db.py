@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -14,11 +13,12 @@ from zope.interface import implementer
 from objdb.connection.connection import Connection
 from objdb.connection.isolation import require_isolation
 from objdb.connection.retry import Attempt, attempts
+from objdb.database.conflicts import ConflictLog, LookUp
 from objdb.database.invalidations import InvalidationLog
 from objdb.database.opening import open_storage
 from objdb.database.pool import ConnectionPool, Holder
 from objdb.database.statistics import ConnectionStatistics, DatabaseStatistics
-from objdb.errors import POSKeyError, StorageClosedError, Unsupported, UsageError
+from objdb.errors import ConflictError, POSKeyError, StorageClosedError, Unsupported, UsageError
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid
 from objdb.interfaces import IDatabase, IStoragePolling
 from objdb.records.conflicts import resolve
@@ -69,8 +69,8 @@ class DB:
         )
         self._for_transaction: dict[int, Connection] = {}
         self._is_closed = False
-        self._count_lock = threading.Lock()
-        self._conflicts = self._commits = 0
+        self.conflicts = ConflictLog()
+        self._commits = 0
         try:
             self.isolation = require_isolation(given.get("isolation", isolation))
             self._pool = ConnectionPool(
@@ -251,10 +251,10 @@ class DB:
         self.invalidations.add(tid, oids, origin)
         self._commits += 1
 
-    def count_conflict(self, error: Exception) -> None:
-        """Note a conflict, for `statistics`."""
-        with self._count_lock:
-            self._conflicts += 1
+    def count_conflict(self, error: ConflictError) -> None:
+        """Note a conflict, for `conflicts`, and let the error look up more."""
+        self.conflicts.add(error)
+        error._look_up = LookUp(self.storage)
 
     # -- caches
 
@@ -354,7 +354,7 @@ class DB:
             name=self.name, objects=len(self.storage), size_bytes=self.storage.getSize(),
             last_tid=self.storage.lastTransaction(), pool_size=self._pool.size,
             connections_out=sum(1 for c in connections if c.held_by),
-            connections=tuple(connections), conflicts=self._conflicts, commits=self._commits,
+            connections=tuple(connections), conflicts=self.conflicts.count, commits=self._commits,
         )
 
     def setPoolSize(self, size: int) -> None:

@@ -126,6 +126,31 @@ def resolve(
     return new[:class_end] + buffer.getvalue()
 
 
+def differences(
+    old: bytes | None, committed: bytes | None, new: bytes | None
+) -> dict[str, tuple[Any, Any, Any]]:
+    """Return which attributes the records differ in: by name, the three values, `...` where
+    there is none. A state that is no dict is the attribute `""`."""
+    references: _References = {}
+    records = (old, committed, new)
+    states = [{} if record is None else _state(record, references) for record in records]
+    by_name = [state if isinstance(state, dict) else {"": state} for state in states]
+    names = dict.fromkeys(name for state in by_name for name in state)
+    found = {name: tuple(state.get(name, ...) for state in by_name) for name in names}
+    present = [i for i, record in enumerate(records) if record is not None]
+    return {
+        name: (values[0], values[1], values[2]) for name, values in found.items()
+        if any(not _is_same(values[present[0]], values[i]) for i in present[1:])
+    }
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # references to different objects, say
+        return False
+
+
 def _state(record: bytes, references: _References) -> Any:
     reader = _StateReader(record, references)
     reader.load()

@@ -210,7 +210,9 @@ class RevisionStorage(ABC):
                     f"{self._decided_tid().hex()}. Copy transactions in their order"
                 )
             self._prepare(staged)
-        except ConflictError:
+        except ConflictError as error:
+            if error.oid in staged.bases:
+                error.record = staged.record(error.oid)
             self._settle(staged)
             raise
         except BaseException:
