@@ -28,6 +28,7 @@
 #define WINDOW_BYTES (16 * 1024)
 #define PROTOCOL 3        /* of pickles: what is written, and the highest plain_unpickle reads */
 
+static const char no_tid[8];
 static PyObject *empty_tuple, *protocol, *pickle_dumps;
 static PyObject *name_getstate, *name_is_gone, *name_load_failed, *name_note_size, *name_p_jar,
     *name_p_oid, *name_refuse_thread, *name_setstate;
@@ -98,6 +99,24 @@ PageTable_dealloc(PageTable *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
+/* Find where the entry of an oid is in the map: its offset; -1 if there is none, -2 with an error
+   set. */
+static Py_ssize_t
+PageTable_find(PageTable *self, PyObject *oid)
+{
+    if (!is_oid(oid))
+        return -1;
+    PyObject *prefix = PyBytes_FromStringAndSize(PyBytes_AS_STRING(oid), 7);
+    if (prefix == NULL)
+        return -2;
+    PyObject *page = PyDict_GetItemWithError(self->pages, prefix);
+    Py_DECREF(prefix);
+    Py_ssize_t at = page == NULL ? -1 : PyLong_AsSsize_t(page);
+    if (at < 0)
+        return PyErr_Occurred() ? -2 : -1;
+    return at + ((Py_ssize_t)(unsigned char)PyBytes_AS_STRING(oid)[7] << 4);
+}
+
 static PyObject *
 PageTable_get(PageTable *self, PyObject *oid)
 {
@@ -106,22 +125,11 @@ PageTable_get(PageTable *self, PyObject *oid)
         if (found != NULL || PyErr_Occurred())
             return Py_XNewRef(found);
     }
-    if (!is_oid(oid))
-        Py_RETURN_NONE;
-    PyObject *prefix = PyBytes_FromStringAndSize(PyBytes_AS_STRING(oid), 7);
-    if (prefix == NULL)
+    Py_ssize_t at = PageTable_find(self, oid);
+    if (at == -2)
         return NULL;
-    PyObject *page = PyDict_GetItemWithError(self->pages, prefix);
-    Py_DECREF(prefix);
-    if (page == NULL) {
-        if (PyErr_Occurred())
-            return NULL;
+    if (at == -1)
         Py_RETURN_NONE;
-    }
-    Py_ssize_t at = PyLong_AsSsize_t(page);
-    if (at == -1 && PyErr_Occurred())
-        return NULL;
-    at += (Py_ssize_t)(unsigned char)PyBytes_AS_STRING(oid)[7] << 4;
     Py_buffer view;
     if (PyObject_GetBuffer(self->map, &view, PyBUF_SIMPLE) < 0)
         return NULL;
@@ -136,8 +144,38 @@ PageTable_get(PageTable *self, PyObject *oid)
     return entry;
 }
 
+static PyObject *
+PageTable_changed(PageTable *self, PyObject *serials)
+{
+    if (!PyDict_CheckExact(serials))
+        return PyErr_Format(PyExc_TypeError, "changed() takes a dict of oid and tid");
+    PyObject *oid, *serial, *found = PyList_New(0);
+    Py_ssize_t position = 0;
+    Py_buffer view;
+    if (found == NULL || PyObject_GetBuffer(self->map, &view, PyBUF_SIMPLE) < 0) {
+        Py_XDECREF(found);
+        return NULL;
+    }
+    while (found != NULL && PyDict_Next(serials, &position, &oid, &serial)) {
+        Py_ssize_t at = PageTable_find(self, oid);
+        const char *place = (const char *)view.buf + at, *tid = no_tid;
+        if (at >= 0 && at + 16 <= view.len && number_at(place))
+            tid = place + 8;
+        if (at != -2 && is_oid(serial) && memcmp(tid, PyBytes_AS_STRING(serial), 8) == 0)
+            continue;
+        PyObject *item = at == -2 ? NULL
+            : tuple_of(Py_NewRef(oid), PyBytes_FromStringAndSize(tid, 8), NULL);
+        if (item == NULL || PyList_Append(found, item) < 0)
+            Py_CLEAR(found);
+        Py_XDECREF(item);
+    }
+    PyBuffer_Release(&view);
+    return found;
+}
+
 static PyMethodDef PageTable_methods[] = {
     {"get", (PyCFunction)PageTable_get, METH_O, NULL},
+    {"changed", (PyCFunction)PageTable_changed, METH_O, NULL},
     {NULL},
 };
 

@@ -109,19 +109,18 @@ class ReadSet:
         # oid -> serial of what was loaded; filled by the load path
         self._loaded: dict[Oid, Tid] = {}
         self._jar._loaded = self._loaded
-        self._found_loaded = self._cache.ringlen()
+        self._found_loaded = self._cache.cache_non_ghost_count
 
     def _collect(self) -> None:
-        read = read_since(self._cache, self._marker)
+        read, loaded = read_since(self._cache, self._marker), self._loaded
         if read is None:
             self.is_complete = False
-            read = dict(self._loaded)
-        loaded = self._loaded
-        before_marker = self._cache.ringlen() - len(read)
-        touched = sum(oid not in loaded and serial != NO_TID for oid, serial in read.items())
-        if before_marker + touched < self._found_loaded:
+            read = {}
+        new = list(read.values()).count(NO_TID)
+        found_loaded = len(read) - new - len(read.keys() & loaded.keys())
+        before_marker = self._cache.cache_non_ghost_count - len(read)
+        if before_marker + found_loaded < self._found_loaded:
             self.is_complete = False
-        for serials in (read, loaded):
-            for oid, serial in serials.items():
-                if serial != NO_TID:
-                    self._kept.setdefault(oid, serial)
+        if new:
+            read = {oid: serial for oid, serial in read.items() if serial != NO_TID}
+        self._kept = {**read, **loaded, **self._kept}

@@ -243,7 +243,7 @@ class ObjectLoader(LoadPath):
 
     def ghost_count(self) -> int:
         """Return the number of ghosts in the cache."""
-        return len(self._cache) - int(self._cache.ringlen())
+        return len(self._cache) - int(self._cache.cache_non_ghost_count)
 
     # -- errors
 

@@ -143,6 +143,12 @@ class RevisionStorage(ABC):
     def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, tuple[Any, Tid] | None]:
         """Return for each oid where its current revision is, and its tid; None if none."""
 
+    def _find_changed(self, serials: dict[Oid, Tid]) -> list[tuple[Oid, Tid]]:
+        """Return (oid, current tid) where the current tid is not the one in *serials*."""
+        found = self._find_current(serials).items()
+        current = [(oid, NO_TID if entry is None else entry[1]) for oid, entry in found]
+        return [(oid, tid) for oid, tid in current if tid != serials[oid]]
+
     # -- committing
 
     def tpc_begin(self, transaction: Any, tid: Tid | None = None, status: str = " ") -> None:
@@ -234,12 +240,9 @@ class RevisionStorage(ABC):
                 self._resolve_conflict(staged, oid, base, current)
 
     def _check_reads(self, staged: Staged) -> None:
-        reads = staged.reads
-        for oid, entry in self._find_current(reads).items():
-            current = NO_TID if entry is None else entry[1]
-            if current != reads[oid]:
-                error = ConflictError if oid in staged.bases else ReadConflictError
-                raise error(oid=oid, serials=(current, reads[oid]))
+        for oid, current in self._find_changed(staged.reads):
+            error = ConflictError if oid in staged.bases else ReadConflictError
+            raise error(oid=oid, serials=(current, staged.reads[oid]))
         if staged.unchanged_since is not None and self._decided_tid() != staged.unchanged_since:
             raise ReadConflictError(
                 "something was committed meanwhile, and the program deactivated objects that it "

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from objdb.ids import Oid, Tid
+from objdb.ids import NO_TID, Oid, Tid
 from objdb.storage.file.format import RECORD
 
 _RECORD_BYTES = RECORD.size
@@ -52,6 +52,13 @@ class PageTable:
         except struct.error:  # closed by another thread meanwhile
             return None
         return entry if entry[0] else None
+
+
+    def changed(self, serials: dict[Oid, Tid]) -> list[tuple[Oid, Tid]]:
+        """Return (oid, tid of its current record) where that is not the tid in *serials*; 8 zero
+        bytes where there is no object."""
+        current = [(oid, (self.get(oid) or (0, NO_TID))[1]) for oid in serials]
+        return [(oid, tid) for oid, tid in current if tid != serials[oid]]
 
 
 class RecordReader:

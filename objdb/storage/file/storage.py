@@ -211,6 +211,14 @@ class FileStorage(RevisionStorage):
         find = self._current if self._group.unpublished else self._index.get
         return {oid: find(oid) for oid in oids}
 
+    def _find_changed(self, serials: dict[Oid, Tid]) -> list[tuple[Oid, Tid]]:
+        # Read before the index: a ticket leaves only when its entries are in the index.
+        unpublished = self._group.unpublished
+        changed = dict(self._index.changed(serials))
+        for ticket in unpublished:
+            changed.update((oid, ticket.tid) for oid in ticket.positions if oid in serials)
+        return list(changed.items())
+
     def _current(self, oid: Oid) -> tuple[int, Tid] | None:
         """Return (position, tid) of the current record, decided ones included."""
         # Read before the index: a ticket leaves only when its entries are in the index.
