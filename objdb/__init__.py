@@ -1,9 +1,9 @@
 """objdb: a transactional object database.
 
-    database/    1  hands out connections: db, pool, invalidations, opening by path or URI
+    database/    1  hands out connections: db, pool, invalidations, conflicts, opening by path
+                    or URI
     connection/  2  binds objects to one snapshot in one transaction: loading, connection
-                    (change and commit), isolation, savepoints, subtransactions,
-                    retry
+                    (change and commit), isolation, savepoints, subtransactions, retry
     records/     3  object state to bytes and back; the only place that pickles
     storage/     4  bytes to revisions: memory, commit, revisions, file/
       files.py   5  the seam to the operating system
@@ -28,6 +28,7 @@ from objdb.connection.changes import ObjectState, object_state
 from objdb.connection.connection import Connection, LargeRecordWarning
 from objdb.connection.subtransactions import get_transaction
 from objdb.database.db import DB, open_database
+from objdb.database.pool import LeakedConnectionWarning
 from objdb.errors import (
     BrokenObjectError,
     ConcurrentUseError,
@@ -81,6 +82,7 @@ __all__ = [
     "FileStorage",
     "InvalidObjectReference",
     "LargeRecordWarning",
+    "LeakedConnectionWarning",
     "MappingStorage",
     "NeedsMigrationError",
     "POSError",

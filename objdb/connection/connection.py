@@ -430,6 +430,11 @@ class Connection(ObjectLoader):
             companion._open(transaction_manager or transaction.manager, isolation)
 
     @property
+    def is_bound_to_thread(self) -> bool:
+        """Whether only the thread that opened it can use it."""
+        return self._owner is not None
+
+    @property
     def isolation(self) -> str:
         """What transactions see of one another: `"snapshot"` or `"serializable"`."""
         return "snapshot" if self._reads is None else "serializable"

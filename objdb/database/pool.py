@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,15 +16,26 @@ from typing import NamedTuple
 from objdb.connection.connection import Connection
 from objdb.errors import PoolTimeoutError, StorageClosedError, UsageError
 
+# How often a thread that waits looks for connections of threads that have ended.
+_LOOK_SECONDS = 1.0
+
+
+class LeakedConnectionWarning(ResourceWarning):
+    """A thread ended without closing its connection."""
+
 
 class Holder(NamedTuple):
     """Who has a connection out: the thread, since when (monotonic seconds), and the stack of
     the call that opened it, if that is recorded."""
 
-    thread: int
-    thread_name: str
+    thread: threading.Thread
     since: float
     stack: str
+
+    @property
+    def thread_name(self) -> str:
+        """The name of the thread."""
+        return self.thread.name
 
     def describe(self) -> str:
         """Return a line about the holder, and the stack below it."""
@@ -66,14 +78,24 @@ class ConnectionPool:
         with self._lock:
             self._waiting.append(waiter)
             self._serve()
-        waiter.served.wait(self.wait)
+        leaked: list[Holder] = []
+        deadline = time.monotonic() + self.wait
+        while not waiter.served.is_set() and time.monotonic() < deadline:
+            leaked += self._take_from_the_dead()
+            waiter.served.wait(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
         with self._lock:
-            if waiter.connection is not None:
-                return waiter.connection
-            if self._is_closed:
-                raise StorageClosedError("the database is closed")
-            self._waiting.remove(waiter)
-            raise self._timeout()
+            if waiter.connection is None:
+                if self._is_closed:
+                    raise StorageClosedError("the database is closed")
+                self._waiting.remove(waiter)
+                raise self._timeout()
+        try:
+            for holder in leaked:
+                _warn_leaked(holder)
+        except LeakedConnectionWarning:  # where warnings are errors
+            self.give_back(waiter.connection)
+            raise
+        return waiter.connection
 
     def _serve(self) -> None:
         """Hand what is free to those who wait; they are told as well when the pool is closed."""
@@ -86,13 +108,25 @@ class ConnectionPool:
                 self._out[connection] = self._waiting[0].holder
             self._waiting.popleft().served.set()
 
+    def _take_from_the_dead(self) -> list[Holder]:
+        """Drop connections that only a thread which has ended could use; return who had them."""
+        with self._lock:
+            leaked = {
+                connection: holder for connection, holder in self._out.items()
+                if connection.is_bound_to_thread and not holder.thread.is_alive()
+            }
+            for connection in leaked:
+                del self._out[connection]
+            self._serve()
+        for connection in leaked:
+            connection.abandon()
+        return list(leaked.values())
+
     def _holder(self) -> Holder:
         stack = ""
         if self.record_stacks:
-            stack = "".join(traceback.format_stack()[:-4])
-        return Holder(
-            threading.get_ident(), threading.current_thread().name, time.monotonic(), stack
-        )
+            stack = "".join(traceback.format_stack()[:-3])
+        return Holder(threading.current_thread(), time.monotonic(), stack)
 
     def _timeout(self) -> PoolTimeoutError:
         holders = tuple(holder.describe() for holder in self._out.values())
@@ -140,7 +174,7 @@ class ConnectionPool:
             finally:
                 self.give_back(connection)
         for connection, other in held:
-            if other.thread == holder.thread:
+            if other.thread is holder.thread:
                 action(connection)
             else:
                 connection.postpone(action)
@@ -152,6 +186,15 @@ class ConnectionPool:
             self._free.clear()
             self._serve()
             return list(self._out)
+
+
+def _warn_leaked(holder: Holder) -> None:
+    hint = "" if holder.stack else " DB(record_stacks=True) tells where it was opened."
+    warnings.warn(
+        "a connection was not closed before its thread ended; what it had not committed is lost. "
+        f"Use db.transaction(), or close it.{hint} It was held by {holder.describe()}",
+        LeakedConnectionWarning, stacklevel=4,
+    )
 
 
 def _positive(size: int) -> int:

@@ -12,7 +12,7 @@ import transaction
 import objdb
 from objdb.errors import PoolTimeoutError, StorageClosedError
 from tests.conftest import Databases
-from tests.database.staging import Worker, in_thread
+from tests.database.staging import Gate, Worker, in_thread
 from tests.models import Person
 
 
@@ -323,3 +323,61 @@ def test_closing_in_another_thread(databases: Databases) -> None:
     assert db.statistics().connections_out == 0
     with db.transaction() as again:
         again.root()["p"] = 1
+
+
+def test_connections_of_threads_that_ended(databases: Databases) -> None:
+    """A connection that a thread leaves open when it ends is taken from it by who needs one, with
+    a warning that says where it was opened. What it had not committed is lost."""
+    db = databases.open("data.fs", pool_size=1, record_stacks=True)
+    left: list[objdb.Connection] = []
+
+    def forgetful() -> None:
+        left.append(db.open())
+        left[0].root()["never"] = "committed"
+
+    Worker(forgetful, "forgetful").finish()
+    with pytest.warns(objdb.LeakedConnectionWarning, match=r"(?s)'forgetful'.*in forgetful"):
+        connection = db.open()
+    assert "never" not in connection.root()
+    assert db.statistics().connections_out == 1
+    connection.close()
+    with pytest.raises(objdb.ConnectionStateError):
+        left[0].root()
+
+
+def test_a_thread_that_ends_while_another_waits(databases: Databases) -> None:
+    """Who waits already gets the connection as well."""
+    db = databases.open("data.fs", pool_size=1)
+    gate = Gate()
+
+    def forgetful() -> None:
+        db.open()
+        gate.pass_through()
+
+    worker = Worker(forgetful)
+    gate.wait_until_reached()
+    manager = transaction.TransactionManager()
+    waiting = Worker(lambda: db.open(transaction_manager=manager))
+    assert waiting.is_alive()
+
+    def let_it_end() -> objdb.Connection:
+        gate.open()
+        worker.finish()
+        return waiting.finish()
+
+    with pytest.warns(objdb.LeakedConnectionWarning, match="record_stacks"):
+        connection = let_it_end()
+    connection.close()
+
+
+def test_connections_that_others_can_use_are_left(databases: Databases) -> None:
+    """A connection with transactions of its own may be used by any thread, so it is left to
+    those who have it when its opener ends."""
+    db = databases.open("data.fs", pool_size=1, pool_wait=0.05)
+    manager = transaction.TransactionManager()
+    connection = Worker(lambda: db.open(transaction_manager=manager)).finish()
+    with pytest.raises(objdb.PoolTimeoutError):
+        db.open()
+    connection.root()["p"] = "still good"
+    manager.commit()
+    connection.close()
