@@ -8,6 +8,7 @@
     storage/     4  bytes to revisions: memory, commit, revisions, file/
       files.py   5  the seam to the operating system
     check.py        whole-database invariants
+    conflictfree.py types whose concurrent changes are merged
     testing/        for authors of storages: the conformance suite, the faulty file system;
                     and schedules of transactions
     _accelerator.c, _unpickle.c
@@ -15,8 +16,8 @@
                     records/pickling and unpickling, storage/file/lookup
 
 Folder order, reading order and flow order are the same. Imports go one way:
-database → connection, records, storage; connection → records; records and storage → ids,
-errors, interfaces.
+database → connection, records, storage; connection and conflictfree → records; records and
+storage → ids, errors, interfaces.
 """
 
 from persistent import Persistent

@@ -29,6 +29,7 @@ ALLOWED = {
     "connection": LEAVES | {"records"},
     "database": LEAVES | {"connection", "records", "storage"},
     "check": LEAVES | {"records", "storage", "database"},
+    "conflictfree": LEAVES | {"records"},
     "testing": LEAVES | {"storage"},
     "__init__": LEAVES | {"connection", "database", "storage", "version"},
 }

@@ -140,15 +140,35 @@ def differences(
     present = [i for i, record in enumerate(records) if record is not None]
     return {
         name: (values[0], values[1], values[2]) for name, values in found.items()
-        if any(not _is_same(values[present[0]], values[i]) for i in present[1:])
+        if any(not is_stored_alike(values[present[0]], values[i]) for i in present[1:])
     }
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    try:
-        return bool(one == other)
-    except Exception:  # references to different objects, say
+def is_stored_alike(one: Any, other: Any) -> bool:
+    """Whether two values of such states are stored alike. Their `__eq__` is not asked: 1 and True
+    are equal, and references to different objects cannot be compared."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
         return False
+    if isinstance(one, (set, frozenset)):
+        return {_stored(part) for part in one} == {_stored(part) for part in other}
+    return _stored(one) == _stored(other)
+
+
+def _stored(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _ValuePickler(buffer, PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+class _ValuePickler(pickle.Pickler):
+    """Pickles a value to compare it."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        if isinstance(obj, PersistentReference):
+            return (obj.oid, obj.database_name, obj.weak)
+        return None
 
 
 def _state(record: bytes, references: _References) -> Any:
