@@ -319,8 +319,35 @@ static PyTypeObject RecordReader_type = {
 
 /* ---- unpickling ---- */
 
+/* Replace the error that is set by what explainer makes of it and the record. */
+static void
+explain(PyObject *explainer, PyObject *record)
+{
+    PyObject *type, *error, *traceback;
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(error, traceback);
+    PyObject *arguments[2] = {error, record};
+    PyObject *better = PyObject_Vectorcall(explainer, arguments, 2, NULL);
+    if (better != NULL && better != error) {
+        PyException_SetCause(better, Py_NewRef(error));
+        PyErr_SetObject((PyObject *)Py_TYPE(better), better);
+    }
+    if (better == error) {
+        PyErr_Restore(type, error, traceback);
+        type = error = traceback = NULL;
+    }
+    Py_XDECREF(better);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+}
+
 /* state(cls, record); held: (dict: class -> (class pickle, what it leaves in the memo or None),
-   read, and what plain_unpickle holds). */
+   read, what plain_unpickle holds, explainer). */
 static PyObject *
 state(PyObject *held, PyObject *const *args, Py_ssize_t count)
 {
@@ -338,12 +365,18 @@ state(PyObject *held, PyObject *const *args, Py_ssize_t count)
             && memcmp(bytes, PyBytes_AS_STRING(PyTuple_GET_ITEM(known, 0)), length) == 0
             && bytes[length] == '\x80' && (unsigned char)bytes[length + 1] <= PROTOCOL) {
         PyObject *memo = PyTuple_GET_ITEM(known, 1);
+        if (Py_EnterRecursiveCall(" while unpickling a state"))
+            return NULL;
         PyObject *state = plain_unpickle(bytes + length + 2, size - 2,
                                          memo == Py_None ? NULL : memo,
                                          &PyTuple_GET_ITEM(held, 2));
-        if (state != NULL || (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)))
+        Py_LeaveRecursiveCall();
+        if (state != NULL)
             return state;
-        PyErr_Clear();
+        if (PyErr_Occurred()) {
+            explain(PyTuple_GET_ITEM(held, 5), args[1]);
+            return NULL;
+        }
     }
     return PyObject_Vectorcall(PyTuple_GET_ITEM(held, 1), args, 2, NULL);
 }
@@ -354,9 +387,9 @@ static PyMethodDef state_method = {"state", (PyCFunction)(void (*)(void))state, 
 static PyObject *
 plain_reader(PyObject *module, PyObject *args)
 {
-    PyObject *known, *read, *globals, *find_global, *persistent_load;
-    if (!PyArg_ParseTuple(args, "O!OO!OO", &PyDict_Type, &known, &read, &PyDict_Type, &globals,
-                          &find_global, &persistent_load))
+    PyObject *known, *read, *globals, *find_global, *persistent_load, *explainer;
+    if (!PyArg_ParseTuple(args, "O!OO!OOO", &PyDict_Type, &known, &read, &PyDict_Type, &globals,
+                          &find_global, &persistent_load, &explainer))
         return NULL;
     return PyCFunction_New(&state_method, args);
 }
@@ -422,7 +455,7 @@ has_only_atoms(PyObject *dict)
     PyObject *key, *value;
     Py_ssize_t position = 0;
     while (PyDict_Next(dict, &position, &key, &value))
-        if (!is_plain(Py_TYPE(value), 1))
+        if (!is_plain(Py_TYPE(key), 1) || !is_plain(Py_TYPE(value), 1))
             return 0;
     return 1;
 }
@@ -612,9 +645,12 @@ LoadPath_setstate(LoadPath *self, PyObject *obj)
     unsigned long user = self->user, thread = PyThread_get_thread_ident();
     if (user && user != thread)
         return PyObject_CallMethodNoArgs((PyObject *)self, name_refuse_thread);
+    if (Py_EnterRecursiveCall(" while loading an object"))
+        return NULL;
     self->user = thread;
     int result = load(self, (cPersistentObject *)obj);
     self->user = user;
+    Py_LeaveRecursiveCall();
     if (result == 0) {
         self->load_count++;
         Py_RETURN_NONE;
@@ -679,8 +715,8 @@ read_since(PyObject *module, PyObject *args)
         return NULL;
     if (marker->cache == NULL || marker->ring.r_next == NULL)
         Py_RETURN_NONE;
+    found = PyDict_New();  /* before looking at the ring, which a finalizer may change */
     CPersistentRing *home = &marker->cache->ring_home, *place = marker->ring.r_next;
-    found = PyDict_New();
     for (; found != NULL && place != home; place = place->r_next) {
         cPersistentObject *obj = (cPersistentObject *)
             ((char *)place - offsetof(cPersistentObject, ring));
@@ -718,6 +754,10 @@ PyInit__accelerator(void)
         return NULL;
     }
     cPersistenceCAPI = PyCapsule_Import("persistent.cPersistence.CAPI", 0);
+    if (cPersistenceCAPI == NULL) {
+        PyErr_SetString(PyExc_ImportError, "persistent is used without its own C part");
+        return NULL;
+    }
     empty_tuple = PyTuple_New(0);
     protocol = PyLong_FromLong(PROTOCOL);
     PyObject *pickle = PyImport_ImportModule("pickle");

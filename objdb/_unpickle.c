@@ -1,7 +1,8 @@
 /* Unpickles plain states: what nearly all objects have in their attributes.
 
-   It knows the opcodes that protocol 3 is written with, but for a few rare ones. Those, and
-   anything wrong, are left to pickle, which then begins at the beginning and says what is wrong.
+   It knows the opcodes that protocol 3 is written with, but for a few rare ones. Those, and what
+   makes no sense, are left to pickle, which then begins at the beginning and says what is wrong.
+   The errors of what is called on the way are passed on.
    The opcodes are described in Python's pickletools.
 
    What makes it quick: it reads from memory, makes the names of attributes once, finds classes by
@@ -320,7 +321,7 @@ remember(Machine *m, Py_ssize_t number)
 static int
 recall(Machine *m, Py_ssize_t number)
 {
-    return number < m->memo.count && add(&m->stack, Py_NewRef(m->memo.items[number]));
+    return number >= 0 && number < m->memo.count && add(&m->stack, Py_NewRef(m->memo.items[number]));
 }
 
 /* Do one opcode; 0 if it is none of ours, or does not go. */
@@ -329,7 +330,7 @@ step(Machine *m, unsigned char opcode)
 {
     const unsigned char *a = m->at;
     Py_ssize_t left = m->end - a, size;
-#define NEED(n) do { if (left < (n)) return 0; m->at += (n); } while (0)
+#define NEED(n) do { if ((n) < 0 || left < (n)) return 0; m->at += (n); } while (0)
     switch (opcode) {
     case 'X': case 'B': case 'C':
         NEED(opcode == 'C' ? 1 : 4);

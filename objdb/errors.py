@@ -86,6 +86,13 @@ class UsageError(ObjdbError, ValueError):
     """An argument that makes no sense; the message lists what there is."""
 
 
+def require_at_least(least: int, **values: Any) -> None:
+    """Raise `UsageError` for a value that is no whole number, or smaller than *least*."""
+    for name, value in values.items():
+        if not isinstance(value, int) or value < least:
+            raise UsageError(f"{name} is {value!r}; it is a whole number, {least} or more")
+
+
 class POSError(ObjdbError):
     """An error of the persistent object system."""
 

@@ -55,6 +55,14 @@ def test_pure_python_is_asked_for_in_the_environment() -> None:
     assert done.stdout == "objdb.storage.file.lookup\n"
 
 
+@pytest.mark.parametrize("name", ["PURE_PYTHON", "OBJDB_PURE_PYTHON"])
+def test_python_alone(name: str) -> None:
+    """Without the C of `persistent`, or without ours, everything can be imported and used."""
+    program = "import objdb; db = objdb.DB(); db.open().root()['n'] = 1; db.close()"
+    environment = {**os.environ, name: "1"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
+
+
 def outcome(function: Any, *arguments: Any) -> None:
     """Call it; whatever it says, it must say it with a Python exception."""
     try:
@@ -73,7 +81,7 @@ def test_junk_is_refused_not_followed() -> None:
     reader.end = 10_000
     wild = lookup.RecordReader(lambda oid: (5, b"12345678"), lambda size, position: b"x" * 100)
     state = unpickling.plain_reader(
-        {Person: (b"prefix", None), object: (b"", Person)}, outcome, {}, outcome, outcome
+        {Person: (b"prefix", None), object: (b"", Person)}, outcome, {}, outcome, outcome, outcome
     )
     load = unpickling.reference_loader({}.get, print, {Person, object}, lambda r: r)
     serialize = pickling.serializer({Person: b"prefix", int: b"int"}, outcome, outcome)
@@ -83,7 +91,7 @@ def test_junk_is_refused_not_followed() -> None:
         for function in (reader.load, wild.load, state, lookup.RecordReader,
                          unpickling.reference_loader):
             outcome(function, first, second)
-        outcome(unpickling.plain_reader, {}, first, {}, second, print)
+        outcome(unpickling.plain_reader, {}, first, {}, second, print, print)
         outcome(pickling.serializer, {}, first, second)
         outcome(pickling.reference_maker, first, second, [], {}, print)
     for value in JUNK:

@@ -348,6 +348,7 @@ class Connection(ObjectLoader):
     def savepoint(self) -> Savepoint:
         """Write all changes to a temporary file, where memory can let go of them, and return
         the way back to here (called by `transaction.savepoint`)."""
+        self._require_usable()
         if self._savepoints is None:
             self._savepoints = SavepointStore()
             self._load_before = self._load_with_savepoints
@@ -358,8 +359,7 @@ class Connection(ObjectLoader):
         if self._bytes_put_away > PUT_AWAY_BYTES:
             self._bytes_put_away = 0
             self.cacheMinimize()
-        else:
-            self.cacheGC()
+        self.cacheGC()
         return Savepoint(self, self._savepoints.mark(len(self._changes.created)))
 
     def _roll_back(self, mark: Mark) -> None:

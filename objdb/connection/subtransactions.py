@@ -11,7 +11,7 @@ from typing import Any
 
 import transaction
 
-_LAST = object()  # the key under which a transaction keeps its last subtransaction's savepoint
+_PARTS = object()  # the key under which a transaction keeps its subtransactions' savepoints
 
 
 class SubtransactionView:
@@ -29,23 +29,25 @@ class SubtransactionView:
         TypeError, and everything can still be committed or aborted as a whole.
         """
         if subtransaction:
-            self._txn.set_data(_LAST, self._txn.savepoint(optimistic=True))
+            self._txn.set_data(_PARTS, [*self._parts(), self._txn.savepoint(optimistic=True)])
         else:
             self._txn.commit()
 
     def abort(self, subtransaction: bool | int = False) -> None:
         """Drop everything; with *subtransaction*, what came after the last `commit(1)`."""
-        last = self._last() if subtransaction else None
-        if last is None:
-            self._txn.abort()
+        parts = self._parts() if subtransaction else []
+        if parts:
+            parts[-1].rollback()
         else:
-            last.rollback()
+            self._txn.abort()
 
-    def _last(self) -> Any:
+    def _parts(self) -> list[Any]:
+        """The savepoints of the subtransactions, but for those that an earlier savepoint has
+        rolled back."""
         try:
-            return self._txn.data(_LAST)
+            return [part for part in self._txn.data(_PARTS) if part.valid]
         except KeyError:
-            return None
+            return []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._txn, name)

@@ -18,7 +18,14 @@ from objdb.database.invalidations import InvalidationLog
 from objdb.database.opening import open_storage
 from objdb.database.pool import ConnectionPool, Holder
 from objdb.database.statistics import ConnectionStatistics, DatabaseStatistics
-from objdb.errors import ConflictError, POSKeyError, StorageClosedError, Unsupported, UsageError
+from objdb.errors import (
+    ConflictError,
+    POSKeyError,
+    StorageClosedError,
+    Unsupported,
+    UsageError,
+    require_at_least,
+)
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid
 from objdb.interfaces import IDatabase, IStoragePolling
 from objdb.records.conflicts import resolve
@@ -64,7 +71,7 @@ class DB:
         self.cache_deactivate_after: float = given.get(
             "cache_deactivate_after", cache_deactivate_after
         )
-        self._cache_limits = (
+        size, size_bytes = self._cache_limits = (
             given.get("cache_size", cache_size), given.get("cache_size_bytes", cache_size_bytes)
         )
         self._for_transaction: dict[int, Connection] = {}
@@ -72,6 +79,7 @@ class DB:
         self.conflicts = ConflictLog()
         self._commits = 0
         try:
+            require_at_least(0, cache_size=size, cache_size_bytes=size_bytes)
             self.isolation = require_isolation(given.get("isolation", isolation))
             self._pool = ConnectionPool(
                 given.get("pool_size", pool_size), given.get("pool_wait", pool_wait),

@@ -63,6 +63,8 @@ class ConnectionPool:
 
     def __init__(self, size: int, wait: float, make: Callable[[], Connection]) -> None:
         self.size = _positive(size)
+        if not (isinstance(wait, (int, float)) and wait >= 0):
+            raise UsageError(f"pool_wait is {wait!r}; it is a number of seconds, 0 or more")
         self.wait = wait
         self.record_stacks = False
         self._make = make
@@ -198,6 +200,6 @@ def _warn_leaked(holder: Holder) -> None:
 
 
 def _positive(size: int) -> int:
-    if size < 1:
+    if not isinstance(size, int) or size < 1:
         raise UsageError(f"pool_size is {size}; at least 1 connection must be possible")
     return size

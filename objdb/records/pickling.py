@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from persistent import Persistent
@@ -36,7 +37,7 @@ def serializer(
         if prefix is None:
             return long_way(obj)
         state = obj.__getstate__()
-        if type(state) is dict and ATOMS.issuperset(map(type, state.values())):
+        if type(state) is dict and ATOMS.issuperset(map(type, chain(state, state.values()))):
             return prefix + pickle.dumps(state, PROTOCOL)
         return prefix + dump(obj, state)
 

@@ -60,7 +60,8 @@ class ObjectReader:
         # `DeserializationError` or `PythonTwoRecordError`; `POSKeyError` for a reference by oid
         # alone to an object that is not there.
         self.state = plain_reader(
-            self._known, self._state, self._globals, self._find_global, self.persistent_load
+            self._known, self._state, self._globals, self._find_global, self.persistent_load,
+            self._explain,
         )
 
     def _state(self, cls: type, record: bytes) -> Any:
@@ -216,10 +217,13 @@ def import_global(module: str, name: str) -> Any:
     if (module, name) not in _NEVER_IMPORTED:
         try:
             __import__(module)
-            found: Any = sys.modules[module]
+        except ImportError:
+            return broken_class(module, name, persistent=False)
+        found: Any = sys.modules.get(module)
+        try:
             for part in name.split("."):
                 found = getattr(found, part)
             return found
-        except (ImportError, AttributeError, KeyError):
+        except AttributeError:
             pass
     return broken_class(module, name, persistent=False)

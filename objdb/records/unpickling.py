@@ -115,13 +115,14 @@ def reference_loader(
 def plain_reader(
     known: dict[type, tuple[bytes, Any]], read: Callable[[type, bytes], Any],
     known_globals: dict[bytes, Any], find_global: Callable[[bytes], Any],
-    persistent_load: Callable[[Any], Any],
+    persistent_load: Callable[[Any], Any], explain: Callable[[Exception, bytes], Exception],
 ) -> Callable[[type, bytes], Any]:
     """Return the function `state(cls, record)`; in Python, *read*.
 
     The accelerator's does the same, but unpickles by itself what it can: the records of classes
     that are *known* (by their class pickle, and what that leaves in the memo, or None). It takes
-    classes and functions from *known_globals*, by `b"module\\nname\\n"`, or from *find_global*.
+    classes and functions from *known_globals*, by `b"module\\nname\\n"`, or from *find_global*, and
+    raises what *explain* makes of an error and the record.
     """
     return read
 

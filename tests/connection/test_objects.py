@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import transaction
@@ -419,6 +420,67 @@ def test_objects_that_change_each_other_forever(db: objdb.DB) -> None:
     transaction.abort()
     assert "disturbs" not in vars(root["a"]) and root["b"].name == "b"
     connection.close()
+
+
+class Scores(objdb.Persistent):
+    """Its state is a dict whose keys are persistent."""
+
+    def __init__(self, scores: dict) -> None:
+        self.scores = scores
+
+    def __getstate__(self) -> dict:
+        return dict(self.scores)
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__["scores"] = dict(state)
+
+
+def test_states_with_persistent_keys(db: objdb.DB) -> None:
+    """A state whose keys are persistent objects refers to them, in the first object of the class
+    and in all others."""
+    with db.transaction() as connection:
+        root = connection.root()
+        root["ann"] = Person("Ann")
+        for name in "abc":
+            root[name] = Scores({root["ann"]: 3})
+    fresh = reload(db)
+    for name in "abc":
+        (key,) = fresh.root()[name].scores
+        assert key is fresh.root()["ann"]
+    fresh.close()
+
+
+class Hook:
+    """Embedded in a record; touches the next object when it is loaded."""
+
+    calls = 0
+
+    def __init__(self, following: Any) -> None:
+        self.following = following
+
+    def __setstate__(self, state: dict) -> None:
+        Hook.calls += 1
+        self.__dict__.update(state)
+        if self.following is None:
+            raise ValueError("the bottom")
+        assert self.following.hook
+
+
+def test_errors_of_nested_loads_are_not_tried_again_and_again(db: objdb.DB) -> None:
+    """An error at the end of a chain of loads, each in the middle of the last, is told after a
+    number of steps that grows like the chain."""
+    with db.transaction() as connection:
+        following = None
+        for i in range(12):
+            following = Person(str(i), hook=Hook(following))
+            connection.add(following)
+        connection.root()["first"] = following
+    fresh = reload(db)
+    Hook.calls = 0
+    with pytest.raises(objdb.DeserializationError, match="the bottom"):
+        fresh.root()["first"].name  # noqa: B018
+    assert Hook.calls <= 12 * 12
+    fresh.close()
 
 
 def test_large_records_warn(db: objdb.DB) -> None:

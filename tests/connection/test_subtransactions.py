@@ -85,6 +85,28 @@ def test_nested_with_savepoints(db: objdb.DB, root: Any) -> None:
     assert seen_by_others(db) == "1"
 
 
+def test_after_rolling_back_an_older_savepoint(db: objdb.DB, root: Any) -> None:
+    """A commit(1) that an older savepoint has rolled back is none any more: abort(1) comes back
+    to the one before it, or to the beginning."""
+    root["p"].name = "1"
+    get_transaction().commit(1)
+    root["p"].name = "2"
+    savepoint = transaction.savepoint()
+    root["p"].name = "3"
+    get_transaction().commit(1)
+    savepoint.rollback()
+    root["p"].name = "4"
+    get_transaction().abort(1)
+    assert root["p"].name == "1"
+    transaction.abort()
+    savepoint = transaction.savepoint()
+    root["p"].name = "5"
+    get_transaction().commit(1)
+    savepoint.rollback()
+    get_transaction().abort(1)
+    assert root["p"].name == "before"
+
+
 def test_a_conflict_at_the_end(db: objdb.DB, root: Any) -> None:
     """What subtransactions wrote is checked when the whole is committed; after the failure
     nothing more can be committed before an abort."""

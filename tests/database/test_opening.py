@@ -288,3 +288,33 @@ def test_the_storage_is_closed_with_the_database(tmp_path: Path) -> None:
     with pytest.raises(StorageClosedError):
         db.storage.tpc_begin(TransactionMetaData())
     assert "closed" in repr(db)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pool_size": 0}, {"pool_size": "3"}, {"pool_size": 2.5}, {"pool_wait": -1},
+        {"pool_wait": float("nan")}, {"pool_wait": "1"}, {"cache_size": -1},
+        {"cache_size": "x"}, {"cache_size_bytes": -1},
+    ],
+    ids=str,
+)
+def test_numbers_that_make_no_sense(options: dict[str, Any]) -> None:
+    """A number of the wrong kind or size is refused, with its name."""
+    (name,) = options
+    with pytest.raises(objdb.UsageError, match=name):
+        objdb.DB(None, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"preallocate_bytes": -5}, {"checkpoint_records": 0}, {"checkpoint_records": "1"}],
+    ids=str,
+)
+def test_numbers_of_a_file(tmp_path: Path, options: dict[str, Any]) -> None:
+    """So it is for a file, and nothing is made."""
+    (name,) = options
+    with pytest.raises(objdb.UsageError, match=name):
+        objdb.FileStorage(tmp_path / "data.fs", **options)
+    with pytest.raises(objdb.UsageError, match="empty"):
+        objdb.DB("")
+    assert not list(tmp_path.iterdir())

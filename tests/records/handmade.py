@@ -131,6 +131,9 @@ def _application_module() -> ModuleType:
     for made in (_WithNew, _Called, _Keywords, make):
         made.__module__, made.__qualname__ = GONE, made.__name__.strip("_")
         setattr(module, made.__qualname__, made)
+    # Some Pythons pickle a __new__ that takes keywords as a function of its own.
+    new = _Keywords.__new__
+    new.__module__, new.__qualname__ = GONE, "Keywords.__new__"
     return module
 
 

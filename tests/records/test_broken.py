@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -136,7 +137,9 @@ def test_inline_objects_are_written_back(
         assert found[1] == before[1]
         assert found[0].__name__ == before[0].__name__
         assert found[1]["one"] is found[1]["two"] is found[1]["value"]
-    if owner == "broken" and "reference" not in inside:
+    # Python 3.13 names the class twice there, and reading it back needs it once.
+    is_named_twice = inside == "keyword arguments" and sys.version_info >= (3, 13)
+    if owner == "broken" and "reference" not in inside and not is_named_twice:
         assert opcodes(after) == opcodes(content)
 
 

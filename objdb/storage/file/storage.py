@@ -24,6 +24,7 @@ from objdb.errors import (
     StorageFailedError,
     StorageWriteError,
     UsageError,
+    require_at_least,
 )
 from objdb.ids import NO_TID, Oid, Tid
 from objdb.interfaces import (
@@ -78,7 +79,11 @@ class FileStorage(RevisionStorage):
     ) -> None:
         if durability not in DURABILITIES:
             raise UsageError(f"durability is {durability!r}; it can be {' or '.join(DURABILITIES)}")
+        require_at_least(0, preallocate_bytes=preallocate_bytes)
+        require_at_least(1, checkpoint_records=checkpoint_records)
         path = os.fspath(path)
+        if not path:
+            raise UsageError("the path of the file is empty")
         super().__init__(path, read_only=read_only)
         self._files = files or OSFiles()
         self._durability = durability
