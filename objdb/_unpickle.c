@@ -14,7 +14,7 @@
 #include <string.h>
 #include "_unpickle.h"
 
-#define ROOM 256           /* before memory is asked for */
+#define ROOM 64            /* before memory is asked for */
 #define MARKS_ROOM 32
 #define NAMES 512          /* a power of 2 */
 #define LONGEST_NAME 32
