@@ -386,10 +386,10 @@ class Connection(ObjectLoader):
         """Nothing to do (called before a commit or abort)."""
 
     def afterCompletion(self, txn: Any) -> None:
-        """Begin a new view, where transactions begin by themselves; let the cache shrink."""
+        """Let the cache shrink; begin a new view, where transactions begin by themselves."""
+        self._cache.incrgc()  # before the view, in which what leaves the cache counts as read
         if not getattr(self.transaction_manager, "explicit", False):
             self._begin_view()
-        self._cache.incrgc()
 
     def sync(self) -> None:
         """End the view of the data, dropping uncommitted changes, and begin a new one at the
@@ -447,8 +447,8 @@ class Connection(ObjectLoader):
         self._owner = get_ident() if is_thread_bound else None
         self._phase = Phase.IDLE
         self._load_before = self._storage.loadBefore
+        self._loaded = None
         self._reads = ReadSet(self, self._cache) if isolation == "serializable" else None
-        self._loaded = None if self._reads is None else self._loaded
         self._begin_view()
         self.transaction_manager.registerSynch(self)
 

@@ -82,9 +82,11 @@ class ConnectionPool:
             self._serve()
         leaked: list[Holder] = []
         deadline = time.monotonic() + self.wait
-        while not waiter.served.is_set() and time.monotonic() < deadline:
+        while not waiter.served.is_set():
             leaked += self._take_from_the_dead()
-            waiter.served.wait(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+            left = deadline - time.monotonic()
+            if waiter.served.wait(max(0.0, min(_LOOK_SECONDS, left))) or left <= 0:
+                break
         with self._lock:
             if waiter.connection is None:
                 if self._is_closed:
@@ -170,10 +172,11 @@ class ConnectionPool:
             held = list(self._out.items())
             free, self._free = self._free, []
             self._out.update(dict.fromkeys(free, holder))
-        for connection in free:
-            try:
+        try:
+            for connection in free:
                 action(connection)
-            finally:
+        finally:
+            for connection in free:
                 self.give_back(connection)
         for connection, other in held:
             if other.thread is holder.thread:

@@ -417,3 +417,20 @@ def test_other_threads_do_not_touch_the_cache(people: objdb.DB) -> None:
         transaction.begin()
         people.cacheMinimize()
         assert not any(states(loaded))
+
+
+def test_an_error_while_emptying_loses_no_connection(people: objdb.DB) -> None:
+    """When an object objects to becoming a ghost, the connections stay in the pool."""
+    people.setPoolSize(3)
+    managers = [transaction.TransactionManager() for _ in range(3)]
+    for connection in [people.open(transaction_manager=manager) for manager in managers]:
+        load_all(connection)
+        connection.close()
+
+    def object_to_it(connection: objdb.Connection) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        people._pool.for_each(object_to_it)
+    assert people.statistics().connections_out == 0
+    assert len(people.statistics().connections) == 3

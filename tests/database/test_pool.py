@@ -345,6 +345,15 @@ def test_connections_of_threads_that_ended(databases: Databases) -> None:
         left[0].root()
 
 
+def test_without_waiting(databases: Databases) -> None:
+    """Who does not wait at all gets it as well."""
+    db = databases.open("data.fs", pool_size=1, pool_wait=0)
+    Worker(db.open).finish()
+    with pytest.warns(objdb.LeakedConnectionWarning):
+        connection = db.open()
+    connection.close()
+
+
 def test_a_thread_that_ends_while_another_waits(databases: Databases) -> None:
     """Who waits already gets the connection as well."""
     db = databases.open("data.fs", pool_size=1)

@@ -157,6 +157,26 @@ def test_what_the_program_deactivates_was_read(
     refused(party)
 
 
+def test_a_full_cache_is_no_conflict(databases: Databases, where: Any) -> None:
+    """What leaves a full cache between two transactions is no reading: somebody else's change of
+    another object is in nobody's way."""
+    db = databases.open(where, cache_size=5)
+    with db.transaction() as connection:
+        connection.root()["people"] = [Person(str(i), data=0) for i in range(50)]
+        connection.root()["mine"] = Person("mine", data=0)
+    party = Party(db)
+    for _ in range(3):
+        assert sum(person.data for person in party.root["people"]) == 0
+        party.commit()  # the next transaction begins by itself
+        change(db, lambda root: root["people"][49])
+        party.root["mine"].data += 1
+        party.commit()
+        with db.transaction() as connection:
+            connection.root()["people"][49].data = 0
+        party.manager.begin()
+    party.close()
+
+
 def test_a_change_taken_back_was_read(db: objdb.DB, party: Party) -> None:
     """An object whose change is rolled back was read all the same."""
     savepoint = party.manager.savepoint()
