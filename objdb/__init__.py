@@ -2,8 +2,8 @@
 
     database/    1  hands out connections: db, pool, invalidations, conflicts, opening by path
                     or URI
-    connection/  2  binds objects to one snapshot in one transaction: loading, connection
-                    (change and commit), isolation, savepoints, subtransactions, retry
+    connection/  2  binds objects to one snapshot in one transaction: loading, committing,
+                    connection (views), isolation, savepoints, subtransactions, retry
     records/     3  object state to bytes and back; the only place that pickles
     storage/     4  bytes to revisions: memory, commit, revisions, file/
       files.py   5  the seam to the operating system
@@ -26,7 +26,8 @@ from persistent.mapping import PersistentMapping
 from persistent.wref import WeakRef
 
 from objdb.connection.changes import ObjectState, object_state
-from objdb.connection.connection import Connection, LargeRecordWarning
+from objdb.connection.committing import LargeRecordWarning
+from objdb.connection.connection import Connection
 from objdb.connection.subtransactions import get_transaction
 from objdb.database.db import DB, open_database
 from objdb.database.pool import LeakedConnectionWarning

@@ -1,4 +1,4 @@
-"""Isolation: what a transaction has read, for those that have to be serializable.
+"""Isolation: the modes, and what a transaction has read, for those that have to be serializable.
 
 The cache keeps its objects in access order. A marker that is moved to the end when a view begins
 divides those that were read since from the rest, at no cost to reading:
@@ -22,14 +22,14 @@ from objdb.connection.aging import Marker
 from objdb.errors import UsageError
 from objdb.ids import NO_TID, Oid, Tid
 
-ISOLATIONS = ("snapshot", "serializable")
+ISOLATIONS = ("snapshot", "serializable", "read-current")
 
 
 def require_isolation(name: str) -> str:
     """Return *name*; `UsageError` if it is no isolation mode."""
     if name not in ISOLATIONS:
-        known = " or ".join(map(repr, ISOLATIONS))
-        raise UsageError(f"isolation is {name!r}; it can be {known}")
+        known = ", ".join(map(repr, ISOLATIONS))
+        raise UsageError(f"isolation is {name!r}; it can be one of {known}")
     return name
 
 

@@ -29,7 +29,7 @@ from objdb.errors import (
     POSKeyError,
     ReadConflictError,
 )
-from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, format_oid
+from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, format_oid, format_tid, next_tid
 from objdb.records.broken import class_name
 from objdb.records.reader import ObjectReader
 from objdb.records.references import references
@@ -68,6 +68,9 @@ class ObjectLoader(LoadPath):
         self._savepoints: SavepointStore | None = None
         self._reads: ReadSet | None = None
         self._postponed: deque[Callable[[Any], None]] = deque()
+        self._isolation = "snapshot"
+        self._snapshot: Tid = NO_TID
+        self.token = object()  # names this connection in the invalidation log
 
     # -- reaching objects
 
@@ -119,6 +122,42 @@ class ObjectLoader(LoadPath):
             f"the stored state: {type(error).__name__}: {error}",
             oid=oid, class_name=class_name(type(obj)),
         ) from error
+
+    def _set_current_state(self, obj: Any) -> None:
+        """Load the current state of *obj*, where the mode is "read-current".
+
+        `ReadConflictError` if that is newer than the transaction's view, unless the object says
+        that it is independent; and then nothing can be committed until the view moves on.
+        """
+        super().setstate(obj)
+        serial = obj._p_serial
+        if serial > self._snapshot and self._was_changed(obj._p_oid, serial):
+            independent = getattr(obj, "_p_independent", None)
+            if independent is None or not independent():
+                error = self._is_newer(obj._p_oid, type(obj), serial)
+                self._db.count_conflict(error)
+                self._refuse_commit(error)
+                raise error
+
+    def _was_changed(self, oid: Oid, tid: Tid) -> bool:
+        """Whether the object *oid*, of the revision *tid*, was there when the view began."""
+        changed = self._db.invalidations.between(self._snapshot, tid, self.token)
+        return changed is None or oid in changed
+
+    def _is_newer(self, oid: Oid, cls: type, serial: Tid) -> ReadConflictError:
+        try:
+            found = self._storage.loadBefore(oid, next_tid(self._snapshot))
+        except POSKeyError:
+            found = None
+        return ReadConflictError(
+            f"object {format_oid(oid)} ({class_name(cls)}) was changed by "
+            f"{format_tid(serial)}, after this transaction began. Abort and try it again",
+            oid=oid, class_name=class_name(cls),
+            serials=None if found is None else (serial, found[1]),
+        )
+    def _refuse_commit(self, error: ReadConflictError) -> None:
+        """Let this transaction not be committed any more, whatever the program makes of *error*."""
+        raise NotImplementedError
 
     def _load_with_savepoints(self, oid: Oid, before: Tid) -> Any:
         """Return what a savepoint has put away for *oid*, else what the storage has."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from objdb.ids import Oid, Tid
 
 if TYPE_CHECKING:
-    from objdb.connection.connection import Connection
+    from objdb.connection.committing import ObjectCommitter
 
 
 class Mark(NamedTuple):
@@ -85,7 +85,7 @@ class SavepointStore:
 class Savepoint:
     """What `transaction.savepoint()` gets from a connection: rolls its objects back."""
 
-    def __init__(self, connection: Connection, mark: Mark) -> None:
+    def __init__(self, connection: ObjectCommitter, mark: Mark) -> None:
         self._connection = connection
         self._mark = mark
 

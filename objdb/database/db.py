@@ -45,9 +45,9 @@ class DB:
     waits for one. *cache_size*, *cache_size_bytes*: objects, and bytes of their records (0: no
     limit), that each connection keeps loaded between transactions. *cache_deactivate_after*: the
     age in seconds that `cacheFullSweep` goes by. *isolation*: what transactions see of one
-    another, `"snapshot"` or `"serializable"`. *databases*, *database_name*: a dict shared by
-    the databases that can refer to one another, and this one's name in it. *record_stacks*:
-    remember where connections were opened, for `PoolTimeoutError` (costs some time per open).
+    another, `"snapshot"`, `"serializable"` or `"read-current"`. *databases*, *database_name*: a
+    dict shared by the databases that can refer to one another, and this one's name in it.
+    *record_stacks*: remember where connections were opened, for `PoolTimeoutError` (costs some time per open).
 
     Raises what opening the storage raises. Closing the database closes the storage.
     """

@@ -3,7 +3,7 @@ other has not seen."""
 
 from objdb.testing.schedule import Schedule
 
-ALLOWED_IN = {"snapshot"}
+ALLOWED_IN = {"snapshot", "read-current"}
 
 
 def happens(schedule: Schedule) -> bool:

@@ -6,7 +6,7 @@ Fekete, O'Neil and O'Neil, "A read-only transaction anomaly under snapshot isola
 
 from objdb.testing.schedule import Schedule
 
-ALLOWED_IN = {"snapshot"}
+ALLOWED_IN = {"snapshot", "read-current"}
 
 
 def happens(schedule: Schedule) -> bool:

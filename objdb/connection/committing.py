@@ -1,0 +1,360 @@
+"""The second story of a connection: how changes are noticed and stored.
+
+    attribute set ─► register ─► join ─► tpc_begin ─► commit: writer, store, until nothing new is
+    found ─► tpc_vote ─► tpc_finish ─► the view moves on
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any
+
+from persistent import Persistent
+from transaction.interfaces import NoTransaction
+
+from objdb.connection.changes import ChangeSet
+from objdb.connection.isolation import ReadSet, kept
+from objdb.connection.loading import ObjectLoader, Phase, complete_error
+from objdb.connection.savepoint import Mark, Savepoint, SavepointStore
+from objdb.errors import (
+    ConflictError,
+    ConnectionStateError,
+    ReadConflictError,
+    ReadOnlyError,
+    SerializationError,
+)
+from objdb.ids import NO_TID, Oid, Tid, format_oid
+from objdb.interfaces import IStorageReadChecks
+from objdb.records.broken import class_name
+from objdb.records.writer import ObjectWriter
+
+LARGE_RECORD_BYTES = 16 * 1024 * 1024
+MAX_ROUNDS = 100
+# When savepoints have put away so much, all of it leaves memory, however few objects it is.
+PUT_AWAY_BYTES = 16 * 1024 * 1024
+
+
+class LargeRecordWarning(UserWarning):
+    """An object's state is so large that loading and storing it whole is slow."""
+
+
+class ObjectCommitter(ObjectLoader):
+    """The part of a connection that stores: its change set, its writer, its savepoints, and its
+    part in a two-phase commit."""
+
+    def __init__(self, db: Any, cache_size: int, cache_size_bytes: int) -> None:
+        super().__init__(db, cache_size, cache_size_bytes)
+        self._writer = ObjectWriter(self, db.storage.new_oid)
+        self._owner: int | None = None  # the thread whose transactions we join, if bound to one
+        self._must_be_current: dict[Oid, Tid] = {}  # until the view moves on
+        self._reset_transaction()
+        self.transaction_manager: Any = None
+        # Connections to other databases of the group, in the same transactions, by name. They
+        # stay with this one, since the objects in its cache refer to theirs.
+        self._companions: dict[str, Any] = {self._db.database_name: self}
+        self.store_count = 0
+
+    def _reset_transaction(self) -> None:
+        self._transaction: Any = None  # the one this connection has joined
+        self._changes = ChangeSet()
+        self._savepoints = None
+        self._metadata: Any = None
+        self._stored: dict[Oid, Persistent | None] = {}
+        self._resolved: list[Oid] = []
+        self._bytes_put_away = 0  # by savepoints, since the cache was emptied
+        self._unreadable: ReadConflictError | None = None  # why nothing can be committed
+
+    def isReadOnly(self) -> bool:
+        """Whether objects cannot be changed through this connection."""
+        return bool(self._storage.isReadOnly())
+
+
+    # -- change
+
+    def register(self, obj: Any) -> None:
+        """Note that *obj* is being changed (called by the object, before its first change).
+
+        `ReadOnlyError` on a read-only database, `ConcurrentUseError` from a thread that is not
+        the connection's, `ConnectionStateError` after close.
+        """
+        if self._refused:
+            self._drop_refused(obj)
+        try:
+            self._require_usable()
+            self._join()
+        except BaseException:
+            self._refuse(obj)
+            raise
+        self._changes.register(obj)
+
+    def _require_usable(self) -> None:
+        if self._phase is Phase.CLOSED:
+            raise self._closed()
+        if self._owner is not None and self._owner != get_ident():
+            raise self._concurrent_use()
+
+    def readCurrent(self, obj: Any) -> None:
+        """Let the commit of this transaction, if it writes anything, fail with
+        `ReadConflictError` unless *obj* is then still as it is now. BTrees call this for the
+        nodes whose shape a change relies on."""
+        if obj._p_jar is not self:
+            return
+        obj._p_activate()
+        if obj._p_serial != NO_TID:
+            self._must_be_current[obj._p_oid] = obj._p_serial
+
+    def _join(self) -> None:
+        if self._phase is Phase.IDLE:
+            if self.isReadOnly():
+                raise ReadOnlyError(
+                    f"{self._db.name} is open for reading only: its objects cannot be changed"
+                )
+            self._enter_transaction()
+            self._join_companions()
+
+    def _enter_transaction(self) -> None:
+        self._transaction = self.transaction_manager.get()
+        self._transaction.join(self)
+        self._phase = Phase.JOINED
+
+    def _refuse_commit(self, error: ReadConflictError) -> None:
+        self._unreadable = copy.copy(error)
+        if self._phase is Phase.IDLE:
+            try:
+                self._enter_transaction()
+            except NoTransaction:  # then there is nothing to refuse
+                return
+
+    def _require_readable(self) -> None:
+        if self._unreadable is not None:
+            raise ReadConflictError(
+                f"this transaction met a ReadConflictError and went on ({self._unreadable}). It "
+                "may have acted on what does not belong together, and can only be aborted",
+                oid=self._unreadable.oid, class_name=self._unreadable.class_name,
+                serials=self._unreadable.serials,
+            )
+
+    def _join_companions(self) -> None:
+        """Let what is read from other databases be checked with what is written to this one."""
+        if self._reads is not None:
+            for companion in self._companions.values():
+                if not companion.isReadOnly():
+                    companion._join()
+
+    def _write_changes(self, store: Callable[[Oid, Tid, bytes, str, Any], object]) -> None:
+        """Store every changed object, and every new one reachable from it."""
+        changes, count = self._changes, -1
+        for _ in range(MAX_ROUNDS):  # a __getstate__ may change further objects
+            if count == changes.count:
+                changes.clear_pending()
+                return
+            count = changes.count
+            self._write_pending(store)
+        classes = {class_name(type(obj)) for obj in changes.pending() if obj._p_changed}
+        raise SerializationError(
+            f"storing goes round in circles: each time, a __getstate__ changes an object that "
+            f"was stored before, of {' and '.join(sorted(classes))}. A __getstate__ should "
+            "change nothing that has one"
+        )
+
+    def _write_pending(self, store: Callable[[Oid, Tid, bytes, str, Any], object]) -> None:
+        serialize, new_objects = self._writer.serialize, self._writer.new_objects
+        stored, created, cache = self._stored, self._changes.created, self._cache
+        metadata, counts_bytes = self._metadata, self._counts_bytes
+        for first in self._changes.pending():
+            stack: list[Any] = [first]
+            try:
+                while stack:
+                    obj = stack[-1]
+                    oid, serial = obj._p_oid, obj._p_serial
+                    # Else it is stored already, or dropped its changes.
+                    if obj._p_changed or (serial == NO_TID and oid not in stored):
+                        record = serialize(obj)
+                        if len(record) > LARGE_RECORD_BYTES:
+                            _warn_large(obj, record)
+                        store(oid, serial, record, "", metadata)
+                        stored[oid] = obj
+                        if serial == NO_TID and oid not in created:
+                            cache[oid] = obj
+                            created[oid] = None
+                        obj._p_changed = False
+                        if counts_bytes:
+                            self._note_size(oid, obj, record)
+                    stack.pop()
+                    if new_objects:
+                        stack.extend(reversed(new_objects))
+                        new_objects.clear()
+            except BaseException:
+                # What was met and not stored is taken back by the abort.
+                for obj in stack + new_objects:
+                    if obj._p_serial == NO_TID:
+                        self._changes.add(obj)
+                new_objects.clear()
+                raise
+
+    # -- commit: the connection as a resource of its transaction
+
+    def sortKey(self) -> str:
+        """Return where this connection stands in the order of a two-phase commit."""
+        return f"{self._storage.sortKey()}:{id(self)}"
+
+    def tpc_begin(self, txn: Any) -> None:
+        """Begin to commit. `ReadConflictError` if something could not be read, see `isolation`."""
+        self._require_readable()
+        self._metadata = self._db.metadata_of(txn)
+        self._storage.tpc_begin(self._metadata)
+        self._phase = Phase.COMMITTING
+
+    def commit(self, txn: Any) -> None:
+        """Give all changed and new objects to the storage."""
+        store, metadata = self._storage.store, self._metadata
+        self._write_changes(store)
+        if self._savepoints is not None:
+            for oid in self._savepoints.oids():
+                if oid not in self._stored:
+                    record, base_tid = self._savepoints.load(oid)
+                    store(oid, base_tid, record, "", metadata)
+                    self._stored[oid] = None
+        if self._reads is not None:
+            self._check_reads(self._reads)
+        for oid, serial in self._must_be_current.items():
+            if oid not in self._stored:
+                self._storage.checkCurrentSerialInTransaction(oid, serial, metadata)
+        self.store_count += len(self._stored)
+
+    def _check_reads(self, reads: ReadSet) -> None:
+        """Let the vote fail unless all that was read is still as it was."""
+        serials = reads.serials()
+        if IStorageReadChecks.providedBy(self._storage):
+            unchanged_since = None if reads.is_complete else self._snapshot
+            self._storage.checkReads(serials, unchanged_since, self._metadata)
+            return
+        if not reads.is_complete:
+            raise ReadConflictError(
+                "the program deactivated objects it had read, and this storage cannot check "
+                "that nothing else was committed. Leave deactivating to the connection"
+            )
+        for oid, serial in serials.items():
+            self._storage.checkCurrentSerialInTransaction(oid, serial, self._metadata)
+
+    def tpc_vote(self, txn: Any) -> None:
+        """Let the storage do everything that can fail. `ConflictError` when it is too late."""
+        try:
+            self._resolved = self._storage.tpc_vote(self._metadata) or []
+        except ConflictError as error:
+            if error.class_name is None and (obj := self._cache.get(error.oid)) is not None:
+                complete_error(error, error.oid, type(obj))
+            self._db.count_conflict(error)
+            raise
+
+    def tpc_finish(self, txn: Any) -> None:
+        """Commit; the objects now have the tid of this transaction as serial."""
+        created = self._changes.created  # what is new is in nobody's cache
+        oids = [oid for oid in self._stored if oid not in created]
+
+        def committed(tid: Tid) -> None:
+            self._db.invalidate(tid, oids, origin=self.token)
+
+        tid = self._storage.tpc_finish(self._metadata, committed)
+        cache = self._cache
+        for oid, obj in self._stored.items():
+            if obj is None:  # it went from the savepoint's file to the storage
+                obj = cache.get(oid)
+                if obj is None:
+                    continue
+            obj._p_serial = tid
+        # What was merged is not what these objects hold.
+        cache.invalidate(self._resolved)
+        self._end_transaction()
+
+    def tpc_abort(self, txn: Any) -> None:
+        """Take everything back, in the storage and in memory."""
+        if txn is self._transaction and self._metadata is not None:
+            self._storage.tpc_abort(self._metadata)
+        self.abort(txn)
+
+    def abort(self, txn: Any) -> None:
+        """Drop all changes: changed objects become ghosts, new ones are unsaved again.
+
+        Ignored for a transaction that this connection is not in (any more).
+        """
+        if txn is not self._transaction:
+            return
+        changes = self._changes
+        for oid in changes.created_since(0):
+            self._uncreate(oid)
+        for oid, obj in changes.added.items():
+            if obj._p_jar is self:
+                self._uncreate(oid, obj)
+        changed = set(changes.registered) | set(self._stored)
+        if self._savepoints is not None:
+            changed.update(self._savepoints.oids())
+        self._cache.invalidate(list(changed))
+        self._end_transaction()
+
+    def _uncreate(self, oid: Oid, obj: Any = None) -> None:
+        """Make a new object unsaved again. It keeps its state."""
+        obj = obj if obj is not None else self._cache.get(oid)
+        if obj is None:
+            return
+        if obj._p_changed is None:
+            obj._p_activate()
+        if obj._p_changed:
+            obj._p_changed = False
+        if self._cache.get(oid) is obj:
+            del self._cache[oid]
+        del obj._p_jar
+        del obj._p_oid
+
+    def _end_transaction(self) -> None:
+        if self._savepoints is not None:
+            self._savepoints.close()
+        self._reset_transaction()
+        if self._phase is not Phase.CLOSED:
+            self._phase = Phase.IDLE
+            self._load_before = self._storage.loadBefore
+
+    # -- savepoints
+
+    def savepoint(self) -> Savepoint:
+        """Write all changes to a temporary file, where memory can let go of them, and return
+        the way back to here (called by `transaction.savepoint`)."""
+        self._require_usable()
+        self._require_readable()
+        if self._savepoints is None:
+            self._savepoints = SavepointStore()
+            self._load_before = self._load_with_savepoints
+        before = self._savepoints.size
+        self._write_changes(self._savepoints.store)
+        self._stored = {}
+        self._bytes_put_away += self._savepoints.size - before
+        if self._bytes_put_away > PUT_AWAY_BYTES:
+            self._bytes_put_away = 0
+            self.cacheMinimize()
+        self.cacheGC()
+        return Savepoint(self, self._savepoints.mark(len(self._changes.created)))
+
+    def _roll_back(self, mark: Mark) -> None:
+        changes, savepoints = self._changes, self._savepoints
+        if savepoints is None:
+            raise ConnectionStateError("the transaction of this savepoint has ended")
+        for oid, obj in changes.added.items():
+            if obj._p_jar is self:
+                self._uncreate(oid, obj)
+        for oid in changes.created_since(mark.created):
+            self._uncreate(oid)
+        changed = savepoints.roll_back(mark) | set(changes.registered)
+        changes.clear_pending()
+        with kept(self._reads):
+            self._cache.invalidate(list(changed))
+
+
+def _warn_large(obj: Any, record: bytes) -> None:
+    warnings.warn(
+        f"the state of {class_name(type(obj))} {format_oid(obj._p_oid)} is "
+        f"{len(record) / 2**20:.0f} MiB, loaded and stored whole at every change. Keep large "
+        "data in many objects (a BTree), or in a file", LargeRecordWarning, stacklevel=2,
+    )
