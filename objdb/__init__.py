@@ -3,7 +3,8 @@
     database/    1  hands out connections: db, pool, invalidations, conflicts, opening by path
                     or URI
     connection/  2  binds objects to one snapshot in one transaction: loading, committing,
-                    connection (views), isolation, savepoints, subtransactions, retry
+                    connection (views), isolation, savepoints, subtransactions, retry,
+                    mutations
     records/     3  object state to bytes and back; the only place that pickles
     storage/     4  bytes to revisions: memory, commit, revisions, file/
       files.py   5  the seam to the operating system
@@ -59,6 +60,7 @@ from objdb.errors import (
     StorageWriteError,
     TransientError,
     UnpicklableError,
+    UnregisteredMutationError,
     UnresolvableConflictError,
     Unsupported,
     UsageError,
@@ -109,6 +111,7 @@ __all__ = [
     "StorageWriteError",
     "TransientError",
     "UnpicklableError",
+    "UnregisteredMutationError",
     "UnresolvableConflictError",
     "Unsupported",
     "UsageError",

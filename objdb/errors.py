@@ -28,6 +28,7 @@
     │   │   └── BrokenObjectError          its class is missing; it can be kept, not changed
     │   ├── ConnectionStateError           open, close or use at the wrong time
     │   │   └── ConcurrentUseError         two threads on one connection
+    │   ├── UnregisteredMutationError      changed without notice (detect_mutations)
     │   └── PoolTimeoutError               every connection is out; says who holds them
     └── UsageError (ValueError)            an argument that makes no sense: unknown URI scheme …
 
@@ -303,6 +304,19 @@ class ConnectionStateError(POSError):
 
 class ConcurrentUseError(ConnectionStateError):
     """Two threads used one connection at once. Open a connection per thread."""
+
+
+class UnregisteredMutationError(POSError):
+    """An object was changed inside one of its attributes, and nobody was told.
+
+    `oid`, `class_name`: the (first) object; `attribute`: the path to what differs from what was
+    loaded, as in `tags[2]`.
+    """
+
+    facts = {"oid": None, "class_name": None, "attribute": None}
+    oid: Oid
+    class_name: str
+    attribute: str
 
 
 class PoolTimeoutError(POSError):

@@ -18,6 +18,7 @@ from transaction.interfaces import NoTransaction
 from objdb.connection.changes import ChangeSet
 from objdb.connection.isolation import ReadSet, kept
 from objdb.connection.loading import ObjectLoader, Phase, complete_error
+from objdb.connection.mutations import MutationDetector, error_for
 from objdb.connection.savepoint import Mark, Savepoint, SavepointStore
 from objdb.errors import (
     ConflictError,
@@ -50,6 +51,8 @@ class ObjectCommitter(ObjectLoader):
         self._writer = ObjectWriter(self, db.storage.new_oid)
         self._owner: int | None = None  # the thread whose transactions we join, if bound to one
         self._must_be_current: dict[Oid, Tid] = {}  # until the view moves on
+        self._detector = MutationDetector(self) if db.detect_mutations else None
+        self._mutated: list[tuple[Any, str]] = []  # objects that are to be dropped, with paths
         self._reset_transaction()
         self.transaction_manager: Any = None
         # Connections to other databases of the group, in the same transactions, by name. They
@@ -202,11 +205,26 @@ class ObjectCommitter(ObjectLoader):
         return f"{self._storage.sortKey()}:{id(self)}"
 
     def tpc_begin(self, txn: Any) -> None:
-        """Begin to commit. `ReadConflictError` if something could not be read, see `isolation`."""
+        """Begin to commit. `ReadConflictError` if something could not be read, see `isolation`;
+        `UnregisteredMutationError` if the database looks for such."""
         self._require_readable()
+        if self._has_mutated():
+            raise error_for(self._mutated)
         self._metadata = self._db.metadata_of(txn)
         self._storage.tpc_begin(self._metadata)
         self._phase = Phase.COMMITTING
+
+    def _has_mutated(self) -> bool:
+        """Whether objects were changed without notice, if the database looks for such."""
+        if self._detector is not None:
+            with kept(self._reads):  # looking is not reading
+                self._mutated = self._detector.find(self._cache.lru_items())
+        return bool(self._mutated)
+
+    def _drop_mutated(self) -> None:
+        for obj, _ in self._mutated:
+            obj._p_invalidate()
+        self._mutated = []
 
     def commit(self, txn: Any) -> None:
         """Give all changed and new objects to the storage."""
@@ -293,6 +311,7 @@ class ObjectCommitter(ObjectLoader):
         if self._savepoints is not None:
             changed.update(self._savepoints.oids())
         self._cache.invalidate(list(changed))
+        self._drop_mutated()
         self._end_transaction()
 
     def _uncreate(self, oid: Oid, obj: Any = None) -> None:

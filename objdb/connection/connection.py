@@ -17,7 +17,12 @@ from typing import Any
 
 import transaction
 from persistent import Persistent
-from transaction.interfaces import IDataManager, ISavepointDataManager, ISynchronizer
+from transaction.interfaces import (
+    IDataManager,
+    ISavepointDataManager,
+    ISynchronizer,
+    TransactionFailedError,
+)
 from zope.interface import implementer
 
 from objdb.connection.committing import ObjectCommitter
@@ -86,10 +91,17 @@ class Connection(ObjectCommitter):
         self._begin_view()
 
     def beforeCompletion(self, txn: Any) -> None:
-        """Nothing to do (called before a commit or abort)."""
+        """Join, if objects were changed without notice: for `tpc_begin` to tell (called before a
+        commit or abort)."""
+        if self._phase is Phase.IDLE and self._has_mutated():
+            try:
+                self._enter_transaction()
+            except TransactionFailedError:  # it can only be aborted
+                return
 
     def afterCompletion(self, txn: Any) -> None:
         """Let the cache shrink; begin a new view, where transactions begin by themselves."""
+        self._drop_mutated()
         self._cache.incrgc()  # before the view, in which what leaves the cache counts as read
         if not getattr(self.transaction_manager, "explicit", False):
             self._begin_view()

@@ -179,6 +179,18 @@ class ObjectLoader(LoadPath):
             "more. Abort and try the transaction again", oid=oid,
         )
 
+    def loaded_record(self, obj: Any) -> bytes | None:
+        """Return the record that *obj* was loaded from, or put away by a savepoint; None if it is
+        gone."""
+        oid = obj._p_oid
+        if self._savepoints is not None and oid in self._savepoints:
+            return self._savepoints.load(oid)[0]
+        try:
+            found = self._storage.loadBefore(oid, next_tid(obj._p_serial))
+        except POSKeyError:
+            return None
+        return None if found is None else found[0]
+
     def _load_when_closed(self, oid: Oid, before: Tid) -> NoReturn:
         raise self._closed()
 

@@ -47,7 +47,10 @@ class DB:
     age in seconds that `cacheFullSweep` goes by. *isolation*: what transactions see of one
     another, `"snapshot"`, `"serializable"` or `"read-current"`. *databases*, *database_name*: a
     dict shared by the databases that can refer to one another, and this one's name in it.
-    *record_stacks*: remember where connections were opened, for `PoolTimeoutError` (costs some time per open).
+    *record_stacks*: remember where connections were opened, for `PoolTimeoutError` (costs some
+    time per open). *detect_mutations*: compare loaded objects with their records at every commit,
+    and raise `UnregisteredMutationError` for changes that would be lost; for development and
+    tests, as it takes longer than the commit.
 
     Raises what opening the storage raises. Closing the database closes the storage.
     """
@@ -56,7 +59,7 @@ class DB:
         self, storage: Any = None, pool_size: int = 7, cache_size: int = 10_000,
         cache_size_bytes: int = 0, cache_deactivate_after: float = 60, *,
         isolation: str = "snapshot", pool_wait: float = 30, databases: dict[str, Any] | None = None,
-        database_name: str = "unnamed", record_stacks: bool = False,
+        database_name: str = "unnamed", record_stacks: bool = False, detect_mutations: bool = False,
     ) -> None:
         self.databases = {} if databases is None else databases
         self.storage, given = open_storage(storage)
@@ -74,6 +77,7 @@ class DB:
         size, size_bytes = self._cache_limits = (
             given.get("cache_size", cache_size), given.get("cache_size_bytes", cache_size_bytes)
         )
+        self.detect_mutations: bool = given.get("detect_mutations", detect_mutations)
         self._for_transaction: dict[int, Connection] = {}
         self._is_closed = False
         self.conflicts = ConflictLog()
@@ -161,6 +165,7 @@ class DB:
             manager = _OneTransaction(txn)
             connection = self.open(transaction_manager=manager, isolation=isolation)
             self._for_transaction[id(txn)] = connection
+            txn.addBeforeCommitHook(connection.beforeCompletion, (txn,))
             txn.addAfterCommitHook(self._transaction_ended, (txn,))
             txn.addAfterAbortHook(self._transaction_ended, (True, txn))
         return connection
