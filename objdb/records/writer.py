@@ -24,6 +24,9 @@ from objdb.records.broken import class_name, is_broken
 from objdb.records.format import PROTOCOL, class_prefix
 from objdb.records.pickling import reference_maker, serializer
 
+# A pickler keeps its memo as large as it ever was, and clearing that takes as long as it is large.
+LARGE_PICKLE_BYTES = 4096
+
 
 class ObjectWriter:
     """Turns the objects of one connection into records.
@@ -39,9 +42,6 @@ class ObjectWriter:
         self.new_objects: list[Persistent] = []
         self._chunks: list[bytes] = []
         self._prefixes: dict[type, bytes] = {}
-        sink = _Sink()
-        sink.write = self._chunks.append
-        self._pickler = _Pickler(sink, PROTOCOL)
         # serialize(obj): the record of *obj*. Raises `UnpicklableError` with the path to what
         # cannot be stored, and `InvalidObjectReference` for a reference to an object of another
         # connection.
@@ -49,7 +49,14 @@ class ObjectWriter:
         self.persistent_id = reference_maker(
             jar, new_oid, self.new_objects, self._prefixes, self._reference
         )
-        self._pickler.persistent_id = self.persistent_id  # type: ignore[method-assign]
+        self._pickler = self._new_pickler()
+
+    def _new_pickler(self) -> pickle.Pickler:
+        sink = _Sink()
+        sink.write = self._chunks.append
+        pickler = _Pickler(sink, PROTOCOL)
+        pickler.persistent_id = self.persistent_id  # type: ignore[method-assign]
+        return pickler
 
     def _serialize(self, obj: Persistent) -> bytes:
         """Return the record of an object whose class pickle is not known, or not a constant."""
@@ -66,7 +73,10 @@ class ObjectWriter:
             raise
         except Exception as error:
             return self._dump_carefully(obj, part, error)
-        return b"".join(chunks)
+        pickled = b"".join(chunks)
+        if len(pickled) > LARGE_PICKLE_BYTES:
+            self._pickler = self._new_pickler()
+        return pickled
 
     def _class_pickle(self, obj: Persistent) -> bytes:
         cls = type(obj)
