@@ -4,7 +4,7 @@
                     or URI
     connection/  2  binds objects to one snapshot in one transaction: loading, committing,
                     connection (views), isolation, savepoints, subtransactions, retry,
-                    mutations
+                    outcome, mutations
     records/     3  object state to bytes and back; the only place that pickles
     storage/     4  bytes to revisions: memory, commit, revisions, file/
       files.py   5  the seam to the operating system
@@ -43,6 +43,7 @@ from objdb.errors import (
     InvalidObjectReference,
     NeedsMigrationError,
     ObjdbError,
+    PartialCommitError,
     PoolTimeoutError,
     POSError,
     POSKeyError,
@@ -93,6 +94,7 @@ __all__ = [
     "POSKeyError",
     "ObjdbError",
     "ObjectState",
+    "PartialCommitError",
     "Persistent",
     "PersistentList",
     "PersistentMapping",

@@ -29,6 +29,7 @@
     │   ├── ConnectionStateError           open, close or use at the wrong time
     │   │   └── ConcurrentUseError         two threads on one connection
     │   ├── UnregisteredMutationError      changed without notice (detect_mutations)
+    │   ├── PartialCommitError             several databases: committed in one, not in another
     │   └── PoolTimeoutError               every connection is out; says who holds them
     └── UsageError (ValueError)            an argument that makes no sense: unknown URI scheme …
 
@@ -317,6 +318,19 @@ class UnregisteredMutationError(POSError):
     oid: Oid
     class_name: str
     attribute: str
+
+
+class PartialCommitError(POSError):
+    """A transaction across several databases, or other participants, ended halfway.
+
+    `committed`, `unknown`, `not_committed`: names of the participants where it is committed, where
+    it may be or not, and where it is not. The cause is in `__cause__`.
+    """
+
+    facts = {"committed": (), "unknown": (), "not_committed": ()}
+    committed: tuple[str, ...]
+    unknown: tuple[str, ...]
+    not_committed: tuple[str, ...]
 
 
 class PoolTimeoutError(POSError):

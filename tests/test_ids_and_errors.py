@@ -166,7 +166,8 @@ EXAMPLES: dict[str, Any] = {
     "class_name": "app.Person", "attribute": "tags[2]",
     "serials": (b"\1" * 8, b"\2" * 8), "path": "data.fs",
     "record": b"r", "position": 4096, "pid": 42, "host": "machine", "size": 10, "limit": 5,
-    "attribute_path": "Person.x", "holders": ("thread 'a' for 1.0 s",),
+    "attribute_path": "Person.x", "committed": ("a.fs",), "unknown": ("b.fs",),
+    "not_committed": ("c.fs",), "holders": ("thread 'a' for 1.0 s",),
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from persistent import Persistent
 from transaction.interfaces import NoTransaction
 
+from objdb.connection import outcome
 from objdb.connection.changes import ChangeSet
 from objdb.connection.isolation import ReadSet, kept
 from objdb.connection.loading import ObjectLoader, Phase, complete_error
@@ -117,6 +118,11 @@ class ObjectCommitter(ObjectLoader):
                 )
             self._enter_transaction()
             self._join_companions()
+        elif self._phase is Phase.VOTING:
+            raise ConnectionStateError(
+                f"{self!r}: its objects cannot be changed now. What a commit calls, such as "
+                "_p_resolveConflict, must not touch objects; it gets states, and returns one"
+            )
 
     def _enter_transaction(self) -> None:
         self._transaction = self.transaction_manager.get()
@@ -260,6 +266,9 @@ class ObjectCommitter(ObjectLoader):
 
     def tpc_vote(self, txn: Any) -> None:
         """Let the storage do everything that can fail. `ConflictError` when it is too late."""
+        if self._changes.registered or self._changes.added:  # by another participant's commit
+            self._write_changes(self._storage.store)
+        self._phase = Phase.VOTING
         try:
             self._resolved = self._storage.tpc_vote(self._metadata) or []
         except ConflictError as error:
@@ -269,14 +278,24 @@ class ObjectCommitter(ObjectLoader):
             raise
 
     def tpc_finish(self, txn: Any) -> None:
-        """Commit; the objects now have the tid of this transaction as serial."""
+        """Commit; the objects now have the tid of this transaction as serial.
+
+        `PartialCommitError` if that fails, and others have a part in the transaction.
+        """
         created = self._changes.created  # what is new is in nobody's cache
         oids = [oid for oid in self._stored if oid not in created]
 
         def committed(tid: Tid) -> None:
             self._db.invalidate(tid, oids, origin=self.token)
 
-        tid = self._storage.tpc_finish(self._metadata, committed)
+        try:
+            tid = self._storage.tpc_finish(self._metadata, committed)
+        except Exception as error:
+            partial = outcome.failed_to_finish(txn, self)
+            if partial is None:
+                raise
+            raise partial from error
+        outcome.note_committed(txn, self)
         cache = self._cache
         for oid, obj in self._stored.items():
             if obj is None:  # it went from the savepoint's file to the storage
@@ -289,7 +308,8 @@ class ObjectCommitter(ObjectLoader):
         self._end_transaction()
 
     def tpc_abort(self, txn: Any) -> None:
-        """Take everything back, in the storage and in memory."""
+        """Take everything back, in the storage and in memory. What is committed stays so."""
+        outcome.tell_after_the_fact(txn, self)
         if txn is self._transaction and self._metadata is not None:
             self._storage.tpc_abort(self._metadata)
         self.abort(txn)

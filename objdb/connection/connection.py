@@ -6,8 +6,9 @@ view of the data moves on.
 Load:    see `loading`
 Commit:  see `committing`
 
-    CLOSED ──► IDLE ──register──► JOINED ──tpc_begin──► COMMITTING ──tpc_finish──► IDLE
-                 ▲                   └─────── abort, tpc_abort ──────┘
+    CLOSED ──► IDLE ──register──► JOINED ──tpc_begin──► COMMITTING ──tpc_vote──► VOTING
+                 ▲                   └─────── abort, tpc_abort ──────┴───────────────┤
+                 └────────────────────────────── tpc_finish ─────────────────────────┘
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ class Phase(enum.Enum):
     IDLE = "open, nothing changed"
     JOINED = "open, with uncommitted changes"
     COMMITTING = "committing"
+    VOTING = "voting on a commit"
 
 
 class ObjectLoader(LoadPath):

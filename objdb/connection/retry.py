@@ -19,6 +19,8 @@ import transaction
 from transaction.interfaces import NoTransaction, TransientError
 
 from objdb.connection.connection import Connection
+from objdb.connection.outcome import committed_in_part
+from objdb.errors import PartialCommitError
 
 _FIRST_WAIT_SECONDS = 0.001
 _LONGEST_WAIT_SECONDS = 0.1
@@ -79,7 +81,15 @@ class Attempt:
             txn = self._manager.get()
         except NoTransaction:
             return
-        txn.commit()
+        try:
+            txn.commit()
+        except PartialCommitError:
+            raise
+        except Exception as error:
+            partial = committed_in_part(txn)
+            if partial is None:
+                raise
+            raise partial from error
 
     def _abort(self) -> None:
         try:

@@ -15,9 +15,11 @@ import io
 import pickle
 from typing import Any
 
+from persistent import Persistent
+
 from objdb.errors import ConflictError, UnresolvableConflictError
 from objdb.ids import Oid, Tid, format_oid
-from objdb.records.broken import broken_class, is_broken
+from objdb.records.broken import broken_class, class_name, is_broken
 from objdb.records.format import PROTOCOL, class_and_arguments
 from objdb.records.reader import import_global
 from objdb.records.references import parse_reference, record_class_name
@@ -86,6 +88,11 @@ class _StateReader(pickle.Unpickler):
 
 class _StateWriter(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Any:
+        if isinstance(obj, Persistent):
+            raise TypeError(
+                f"_p_resolveConflict put a {class_name(type(obj))} into the merged state; it can "
+                "only use the references that are in the states it was given"
+            )
         return obj.data if isinstance(obj, PersistentReference) else None
 
 
@@ -118,7 +125,10 @@ def resolve(
         raise ConflictError(**facts)
     try:
         old_state, committed_state = _state(old, references), _state(committed, references)
-        merged = merge(old_state, committed_state, reader.load())
+        new_state = reader.load()
+        merged = merge(old_state, committed_state, new_state)
+        if merged is None and new_state is not None:
+            raise TypeError("_p_resolveConflict returned None, which is no state")
         buffer = io.BytesIO()
         _StateWriter(buffer, PROTOCOL).dump(merged)
     except Exception as error:

@@ -17,6 +17,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, NamedTuple
 
 from objdb.errors import CorruptedDataError, StorageTransactionError
@@ -167,6 +168,7 @@ class CommitSlot:
 
     `_lock` is held from `take` to `release` by the transaction `_holder`; `_staged` maps a
     transaction's identity to its staged writes (each entry is touched by its own thread only).
+    `resolving` is the thread that is in an application's code with the lock held, or 0.
     """
 
     def __init__(self, name: str) -> None:
@@ -174,6 +176,7 @@ class CommitSlot:
         self._lock = threading.Lock()
         self._holder: Staged | None = None
         self._staged: dict[int, Staged] = {}
+        self.resolving = 0
 
     def begin(self, transaction: Any, tid: Tid | None, status: str) -> None:
         """Register *transaction*; `StorageTransactionError` if it has begun already."""
@@ -199,7 +202,13 @@ class CommitSlot:
         return staged
 
     def take(self, staged: Staged) -> None:
-        """Wait for the slot, and hold it."""
+        """Wait for the slot, and hold it. `StorageTransactionError` inside `_p_resolveConflict`,
+        where that would be for ever."""
+        if self.resolving == get_ident():
+            raise StorageTransactionError(
+                f"{self._name}: a transaction cannot be committed from inside "
+                "_p_resolveConflict, which is called in the middle of another one's commit"
+            )
         self._lock.acquire()
         self._holder = staged
 

@@ -14,6 +14,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from objdb.errors import (
@@ -262,7 +263,11 @@ class RevisionStorage(ABC):
             old = self.loadSerial(oid, base)
         except POSKeyError:
             old = None
-        merged = self._resolve(oid, old, committed, ours, (current, base))
+        self._slot.resolving = get_ident()
+        try:
+            merged = self._resolve(oid, old, committed, ours, (current, base))
+        finally:
+            self._slot.resolving = 0
         staged.write(oid, current, merged)
         staged.resolved.append(oid)
 
