@@ -45,6 +45,10 @@ FAIRNESS = """\
   packed before it is opened, since only then is its index on disk; after the kill it is as it was
   left. Berkeley DB is opened with recovery, as its manual asks, and checkpointed each 64 MiB while
   loading.
+- What is contended is one object of a file of items, changed by all threads, each of which tries
+  again until it has no conflict: with `db.run` in objdb, which opens a connection each time, and
+  with `TransactionManager.attempts` in ZODB on a connection that stays open. What compares
+  isolation modes, and asyncio with threads, is taken in turns inside one process.
 - Threads: Durus has one connection per process, so it takes no part. Attribute: each access is one
   of 20 in an unrolled loop; the best of 100 loops counts.
 """
@@ -128,7 +132,8 @@ class Report:
         target = verdict.target
         peer = "–"
         if verdict.peer is not None:
-            title = next(s.title for s in self.systems if s.name == target.peer)
+            titles = {system.name: system.title for system in self.systems}
+            title = target.beside[1] if target.beside else titles[target.peer or ""]
             peer = f"{_number(verdict.peer)} {target.unit} ({title})"
         return [
             target.title,

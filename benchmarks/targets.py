@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.measurements import concurrency
 from benchmarks.results import Results
 from benchmarks.sizes import Sizes
 from benchmarks.systems import SYSTEMS
@@ -41,6 +42,8 @@ class Target:
 
     speed     the ratio says how many times as fast as the peer we are; otherwise, it says how
               many times the peer's time or memory we take
+    beside    another quantity of the measurement, ours as well, and its name, in place of a
+              peer's
     """
 
     title: str
@@ -52,6 +55,7 @@ class Target:
     peer: str | None = None
     speed: bool = True
     more_is_better: bool = False
+    beside: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ def judge(target: Target, results: Results) -> Verdict:
     peer = None
     if target.peer:
         peer = results.median(target.measurement, target.peer, target.quantity)
+    elif target.beside:
+        peer = results.median(target.measurement, OURS, target.beside[0])
     ratio = None
     if ours is not None and peer is not None:
         ratio = _ratio(target, ours, peer)
@@ -112,7 +118,9 @@ def _times(factor: float) -> Bound:
 
 def targets(sizes: Sizes) -> list[Target]:
     """The table, with the sizes of this run."""
-    return [*_commits(sizes), *_loads(), *_cache(sizes), *_opening(sizes)]
+    return [
+        *_commits(sizes), *_loads(), *_cache(sizes), *_concurrency(sizes), *_opening(sizes),
+    ]
 
 
 def _commits(sizes: Sizes) -> list[Target]:
@@ -200,6 +208,47 @@ def _cache(sizes: Sizes) -> list[Target]:
             slower,
             None,
             "zodb",
+        ),
+    ]
+
+
+def _concurrency(sizes: Sizes) -> list[Target]:
+    contenders = f"{concurrency.CONTENDERS} threads"
+    touched, few = f"{concurrency.TOUCHED:,}", concurrency.FEW_TOUCHED
+    equal = Bound("≤ 1.02 × snapshot", at_most=1.02), Bound("= snapshot", at_most=1.0)
+    return [
+        Target(
+            "serializable: hot reads", "isolation", "hot_serializable_us", "µs", *equal,
+            speed=False, beside=("hot_snapshot_us", "snapshot"),
+        ),
+        Target(
+            "serializable: cold loads", "isolation", "cold_serializable_us", "µs", *equal,
+            speed=False, beside=("cold_snapshot_us", "snapshot"),
+        ),
+        Target(
+            f"serializable: commit after touching {touched} of {touched}, above snapshot",
+            "isolation", "commit_above_ms", "ms", Bound("≤ 3 ms", ours_at_most=3.0),
+            Bound("1 ms", ours_at_most=1.0),
+        ),
+        Target(
+            f"the same, {few} of {sizes.large:,}", "isolation-of-few", "few_above_ms", "ms",
+            Bound("≤ 1 ms", ours_at_most=1.0), Bound("0.1 ms", ours_at_most=0.1),
+        ),
+        Target(
+            f"one contended object, {contenders}", "contended-object", "contended_per_second",
+            "commits/s", _times(4), _times(6), "zodb", more_is_better=True,
+        ),
+        Target(
+            f"contended `Length`, {contenders}", "contended-length", "length_per_second",
+            "commits/s", _times(3), _times(5), "zodb", more_is_better=True,
+        ),
+        Target(
+            f"savepoint of {concurrency.SAVEPOINT_OBJECTS:,} changed objects, and its rollback",
+            "savepoint", "savepoint_and_back_ms", "ms", _times(2), _times(4), "zodb",
+        ),
+        Target(
+            "open and close a pooled connection", "pool", "pool_us", "µs",
+            Bound("no slower than ZODB", at_least=1 / NOISE), None, "zodb",
         ),
     ]
 

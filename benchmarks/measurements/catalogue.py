@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.measurements import cache, commits, loads, opening
+from benchmarks.measurements import cache, commits, concurrency, loads, opening
 from benchmarks.sizes import Sizes
 from benchmarks.systems import SYSTEMS, System
 
@@ -61,6 +61,7 @@ def catalogue(sizes: Sizes) -> dict[str, Measurement]:
         *_commits(sizes),
         *_loads(sizes),
         *_cache(sizes),
+        *_concurrency(sizes),
         *_opening(sizes),
         *_growth(sizes),
     ]
@@ -194,6 +195,72 @@ def _cache(sizes: Sizes) -> list[Measurement]:
             items,
             (Quantity("invalidation_ms", title, "ms"),),
             writes=True,
+        ),
+    ]
+
+
+def _concurrency(sizes: Sizes) -> list[Measurement]:
+    items = f"items:{sizes.objects}"
+    contenders = f"{concurrency.CONTENDERS} threads"
+    changed = f"{concurrency.SAVEPOINT_OBJECTS:,} changed objects"
+    touched, few = f"{concurrency.TOUCHED:,}", concurrency.FEW_TOUCHED
+    return [
+        Measurement(
+            "contended-object", concurrency.contended_object, "retries", items,
+            (
+                Quantity(
+                    "contended_per_second", f"one contended object, {contenders}", "commits/s",
+                    more_is_better=True,
+                ),
+            ),
+            writes=True,
+        ),
+        Measurement(
+            "contended-length", concurrency.contended_length, "retries", items,
+            (
+                Quantity(
+                    "length_per_second", f"one contended `Length`, {contenders}", "commits/s",
+                    more_is_better=True,
+                ),
+            ),
+            writes=True,
+        ),
+        Measurement(
+            "savepoint", concurrency.savepoint, "retries", items,
+            (
+                Quantity("savepoint_and_back_ms", f"savepoint of {changed}, and rollback", "ms"),
+                Quantity("savepoint_ms", "… of that, the savepoint", "ms"),
+                Quantity("rollback_ms", "… of that, the rollback", "ms"),
+            ),
+        ),
+        Measurement(
+            "pool", concurrency.pool, "retries", items,
+            (Quantity("pool_us", "open and close a pooled connection", "µs"),),
+        ),
+        Measurement(
+            "isolation", concurrency.isolation, "isolation", items,
+            (
+                Quantity("hot_serializable_us", "serializable: hot read", "µs"),
+                Quantity("hot_snapshot_us", "… in snapshot", "µs"),
+                Quantity("cold_serializable_us", "serializable: cold load", "µs/object"),
+                Quantity("cold_snapshot_us", "… in snapshot", "µs/object"),
+                Quantity("commit_serializable_us", f"commit after touching {touched}", "µs"),
+                Quantity("commit_snapshot_us", "… in snapshot", "µs"),
+                Quantity("commit_above_ms", "… above snapshot", "ms"),
+            ),
+            writes=True,
+        ),
+        Measurement(
+            "isolation-of-few", concurrency.isolation_of_few, "isolation", f"items:{sizes.large}",
+            (
+                Quantity(
+                    "few_above_ms",
+                    f"serializable: commit after touching {few} of {sizes.large:,}, above snapshot",
+                    "ms",
+                ),
+            ),
+            writes=True,
+            rounds=3,
         ),
     ]
 

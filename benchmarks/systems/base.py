@@ -10,6 +10,8 @@ graphs of persistent objects. A system says in `abilities` what it can take part
     objects    graphs of persistent objects
     sweep      turning loaded objects into ghosts, by request and by invalidation
     index      an index from object ids to file positions, which can be touched all over
+    retries    transactions that are tried again after a conflict
+    isolation  more than one isolation mode
     attribute  attributes of loaded objects that are more than plain Python attributes
 """
 

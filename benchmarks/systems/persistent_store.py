@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks.systems.base import MANY_OBJECTS, ObjectStore, System
+
+MANY_TRIES = 100_000
+Retrying = Callable[[Callable[[Any], None]], None]
 
 THREADS = 16
 """Connections that may be open at once: more than any measurement opens."""
@@ -62,11 +65,18 @@ class PersistentStore(ObjectStore):
 class PersistentSystem(System):
     """What objdb and ZODB have in common."""
 
-    abilities = frozenset({"items", "save", "threads", "objects", "sweep", "index", "attribute"})
+    abilities = frozenset(
+        {"items", "save", "threads", "objects", "sweep", "index", "attribute", "retries"}
+    )
 
     @abstractmethod
     def database(self, file: str) -> Any:
         """Open or create the database in `file`."""
+
+    @abstractmethod
+    def retrying(self, database: Any) -> AbstractContextManager[Retrying]:
+        """Give a function, for one thread, that does something to the root object in a
+        transaction, and again until there is no conflict: as the system's users do."""
 
     def create(self, path: Path) -> PersistentStore:
         store = self.open(path)
@@ -88,6 +98,12 @@ class Objdb(PersistentSystem):
 
         return objdb.DB(file, cache_size=MANY_OBJECTS, pool_size=THREADS)
 
+    abilities = PersistentSystem.abilities | {"isolation"}
+
+    @contextmanager
+    def retrying(self, database: Any) -> Iterator[Retrying]:
+        yield lambda change: database.run(lambda c: change(c.root()), tries=MANY_TRIES)
+
     def is_available(self) -> bool:
         if not super().is_available():
             return False
@@ -107,3 +123,20 @@ class Zodb(PersistentSystem):
         from ZODB.FileStorage import FileStorage
 
         return DB(FileStorage(file), cache_size=MANY_OBJECTS, pool_size=THREADS)
+
+    @contextmanager
+    def retrying(self, database: Any) -> Iterator[Retrying]:
+        from transaction import TransactionManager
+
+        # Kept open from one transaction to the next, which is the faster way here.
+        manager = TransactionManager()
+        connection = database.open(transaction_manager=manager)
+        root = connection.root()
+
+        def run(change: Callable[[Any], None]) -> None:
+            for attempt in manager.attempts(MANY_TRIES):
+                with attempt:
+                    change(root)
+
+        yield run
+        connection.close()
