@@ -1,0 +1,26 @@
+"""Ten thousand tries to book the same few people at the same time, by many threads."""
+
+import random
+
+import pytest
+
+import objdb
+from tests.campaign.bookings import book, booked_twice, careful, naive
+
+TRIES = 10_000
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("isolation", "way"), [("serializable", naive), ("snapshot", careful)],
+    ids=["serializable", "snapshot with the cure"],
+)  # fmt: skip
+def test_nobody_is_booked_twice(tmp_path, isolation, way):
+    """In serializable mode looking first is enough; in snapshot mode the tutorial's cure is."""
+    seed = random.randrange(10**9)
+    with objdb.DB(tmp_path / "cal.fs", isolation=isolation) as db:
+        total = book(db, TRIES, seed, way)
+        assert total.total() == TRIES
+        assert total["booked"] and total["busy"]
+        assert booked_twice(db) == [], f"seed {seed}"
+        assert db.conflicts.count, "nothing was contended"
