@@ -6,28 +6,33 @@
 
 Every attempt is a transaction of its own. One that ends in a transient error (a conflict) is
 aborted and followed by the next, after a short random wait; the last one's error is raised.
+
+With `async for` and `async with` all waits leave the event loop alone: for a connection, for the
+commit, and between attempts.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import transaction
 from transaction.interfaces import NoTransaction, TransientError
 
 from objdb.connection.connection import Connection
 from objdb.connection.outcome import committed_in_part
-from objdb.errors import PartialCommitError
+from objdb.connection.tasks import acommit
+from objdb.errors import PartialCommitError, UsageError
 
 _FIRST_WAIT_SECONDS = 0.001
 _LONGEST_WAIT_SECONDS = 0.1
 
 
 class Attempt:
-    """One try: a context manager that gives a connection and commits at the end.
+    """One try: a context manager, also an asynchronous one, that gives a connection and commits
+    at the end.
 
     After a conflict, the next attempt has the user, note and extension of this one.
     """
@@ -37,17 +42,12 @@ class Attempt:
         self._note = note
         self._is_last = is_last
         self._before = before
+        self._manager: Any = None
         self.succeeded = False
         self.metadata: tuple[str, str, dict[str, Any]] = ("", "", {})
 
     def __enter__(self) -> Connection:
-        self._manager = transaction.TransactionManager(explicit=True)
-        self._transaction = txn = self._manager.begin()
-        if self._before is not None:
-            txn.user, txn.description, extension = self._before.metadata
-            txn.extension.update(extension)
-        elif self._note:
-            txn.note(self._note)
+        self._begin()
         try:
             connection: Connection = self._db.open(transaction_manager=self._manager)
         except BaseException:
@@ -57,57 +57,149 @@ class Attempt:
         return connection
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
+        self._keep_metadata()
+        txn = self._current() if error is None else None
+        try:
+            if txn is not None:
+                txn.commit()
+        except BaseException as failure:
+            partial = _partial(txn, failure)
+            if self._end(partial or failure):
+                return True
+            if partial is not None:
+                raise partial from failure
+            raise
+        return self._end(error)
+
+    async def __aenter__(self) -> Connection:
+        self._begin()
+        try:
+            connection: Connection = await self._db.aopen(transaction_manager=self._manager)
+        except BaseException:
+            self._manager.abort()
+            raise
+        self._connection = connection
+        return connection
+
+    async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> bool:
+        self._keep_metadata()
+        txn = self._current() if error is None else None
+        try:
+            if txn is not None:
+                await acommit(txn, ends_here=True)
+        except BaseException as failure:
+            partial = _partial(txn, failure)
+            if self._end(partial or failure):
+                return True
+            if partial is not None:
+                raise partial from failure
+            raise
+        return self._end(error)
+
+    def _begin(self) -> None:
+        if self._manager is not None:
+            raise UsageError("this block was entered before. Make one for each transaction")
+        self._manager = transaction.TransactionManager(explicit=True)
+        self._transaction = txn = self._manager.begin()
+        if self._before is not None:
+            txn.user, txn.description, extension = self._before.metadata
+            txn.extension.update(extension)
+        elif self._note:
+            txn.note(self._note)
+
+    def _keep_metadata(self) -> None:
         txn = self._transaction
         # A transaction that the block ended has no extension any more.
         self.metadata = txn.user, txn.description, dict(txn.extension or {})
+
+    def _current(self) -> Any:
+        """Return the current transaction, which the block may have ended, or replaced."""
         try:
-            if kind is None:
-                self._commit()
-                self.succeeded = True
-                return False
-        except TransientError:
-            if self._is_last:
-                raise
-            return True
+            return self._manager.get()
+        except NoTransaction:
+            return None
+
+    def _end(self, error: BaseException | None) -> bool:
+        """Give the connection back; return whether the next attempt makes up for the error."""
+        self.succeeded = error is None
+        try:
+            if error is not None and self._current() is not None:
+                self._manager.abort()
         finally:
-            if not self.succeeded:
-                self._abort()
             self._connection.close()
         return isinstance(error, TransientError) and not self._is_last
 
-    def _commit(self) -> None:
-        """Commit the current transaction, which the block may have ended, or replaced."""
-        try:
-            txn = self._manager.get()
-        except NoTransaction:
-            return
-        try:
-            txn.commit()
-        except PartialCommitError:
-            raise
-        except Exception as error:
-            partial = committed_in_part(txn)
-            if partial is None:
-                raise
-            raise partial from error
-
-    def _abort(self) -> None:
-        try:
-            self._manager.abort()
-        except NoTransaction:
-            return
 
 
-def attempts(db: Any, tries: int, note: str | None = None) -> Iterator[Attempt]:
-    """Yield up to *tries* attempts, until one succeeds. ValueError unless *tries* is positive."""
-    if tries < 1:
-        raise ValueError(f"tries is {tries}; at least 1 makes sense")
-    attempt = None
-    for number in range(tries):
-        if number:
-            longest = min(_FIRST_WAIT_SECONDS * 2**number, _LONGEST_WAIT_SECONDS)
-            time.sleep(random.uniform(0, longest))
-        attempt = Attempt(db, note, is_last=number == tries - 1, before=attempt)
-        yield attempt
-        if attempt.succeeded:
-            return
+def _partial(txn: Any, failure: BaseException) -> PartialCommitError | None:
+    """Return the error that says where *txn* is committed, although it failed, if anywhere."""
+    if not isinstance(failure, Exception) or isinstance(failure, PartialCommitError):
+        return None
+    return committed_in_part(txn)
+
+
+class Block(Attempt):
+    """A transaction that is tried once: whatever its block raises goes on."""
+
+    def __init__(self, db: Any, note: str | None) -> None:
+        super().__init__(db, note, is_last=True, before=None)
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> Literal[False]:
+        super().__exit__(kind, error, traceback)
+        return False
+
+    async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> Literal[False]:
+        await super().__aexit__(kind, error, traceback)
+        return False
+
+
+class Attempts:
+    """Up to *tries* attempts, until one succeeds; an iterator, also an asynchronous one.
+
+    ValueError unless *tries* is positive.
+    """
+
+    def __init__(self, db: Any, tries: int, note: str | None = None) -> None:
+        if tries < 1:
+            raise ValueError(f"tries is {tries}; at least 1 makes sense")
+        self._db = db
+        self._tries = tries
+        self._note = note
+        self._number = 0
+        self._attempt: Attempt | None = None
+
+    def __iter__(self) -> Attempts:
+        return self
+
+    def __next__(self) -> Attempt:
+        if self._is_over():
+            raise StopIteration
+        if self._number:
+            time.sleep(self._pause())
+        return self._next()
+
+    def __aiter__(self) -> Attempts:
+        return self
+
+    async def __anext__(self) -> Attempt:
+        if self._is_over():
+            raise StopAsyncIteration
+        if self._number:
+            await asyncio.sleep(self._pause())
+        return self._next()
+
+    def _is_over(self) -> bool:
+        has_succeeded = self._attempt is not None and self._attempt.succeeded
+        return has_succeeded or self._number == self._tries
+
+    def _pause(self) -> float:
+        """Return how many seconds to wait before the next attempt."""
+        longest = min(_FIRST_WAIT_SECONDS * 2**self._number, _LONGEST_WAIT_SECONDS)
+        return random.uniform(0, longest)
+
+    def _next(self) -> Attempt:
+        self._number += 1
+        self._attempt = Attempt(
+            self._db, self._note, is_last=self._number == self._tries, before=self._attempt
+        )
+        return self._attempt

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from persistent.mapping import PersistentMapping
@@ -12,7 +11,10 @@ from zope.interface import implementer
 
 from objdb.connection.connection import Connection
 from objdb.connection.isolation import require_isolation
-from objdb.connection.retry import Attempt, attempts
+from objdb.connection.retry import Attempts, Block
+from objdb.connection.tasks import bound, later_of
+from objdb.connection.workers import MOST_THREADS, MOST_TOGETHER, Workers
+from objdb.database.aio import AsyncDatabase
 from objdb.database.conflicts import ConflictLog, LookUp
 from objdb.database.invalidations import InvalidationLog
 from objdb.database.opening import open_storage
@@ -37,7 +39,7 @@ Result = TypeVar("Result")
 
 
 @implementer(IDatabase)
-class DB:
+class DB(AsyncDatabase):
     """A database of objects.
 
     *storage*: a storage, a path, a URI, None (in memory), or a callable that makes a storage.
@@ -82,6 +84,9 @@ class DB:
         self._is_closed = False
         self.conflicts = ConflictLog()
         self._commits = 0
+        # Threads that wait in place of coroutines: for commits together, and for the rest.
+        self.committer = Workers(f"{self.name} commit", 1, MOST_TOGETHER)
+        self.workers = Workers(self.name, MOST_THREADS)
         try:
             require_at_least(0, cache_size=size, cache_size_bytes=size_bytes)
             self.isolation = require_isolation(given.get("isolation", isolation))
@@ -150,7 +155,7 @@ class DB:
         isolation = self.isolation if isolation is None else require_isolation(isolation)
         connection = self._make_connection() if temporary else self._pool.take()
         try:
-            connection.open(transaction_manager, isolation)
+            connection.open(bound(transaction_manager), isolation)
         except BaseException:
             self._pool.give_back(connection)
             raise
@@ -195,37 +200,38 @@ class DB:
 
     # -- transactions
 
-    @contextmanager
-    def transaction(self, note: str | None = None) -> Iterator[Connection]:
+    def transaction(self, note: str | None = None) -> Block:
         """Give a connection in a transaction of its own: committed at the end of the block,
-        aborted when the block raises.
+        aborted when the block raises. For `with`, and for `async with`.
 
         *note* describes the transaction in the history.
         """
-        with Attempt(self, note, is_last=True, before=None) as connection:
-            yield connection
+        return Block(self, note)
 
-    def attempts(self, tries: int = 3, note: str | None = None) -> Iterator[Attempt]:
+    def attempts(self, tries: int = 3, note: str | None = None) -> Attempts:
         """Yield up to *tries* attempts at a transaction, until one succeeds.
 
         `for attempt in db.attempts(3): with attempt as connection: ...` runs the block again
-        after a `ConflictError`. The last attempt's error is raised.
+        after a `ConflictError`. The last attempt's error is raised. `async for` and `async with`
+        do the same.
         """
-        return attempts(self, tries, note)
+        return Attempts(self, tries, note)
 
     def run(
         self, function: Callable[[Connection], Result], tries: int = 3, note: str | None = None
     ) -> Result:
         """Call `function(connection)` in a transaction, again after a conflict, up to *tries*
         times; return what it returned when its transaction was committed."""
-        for attempt in attempts(self, tries, note):
+        for attempt in self.attempts(tries, note):
             with attempt as connection:
                 result = function(connection)
         return result
 
     def metadata_of(self, txn: Any) -> TransactionMetaData:
         """Return what the storage is told about the transaction *txn*."""
-        return TransactionMetaData(txn.user, txn.description, dict(txn.extension))
+        metadata = TransactionMetaData(txn.user, txn.description, dict(txn.extension))
+        metadata.later = later_of(txn)
+        return metadata
 
     # -- what storages and connections call
 
@@ -357,7 +363,7 @@ class DB:
             loaded = connection.cached_objects()
             connections.append(
                 ConnectionStatistics(
-                    held_by=holder.thread_name if holder else "", loaded_objects=len(loaded),
+                    held_by=holder.name if holder else "", loaded_objects=len(loaded),
                     ghosts=connection.ghost_count(), loads=connection.load_count,
                     estimated_bytes=connection.estimated_bytes(),
                     stores=connection.store_count,
@@ -386,7 +392,10 @@ class DB:
         if self._is_closed:
             return
         self._is_closed = True
-        for connection in self._pool.close():
+        connections = self._pool.close()
+        self.committer.close()
+        self.workers.close()
+        for connection in connections:
             connection.abandon()
         self._for_transaction.clear()
         if self.databases.get(self.database_name) is self:

@@ -1,46 +1,64 @@
 """The pool: at most so many connections are out at once; those that come back keep their caches.
 
-The connection that came back last is handed out first: its cache is the freshest.
+The connection that came back last is handed out first: its cache is the freshest. Threads and
+asyncio tasks wait in one line.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 import traceback
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from objdb.connection.connection import Connection
+from objdb.connection.tasks import TaskTransactions, current_task
 from objdb.errors import PoolTimeoutError, StorageClosedError, UsageError
 
-# How often a thread that waits looks for connections of threads that have ended.
+# How often who waits looks for connections of threads and tasks that have ended.
 _LOOK_SECONDS = 1.0
 
 
 class LeakedConnectionWarning(ResourceWarning):
-    """A thread ended without closing its connection."""
+    """A thread or task ended without closing its connection."""
 
 
 class Holder(NamedTuple):
     """Who has a connection out: the thread, since when (monotonic seconds), and the stack of
-    the call that opened it, if that is recorded."""
+    the call that opened it, if that is recorded. If it was a task: the task and its name."""
 
     thread: threading.Thread
     since: float
     stack: str
+    task: weakref.ref[asyncio.Task[Any]] | None = None
+    task_name: str = ""
 
     @property
-    def thread_name(self) -> str:
-        """The name of the thread."""
-        return self.thread.name
+    def name(self) -> str:
+        """The name of the task, or else of the thread."""
+        return self.task_name or self.thread.name
+
+    def has_lost(self, connection: Connection) -> bool:
+        """Whether the thread or task has ended, and nobody else can use the connection."""
+        if isinstance(connection.transaction_manager, TaskTransactions):
+            return connection.transaction_manager.has_ended
+        return connection.is_bound_to_thread and not self.thread.is_alive()
+
+    def is_in(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether this is a task of the event loop *loop*."""
+        task = None if self.task is None else self.task()
+        return task is not None and task.get_loop() is loop
 
     def describe(self) -> str:
         """Return a line about the holder, and the stack below it."""
         held = time.monotonic() - self.since
-        return f"thread {self.thread_name!r} for {held:.1f} s" + (
+        task = f"task {self.task_name!r} in " if self.task_name else ""
+        return f"{task}thread {self.thread.name!r} for {held:.1f} s" + (
             f", opened at:\n{self.stack}" if self.stack else ""
         )
 
@@ -52,6 +70,51 @@ class _Waiter:
         self.holder = holder
         self.served = threading.Event()
         self.connection: Connection | None = None
+
+    def is_gone(self) -> bool:
+        """Whether it cannot be served any more."""
+        return False
+
+    def tell(self) -> None:
+        """Let it go on, now that `connection` is set, or the pool closed."""
+        self.served.set()
+
+
+class _TaskWaiter(_Waiter):
+    """A task that waits for a connection. `_future` is what it awaits at the moment."""
+
+    def __init__(self, holder: Holder) -> None:
+        super().__init__(holder)
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] | None = None
+
+    def is_gone(self) -> bool:
+        return self._loop.is_closed()
+
+    def tell(self) -> None:
+        self.served.set()
+        try:
+            if asyncio._get_running_loop() is self._loop:
+                self._wake()
+            else:
+                self._loop.call_soon_threadsafe(self._wake)
+        except RuntimeError:  # the loop was closed just now: a coroutine that ends gives back
+            return
+
+    def _wake(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self, seconds: float) -> None:
+        """Return when it was told, or after *seconds*."""
+        self._future = self._loop.create_future()
+        timer = self._loop.call_later(seconds, self._wake)
+        try:
+            # Told before there was a future?
+            if not self.served.is_set():
+                await self._future
+        finally:
+            timer.cancel()
 
 
 class ConnectionPool:
@@ -75,11 +138,15 @@ class ConnectionPool:
         self._is_closed = False
 
     def take(self) -> Connection:
-        """Return a connection that nobody else has; `PoolTimeoutError` when none comes free."""
-        waiter = _Waiter(self._holder())
+        """Return a connection that nobody else has; `PoolTimeoutError` when none comes free, and
+        at once where waiting would keep those who hold them from giving them back."""
+        waiter = _Waiter(self.holder())
         with self._lock:
             self._waiting.append(waiter)
             self._serve()
+            if not waiter.served.is_set() and self._blocks_holders():
+                self._waiting.remove(waiter)
+                raise self._timeout(self._BLOCKS)
         leaked: list[Holder] = []
         deadline = time.monotonic() + self.wait
         while not waiter.served.is_set():
@@ -87,6 +154,38 @@ class ConnectionPool:
             left = deadline - time.monotonic()
             if waiter.served.wait(max(0.0, min(_LOOK_SECONDS, left))) or left <= 0:
                 break
+        return self._end_wait(waiter, leaked)
+
+    async def atake(self, holder: Holder) -> Connection:
+        """Return a connection for *holder*, like `take`, without blocking its loop."""
+        waiter = _TaskWaiter(holder)
+        leaked: list[Holder] = []
+        try:
+            with self._lock:
+                self._waiting.append(waiter)
+                self._serve()
+            deadline = time.monotonic() + self.wait
+            while not waiter.served.is_set():
+                leaked += self._take_from_the_dead()
+                left = deadline - time.monotonic()
+                if waiter.served.is_set() or left <= 0:
+                    break
+                await waiter.wait(min(_LOOK_SECONDS, left))
+        except BaseException:
+            self._withdraw(waiter)
+            raise
+        return self._end_wait(waiter, leaked)
+
+    def _withdraw(self, waiter: _Waiter) -> None:
+        """Take a waiter out of the line, and what it was given at this moment back."""
+        with self._lock:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+        if waiter.connection is not None:
+            self.give_back(waiter.connection)
+
+    def _end_wait(self, waiter: _Waiter, leaked: list[Holder]) -> Connection:
+        """Return what the waiter was given, or raise why not."""
         with self._lock:
             if waiter.connection is None:
                 if self._is_closed:
@@ -101,23 +200,29 @@ class ConnectionPool:
             raise
         return waiter.connection
 
+    def _blocks_holders(self) -> bool:
+        """Whether every connection is held by a task that cannot go on while this thread waits."""
+        loop = asyncio._get_running_loop()
+        return loop is not None and all(holder.is_in(loop) for holder in self._out.values())
+
     def _serve(self) -> None:
         """Hand what is free to those who wait; they are told as well when the pool is closed."""
         while self._waiting:
-            if not self._is_closed:
+            waiter = self._waiting[0]
+            if not self._is_closed and not waiter.is_gone():
                 if not self._free and len(self._out) >= self.size:
                     return
                 connection = self._free.pop() if self._free else self._make()
-                self._waiting[0].connection = connection
-                self._out[connection] = self._waiting[0].holder
-            self._waiting.popleft().served.set()
+                waiter.connection = connection
+                self._out[connection] = waiter.holder
+            self._waiting.popleft().tell()
 
     def _take_from_the_dead(self) -> list[Holder]:
-        """Drop connections that only a thread which has ended could use; return who had them."""
+        """Drop connections that only who has ended could use; return who had them."""
         with self._lock:
             leaked = {
                 connection: holder for connection, holder in self._out.items()
-                if connection.is_bound_to_thread and not holder.thread.is_alive()
+                if holder.has_lost(connection)
             }
             for connection in leaked:
                 del self._out[connection]
@@ -126,18 +231,27 @@ class ConnectionPool:
             connection.abandon()
         return list(leaked.values())
 
-    def _holder(self) -> Holder:
+    def holder(self, frames: int = 3) -> Holder:
+        """Return who is asking now; the last *frames* calls are not for the stack."""
         stack = ""
         if self.record_stacks:
-            stack = "".join(traceback.format_stack()[:-3])
-        return Holder(threading.current_thread(), time.monotonic(), stack)
+            stack = "".join(traceback.format_stack()[:-frames])
+        thread, task, now = threading.current_thread(), current_task(), time.monotonic()
+        if task is None:
+            return Holder(thread, now, stack)
+        return Holder(thread, now, stack, weakref.ref(task), task.get_name())
 
-    def _timeout(self) -> PoolTimeoutError:
+    _WAITED = "for {:g} s. Close them when done (with db.transaction() does), or raise pool_size"
+    _BLOCKS = (
+        "with tasks of the event loop that would wait. Use `await db.aopen()` or `async with "
+        "db.transaction()`, which let these tasks go on"
+    )
+
+    def _timeout(self, what: str = _WAITED) -> PoolTimeoutError:
         holders = tuple(holder.describe() for holder in self._out.values())
         hint = "" if self.record_stacks else " DB(record_stacks=True) tells where they were opened."
         return PoolTimeoutError(
-            f"all {self.size} connections were out for {self.wait:g} s. Close them when done "
-            f"(with db.transaction() does), or raise pool_size.{hint} Held by:\n  "
+            f"all {self.size} connections were out {what.format(self.wait)}.{hint} Held by:\n  "
             + "\n  ".join(holders), holders=holders,
         )
 
@@ -166,8 +280,8 @@ class ConnectionPool:
 
     def for_each(self, action: Callable[[Connection], None]) -> None:
         """Call *action* with every connection: now with those in the pool and those that this
-        thread has; with the others when their next view begins, by the thread that has them."""
-        holder = self._holder()
+        thread or task has; with the others when their next view begins, by who has them."""
+        holder = self.holder()
         with self._lock:
             held = list(self._out.items())
             free, self._free = self._free, []
@@ -179,7 +293,8 @@ class ConnectionPool:
             for connection in free:
                 self.give_back(connection)
         for connection, other in held:
-            if other.thread is holder.thread:
+            is_mine = other.task == holder.task or connection.is_bound_to_thread
+            if other.thread is holder.thread and is_mine:
                 action(connection)
             else:
                 connection.postpone(action)
@@ -195,10 +310,11 @@ class ConnectionPool:
 
 def _warn_leaked(holder: Holder) -> None:
     hint = "" if holder.stack else " DB(record_stacks=True) tells where it was opened."
+    who = "task" if holder.task_name else "thread"
     warnings.warn(
-        "a connection was not closed before its thread ended; what it had not committed is lost. "
+        f"a connection was not closed before its {who} ended; what it had not committed is lost. "
         f"Use db.transaction(), or close it.{hint} It was held by {holder.describe()}",
-        LeakedConnectionWarning, stacklevel=4,
+        LeakedConnectionWarning, stacklevel=5,
     )
 
 

@@ -15,7 +15,7 @@ import enum
 import pickle
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, NamedTuple
@@ -32,6 +32,9 @@ class TransactionMetaData:
 
     *user* and *description* are text or UTF-8 bytes; *extension* is a dict of further facts, or
     its pickle. `data(key)` and `set_data(key, value)` keep a storage's or connection's own facts.
+
+    `later` is a list if whoever commits waits by itself: then `tpc_finish` may return when the
+    outcome is decided, having added a function that returns when the data is durable, or raises.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class TransactionMetaData:
         if isinstance(extension, bytes):
             extension = loads_extension(extension)
         self.extension: dict[str, Any] = extension or {}
+        self.later: list[Callable[[], None]] | None = None
         self._data: dict[Any, Any] = {}
 
     def data(self, key: Any) -> Any:

@@ -7,6 +7,9 @@
 The first to join leads: it syncs once for all who have joined by then, publishes them in the
 order they joined, which is tid order, and passes the lead on to one of those who came
 meanwhile. Nobody is published before a sync that began after it was decided has returned.
+
+A thread that decides several transactions joins with each of them, and waits when it has
+decided them all. Until then it does not lead, so nobody waits for it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from objdb.storage.file.log import Written
 class Ticket:
     """A decided transaction that waits to be durable."""
 
-    __slots__ = ("error", "finished", "leads", "positions", "tid", "wake", "written")
+    __slots__ = (
+        "error", "finished", "is_settled", "leads", "positions", "tid", "wake", "written",
+    )
 
     def __init__(self, tid: Tid, written: Written, finished: Callable[[Tid], object]) -> None:
         self.tid = tid
@@ -30,6 +35,7 @@ class Ticket:
         self.positions: dict[Oid, int] = written.positions
         self.finished = finished
         self.error: BaseException | None = None
+        self.is_settled = False  # durable and published, or failed
         self.leads = False
         self.wake: threading.Lock | None = None  # held until there is something to do
 
@@ -50,22 +56,31 @@ class GroupCommit:
         self._is_led = False
         self.unpublished: tuple[Ticket, ...] = ()
 
-    def join(self, ticket: Ticket) -> None:
+    def join(self, ticket: Ticket, *, waits_at_once: bool = True) -> None:
         """Enter a ticket; called in tid order, by the holder of the commit slot."""
         with self._mutex:
             self._waiting.append(ticket)
             self.unpublished += (ticket,)
-            if self._is_led:
-                ticket.wake = threading.Lock()
-                ticket.wake.acquire()
-            else:
-                self._is_led = ticket.leads = True
+            if waits_at_once:
+                self._line_up(ticket)
+
+    def _line_up(self, ticket: Ticket) -> None:
+        """Let the ticket lead, or else be woken. `_mutex` is held."""
+        if self._is_led:
+            ticket.wake = threading.Lock()
+            ticket.wake.acquire()
+        else:
+            self._is_led = ticket.leads = True
 
     def wait(self, ticket: Ticket) -> None:
         """Return when the ticket's transaction is durable and published.
 
         Raises `StorageFailedError` when the sync failed: the outcome is unknown.
         """
+        if ticket.wake is None and not ticket.leads:
+            with self._mutex:
+                if not ticket.is_settled:
+                    self._line_up(ticket)
         interrupt = None
         while ticket.wake is not None:
             try:
@@ -90,11 +105,14 @@ class GroupCommit:
         finally:
             with self._mutex:
                 self.unpublished = self.unpublished[len(group) :]
-                if self._waiting:
-                    self._waiting[0].leads = True
-                    group.append(self._waiting[0])
-                else:
+                for ticket in group:
+                    ticket.is_settled = True
+                following = next((t for t in self._waiting if t.wake is not None), None)
+                if following is None:
                     self._is_led = False
+                else:
+                    following.leads = True
+                    group.append(following)
             for ticket in group:
                 if ticket.wake is not None and ticket.wake.locked():
                     ticket.wake.release()

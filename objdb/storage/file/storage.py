@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from zope.interface import implementer
@@ -342,8 +343,15 @@ class FileStorage(RevisionStorage):
             self._require_not_failed()
         self._end, self._decided = written.end, staged.tid
         ticket = Ticket(staged.tid, written, finished)
-        self._group.join(ticket)
+        later = getattr(staged.transaction, "later", None)
+        self._group.join(ticket, waits_at_once=later is None)
         self._slot.release(staged)
+        if later is None:
+            self._wait(ticket)
+        else:
+            later.append(partial(self._wait, ticket))
+
+    def _wait(self, ticket: Ticket) -> None:
         self._group.wait(ticket)
         if self._since_checkpoint >= self._checkpoint_records:
             self._write_checkpoint()

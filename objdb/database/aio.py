@@ -1,0 +1,79 @@
+"""The database for coroutines: what waits, waits without the event loop.
+
+    connection   in the line of the pool, beside threads     pool
+    commit       in a worker thread                          connection/tasks, workers
+    retry        asyncio.sleep                               connection/retry
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from objdb.connection.connection import Connection
+from objdb.connection.isolation import require_isolation
+from objdb.connection.retry import Attempts
+from objdb.connection.tasks import bound, task_manager
+from objdb.database.pool import ConnectionPool, Holder
+from objdb.errors import StorageClosedError
+
+Result = TypeVar("Result")
+
+
+class AsyncDatabase:
+    """The part of `DB` that coroutines use."""
+
+    name: str
+    isolation: str
+    _pool: ConnectionPool
+    _is_closed: bool
+    _make_connection: Callable[[], Connection]
+    attempts: Callable[[int, str | None], Attempts]
+
+    def aopen(
+        self, *, temporary: bool = False, transaction_manager: Any = None,
+        isolation: str | None = None,
+    ) -> Coroutine[Any, Any, Connection]:
+        """Return a connection that takes part in the transactions of *transaction_manager*
+        (default: `task_manager`, those of the task that calls this): `await` it.
+
+        Like `open`, but the event loop goes on while this waits for the pool. The task that
+        calls this is the one that has the connection, whichever task awaits the result.
+        """
+        if self._is_closed:
+            raise StorageClosedError(f"the database {self.name} is closed")
+        isolation = self.isolation if isolation is None else require_isolation(isolation)
+        manager = bound(task_manager if transaction_manager is None else transaction_manager)
+        holder = None if temporary else self._pool.holder(frames=2)
+        return self._aopen(holder, manager, isolation)
+
+    async def _aopen(self, holder: Holder | None, manager: Any, isolation: str) -> Connection:
+        connection = (
+            self._make_connection() if holder is None else await self._pool.atake(holder)
+        )
+        try:
+            connection.open(manager, isolation)
+        except BaseException:
+            self._pool.give_back(connection)
+            raise
+        return connection
+
+    async def arun(
+        self, function: Callable[[Connection], Awaitable[Result] | Result], tries: int = 3,
+        note: str | None = None,
+    ) -> Result:
+        """Call `function(connection)`, and await what it returns if that can be awaited, in a
+        transaction; again after a conflict, up to *tries* times. Return its result when its
+        transaction was committed.
+
+        The event loop goes on while this waits for a connection, for the commit, or between
+        tries. When it is cancelled during the commit, the commit may have happened.
+        """
+        result: Any = None
+        async for attempt in self.attempts(tries, note):
+            async with attempt as connection:
+                result = function(connection)
+                if inspect.isawaitable(result):
+                    result = await result
+        return result  # type: ignore[no-any-return]
