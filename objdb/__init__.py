@@ -1,10 +1,10 @@
 """objdb: a transactional object database.
 
-    database/    1  hands out connections: db, pool, invalidations, conflicts, opening by path
-                    or URI
+    database/    1  hands out connections: db, aio, pool, invalidations, conflicts, opening by
+                    path or URI
     connection/  2  binds objects to one snapshot in one transaction: loading, committing,
                     connection (views), isolation, savepoints, subtransactions, retry,
-                    outcome, mutations
+                    outcome, mutations; for asyncio: tasks, workers, prefetch
     records/     3  object state to bytes and back; the only place that pickles
     storage/     4  bytes to revisions: memory, commit, revisions, file/
       files.py   5  the seam to the operating system
@@ -30,6 +30,7 @@ from objdb.connection.changes import ObjectState, object_state
 from objdb.connection.committing import LargeRecordWarning
 from objdb.connection.connection import Connection
 from objdb.connection.subtransactions import get_transaction
+from objdb.connection.tasks import TaskTransactionManager, task_manager
 from objdb.database.db import DB, open_database
 from objdb.database.pool import LeakedConnectionWarning
 from objdb.errors import (
@@ -111,6 +112,7 @@ __all__ = [
     "StorageLockedError",
     "StorageTransactionError",
     "StorageWriteError",
+    "TaskTransactionManager",
     "TransientError",
     "UnpicklableError",
     "UnregisteredMutationError",
@@ -122,4 +124,5 @@ __all__ = [
     "get_transaction",
     "object_state",
     "open",
+    "task_manager",
 ]

@@ -15,6 +15,7 @@ import transaction
 import objdb
 from objdb.check import check
 
+ROOT = Path(__file__).resolve().parents[1]
 SKIPS = Path(__file__).parent / "skips.txt"
 _skipped: set[str] = set()
 

@@ -17,6 +17,7 @@ from objdb import interfaces
 ROOT = Path(objdb.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 LEAVES = {"ids", "errors", "interfaces", "_accelerator"}
 # Which parts of objdb each part may import, itself aside.
 ALLOWED = {
@@ -98,7 +99,7 @@ def test_rooms_are_small(path: Path) -> None:
     if path.name != "conformance.py":
         assert len(text.splitlines()) <= 500
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, FUNCTIONS):
             assert node.end_lineno - node.lineno < 70, node.name
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None)
 
@@ -111,11 +112,11 @@ def test_public_things_say_what_they_are(path: Path) -> None:
     assert ast.get_docstring(tree), path
     is_seam = path.name in ("files.py", "faults.py")
     for node in tree.body:
-        if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name.startswith("_"):
+        if not isinstance(node, ast.ClassDef | FUNCTIONS) or node.name.startswith("_"):
             continue
         assert ast.get_docstring(node), node.name
         for method in node.body if isinstance(node, ast.ClassDef) else ():
-            if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+            if isinstance(method, FUNCTIONS) and not method.name.startswith("_"):
                 assert is_seam or ast.get_docstring(method), f"{node.name}.{method.name}"
 
 
@@ -134,7 +135,7 @@ def test_camel_case_names_are_the_fields() -> None:
             known |= set(interface)
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            if isinstance(node, FUNCTIONS) and not node.name.startswith("_"):
                 is_camel = node.name != node.name.lower() and "_" not in node.name
                 assert not is_camel or node.name in known, f"{path.name}: {node.name}"
 

@@ -19,7 +19,9 @@ from objdb.connection.aging import AccessEpochs
 from objdb.connection.changes import ChangeSet
 from objdb.connection.isolation import ReadSet, kept
 from objdb.connection.loadpath import LoadPath
+from objdb.connection.prefetch import Prefetch
 from objdb.connection.savepoint import SavepointStore
+from objdb.connection.workers import Job
 from objdb.errors import (
     ConcurrentUseError,
     ConflictError,
@@ -28,6 +30,7 @@ from objdb.errors import (
     ObjdbError,
     POSKeyError,
     ReadConflictError,
+    require_at_least,
 )
 from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, format_oid, format_tid, next_tid
 from objdb.records.broken import class_name
@@ -105,6 +108,25 @@ class ObjectLoader(LoadPath):
         return self._db
 
     # -- load
+
+    async def prefetch(self, *objects: Any, depth: int = 0) -> int:
+        """Load *objects* without keeping the event loop waiting; return how many had to be
+        loaded.
+
+        Each is a persistent object, or something to iterate over that yields them, such as
+        `tree.values(first, last)`. *depth*: also load what these refer to, in so many steps. A
+        BTree comes whole. All counts as read by the transaction, and stays loaded until it
+        ends. While this runs, nobody else may use the connection. When cancelled, this ends with
+        the object that is being loaded.
+
+        Raises what loading raises; `UsageError` for objects of another connection.
+        """
+        if self._phase is Phase.CLOSED:
+            raise self._closed()
+        require_at_least(0, depth=depth)
+        prefetch = Prefetch(self, objects, depth)
+        count: int = await self._db.workers.submit(Job(prefetch.run)).outcome(prefetch.stop)
+        return count
 
     def _load_failed(self, obj: Any, error: BaseException) -> NoReturn:
         """Raise what loading *obj* ended in, with what is known about the object."""

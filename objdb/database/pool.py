@@ -241,18 +241,21 @@ class ConnectionPool:
             return Holder(thread, now, stack)
         return Holder(thread, now, stack, weakref.ref(task), task.get_name())
 
-    _WAITED = "for {:g} s. Close them when done (with db.transaction() does), or raise pool_size"
+    _WAITED = (
+        "all {} connections were out for {:g} s. Close them when done (with db.transaction() "
+        "does), or raise pool_size."
+    )
     _BLOCKS = (
-        "with tasks of the event loop that would wait. Use `await db.aopen()` or `async with "
-        "db.transaction()`, which let these tasks go on"
+        "all {} connections are out, with tasks of this event loop, which could not give them "
+        "back while it waits. Use `await db.aopen()`, or `async with db.transaction()`."
     )
 
     def _timeout(self, what: str = _WAITED) -> PoolTimeoutError:
         holders = tuple(holder.describe() for holder in self._out.values())
         hint = "" if self.record_stacks else " DB(record_stacks=True) tells where they were opened."
         return PoolTimeoutError(
-            f"all {self.size} connections were out {what.format(self.wait)}.{hint} Held by:\n  "
-            + "\n  ".join(holders), holders=holders,
+            f"{what.format(self.size, self.wait)}{hint} Held by:\n  " + "\n  ".join(holders),
+            holders=holders,
         )
 
     def give_back(self, connection: Connection) -> bool:

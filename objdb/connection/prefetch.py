@@ -1,0 +1,98 @@
+"""Loading objects in a worker thread, so that a coroutine finds them loaded.
+
+    objects given ─► their trees' nodes ─► what all these refer to ─► …
+    ╰────────────── depth 0 ──────────╯    ╰────── depth 1 ─────╯
+
+A tree of BTrees is one object in many nodes, and comes whole. Lists and mappings are objects like
+others: what is in them is one step further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+from persistent import Persistent
+
+from objdb.errors import UsageError
+from objdb.ids import NO_TID, Oid
+from objdb.records.references import references
+
+if TYPE_CHECKING:
+    from objdb.connection.loading import ObjectLoader
+
+
+class Prefetch:
+    """Loads *objects*, and what can be reached from them in *depth* steps. Each of *objects* is
+    a persistent object of *jar*, or an iterable of them."""
+
+    def __init__(self, jar: ObjectLoader, objects: Iterable[Any], depth: int) -> None:
+        self._jar = jar
+        self._objects = objects
+        self._depth = depth
+        self._seen: set[Oid] = set()
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """End after the object that is being loaded."""
+        self._is_stopped = True
+
+    def run(self) -> int:
+        """Load; return the number of objects that had to be loaded (called in a worker)."""
+        jar, before = self._jar, self._jar.load_count
+        if jar._user:
+            jar._refuse_thread()
+        jar._user = get_ident()  # who loads through this connection meanwhile is told
+        try:
+            level = self._given()
+            for steps_left in range(self._depth, -1, -1):
+                following: list[Any] = []
+                for node in self._load(level):
+                    if steps_left:
+                        following += self._referred(node)
+                level = iter(following)
+        finally:
+            jar._user = 0
+        return jar.load_count - before
+
+    def _given(self) -> Iterator[Any]:
+        for given in self._objects:
+            for obj in [given] if isinstance(given, Persistent) else given:
+                if not isinstance(obj, Persistent):
+                    raise UsageError(f"{obj!r:.60} is no persistent object: it needs no loading")
+                if obj._p_jar is not None and obj._p_jar is not self._jar:
+                    raise UsageError(f"{obj!r} is of another connection. Prefetch it there")
+                yield obj
+
+    def _load(self, objects: Iterable[Any]) -> Iterator[Any]:
+        """Load objects, with the nodes of trees, and yield those that are stored."""
+        for obj in objects:
+            stack = [obj]
+            while stack:
+                node = stack.pop()
+                if self._is_stopped:
+                    return
+                if node._p_jar is None or node._p_oid in self._seen:
+                    continue
+                self._seen.add(node._p_oid)
+                node._p_activate()
+                stack += reversed(_child_nodes(node))
+                if node._p_serial != NO_TID:
+                    yield node
+
+    def _referred(self, node: Any) -> list[Any]:
+        """Return the objects that a loaded one refers to in the database."""
+        jar = self._jar
+        return [jar.get(oid) for oid in references(jar._load(node._p_oid))]
+
+
+def _child_nodes(node: Any) -> tuple[Any, ...]:
+    """Return the nodes below one of a tree; nothing for other objects."""
+    if not hasattr(node, "_bucket_type"):
+        return ()
+    state = node.__getstate__()  # None, ((items of the only leaf,),), or (children and keys, leaf)
+    if state is None or len(state) == 1:
+        return ()
+    nodes: tuple[Any, ...] = state[0][::2]
+    return nodes

@@ -1,0 +1,96 @@
+"""Commits of tasks that wait for the medium together: what was acknowledged is there after a
+loss of power, and a failing disk is told to everybody."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+from typing import Any
+
+import pytest
+
+import objdb
+from objdb.check import check
+from objdb.testing.faults import SURVIVALS, FaultyFiles
+from tests.aio.staging import assert_quiet, run
+
+PATH = "disk.fs"
+
+
+def open_on(files: FaultyFiles) -> objdb.DB:
+    storage = objdb.FileStorage(
+        PATH, files=files, preallocate_bytes=700, checkpoint_records=6
+    )
+    return objdb.DB(storage, pool_size=4)
+
+
+def test_power_is_lost_anywhere() -> None:
+    """Tasks commit, and power is lost after each operation on the disk: every commit that a task
+    had been told of is there, and none is half there."""
+    files = FaultyFiles()
+    acknowledged: list[tuple[int, str]] = []
+
+    async def main(db: objdb.DB) -> None:
+        async def store(name: str) -> None:
+            async with db.transaction() as connection:
+                connection.root()[f"{name} a"] = 1
+                connection.root()[f"{name} b"] = 1
+            acknowledged.append((len(files.operations), name))
+
+        async def several(number: int) -> None:
+            for count in range(3):
+                # The root is one object: one at a time changes it.
+                for _ in range(100):
+                    try:
+                        await store(f"{number} {count}")
+                    except objdb.ConflictError:
+                        await asyncio.sleep(0)
+                        continue
+                    break
+
+        await asyncio.gather(*map(several, range(4)))
+
+    with open_on(files) as db:
+        run(main(db))
+    assert len(acknowledged) == 12
+    for count, survival in itertools.product(range(len(files.operations) + 1), SURVIVALS):
+        with open_on(files.crashed(count, survival)) as db:
+            check(db.storage).raise_if_damaged()
+            names = set(db.run(lambda connection: list(connection.root())))
+            for seen_at, name in acknowledged:
+                present = {f"{name} a", f"{name} b"} & names
+                assert len(present) in (0, 2), (count, survival)
+                assert seen_at > count or len(present) == 2, (count, survival, name)
+
+
+def test_a_sync_that_fails() -> None:
+    """When the sync of several commits fails, each task is told that the outcome is unknown, and
+    no connection goes on with what may not have happened."""
+    files = FaultyFiles()
+    with open_on(files) as db:
+        with db.transaction() as connection:
+            connection.root()["p"] = objdb.PersistentMapping()
+            connection.root()["q"] = objdb.PersistentMapping()
+
+        async def change(name: str) -> Any:
+            async with db.transaction() as connection:
+                connection.root()[name]["n"] = 1
+
+        async def main() -> None:
+            sync = db.storage._file.sync
+
+            def fail() -> None:
+                raise OSError(errno.EIO, "the disk is broken")
+
+            db.storage._file.sync = fail
+            results = await asyncio.gather(change("p"), change("q"), return_exceptions=True)
+            assert {type(result) for result in results} == {objdb.StorageFailedError}
+            async with db.transaction() as connection:
+                assert dict(connection.root()["p"]) == dict(connection.root()["q"]) == {}
+            with pytest.raises(objdb.StorageFailedError):
+                await change("p")
+            db.storage._file.sync = sync
+            assert_quiet(db)
+
+        run(main())
