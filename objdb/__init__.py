@@ -1,7 +1,7 @@
 """objdb: a transactional object database.
 
-    database/    1  hands out connections: db, aio, pool, invalidations, conflicts, opening by
-                    path or URI
+    database/    1  hands out connections: db, aio, pool, past, caches, invalidations,
+                    conflicts, opening by path or URI
     connection/  2  binds objects to one snapshot in one transaction: loading, committing,
                     connection (views), isolation, savepoints, subtransactions, retry,
                     outcome, mutations; for asyncio: tasks, workers, prefetch
@@ -51,6 +51,7 @@ from objdb.errors import (
     PythonTwoRecordError,
     ReadConflictError,
     ReadOnlyError,
+    ReadOnlyHistoryError,
     RecordTooLargeError,
     SerializationError,
     StorageClosedError,
@@ -103,6 +104,7 @@ __all__ = [
     "PythonTwoRecordError",
     "ReadConflictError",
     "ReadOnlyError",
+    "ReadOnlyHistoryError",
     "RecordTooLargeError",
     "SerializationError",
     "StorageClosedError",

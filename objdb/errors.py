@@ -10,6 +10,7 @@
     │   ├── StorageError                   the storage cannot do this
     │   │   ├── StorageTransactionError    called with the wrong transaction, or none
     │   │   ├── ReadOnlyError              the storage was opened for reading only
+    │   │   │   └── ReadOnlyHistoryError   the connection shows the past
     │   │   ├── StorageLockedError         the file is open elsewhere: pid and host
     │   │   ├── StorageClosedError         used after close
     │   │   ├── StorageFailedError         a write's outcome is unknown: close and reopen
@@ -204,6 +205,10 @@ class StorageTransactionError(StorageError):
 
 class ReadOnlyError(StorageError):
     """The storage is open for reading only."""
+
+
+class ReadOnlyHistoryError(ReadOnlyError):
+    """A change through a connection that shows the past."""
 
 
 class StorageLockedError(StorageError):

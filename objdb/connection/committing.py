@@ -26,9 +26,10 @@ from objdb.errors import (
     ConnectionStateError,
     ReadConflictError,
     ReadOnlyError,
+    ReadOnlyHistoryError,
     SerializationError,
 )
-from objdb.ids import NO_TID, Oid, Tid, format_oid
+from objdb.ids import NO_TID, Oid, Tid, format_oid, format_tid
 from objdb.interfaces import IStorageReadChecks
 from objdb.records.broken import class_name
 from objdb.records.writer import ObjectWriter
@@ -73,7 +74,7 @@ class ObjectCommitter(ObjectLoader):
 
     def isReadOnly(self) -> bool:
         """Whether objects cannot be changed through this connection."""
-        return bool(self._storage.isReadOnly())
+        return self._past is not None or bool(self._storage.isReadOnly())
 
 
     # -- change
@@ -112,6 +113,11 @@ class ObjectCommitter(ObjectLoader):
 
     def _join(self) -> None:
         if self._phase is Phase.IDLE:
+            if self._past is not None:
+                raise ReadOnlyHistoryError(
+                    f"this connection shows {self._db.name} before {format_tid(self._past)}: the "
+                    "past cannot be changed. Open one without `at` and `before`"
+                )
             if self.isReadOnly():
                 raise ReadOnlyError(
                     f"{self._db.name} is open for reading only: its objects cannot be changed"

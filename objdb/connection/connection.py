@@ -30,7 +30,7 @@ from objdb.connection.committing import ObjectCommitter
 from objdb.connection.isolation import ReadSet
 from objdb.connection.loading import Phase
 from objdb.errors import ConnectionStateError, InvalidObjectReference
-from objdb.ids import MAX_TID, format_oid, next_tid
+from objdb.ids import MAX_TID, Tid, format_oid, next_tid
 from objdb.interfaces import IConnection
 from objdb.records.broken import class_name
 
@@ -77,7 +77,9 @@ class Connection(ObjectCommitter):
         self._require_usable()
         companion: Connection | None = self._companions.get(name)
         if companion is None:
-            companion = self._db.connection_to(name, self.transaction_manager, self.isolation)
+            companion = self._db.connection_to(
+                name, self.transaction_manager, self.isolation, self._past
+            )
             assert companion is not None
             companion._companions = self._companions
             self._companions[name] = companion
@@ -122,6 +124,15 @@ class Connection(ObjectCommitter):
         self._unreadable = None
         if self._refused:
             self._drop_refused()
+        if self._past is None:
+            self._move()
+        self._epochs.advance()
+        if self._postponed:
+            self._do_postponed()
+        if self._reads is not None:
+            self._reads.begin()
+
+    def _move(self) -> None:
         last = self._db.current_tid()
         log = self._db.invalidations
         if last != self._snapshot or log.generation != self._generation:
@@ -133,22 +144,25 @@ class Connection(ObjectCommitter):
                 self._cache.invalidate(oids)
             self._snapshot = last
             self._set_bound()
-        self._epochs.advance()
-        if self._postponed:
-            self._do_postponed()
-        if self._reads is not None:
-            self._reads.begin()
 
     def _set_bound(self) -> None:
         """Set what loads are bounded by."""
-        self._before = MAX_TID if self._isolation == "read-current" else next_tid(self._snapshot)
+        if self._past is not None:
+            self._before = self._past
+        elif self._isolation == "read-current":
+            self._before = MAX_TID
+        else:
+            self._before = next_tid(self._snapshot)
 
     # -- opening and closing
 
-    def open(self, transaction_manager: Any, isolation: str = "snapshot") -> None:
-        """Join the transactions of *transaction_manager* (called by the database)."""
+    def open(
+        self, transaction_manager: Any, isolation: str = "snapshot", past: Tid | None = None
+    ) -> None:
+        """Join the transactions of *transaction_manager*; *past*: the tid before which the view
+        stays (called by the database)."""
         for companion in self._companions.values():
-            companion._open(transaction_manager or transaction.manager, isolation)
+            companion._open(transaction_manager or transaction.manager, isolation, past)
 
     @property
     def is_bound_to_thread(self) -> bool:
@@ -160,7 +174,7 @@ class Connection(ObjectCommitter):
         """What transactions see of one another: the name of the mode."""
         return self._isolation
 
-    def _open(self, transaction_manager: Any, isolation: str) -> None:
+    def _open(self, transaction_manager: Any, isolation: str, past: Tid | None) -> None:
         is_thread_bound = isinstance(transaction_manager, transaction.ThreadTransactionManager)
         # The thread's own manager: another thread may close this connection.
         manager = transaction_manager.manager if is_thread_bound else transaction_manager
@@ -168,14 +182,15 @@ class Connection(ObjectCommitter):
         self._owner = get_ident() if is_thread_bound else None
         self._phase = Phase.IDLE
         self._load_before = self._storage.loadBefore
-        self._isolation = isolation
+        self._isolation = isolation if past is None else "snapshot"
+        self._past = past
         self._set_bound()
         self.__dict__.pop("setstate", None)
-        if isolation == "read-current":
+        if self._isolation == "read-current":
             # What objects call when they are touched, before the class's.
             self.__dict__["setstate"] = self._set_current_state
         self._loaded = None
-        self._reads = ReadSet(self, self._cache) if isolation == "serializable" else None
+        self._reads = ReadSet(self, self._cache) if self._isolation == "serializable" else None
         self._begin_view()
         self.transaction_manager.registerSynch(self)
 

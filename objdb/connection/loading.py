@@ -74,6 +74,7 @@ class ObjectLoader(LoadPath):
         self._postponed: deque[Callable[[Any], None]] = deque()
         self._isolation = "snapshot"
         self._snapshot: Tid = NO_TID
+        self._past: Tid | None = None  # where the view stays, if it does not move on
         self.token = object()  # names this connection in the invalidation log
 
     # -- reaching objects

@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 from objdb.connection.connection import Connection
 from objdb.connection.isolation import require_isolation
 from objdb.connection.retry import Attempts
-from objdb.connection.tasks import bound, task_manager
+from objdb.connection.tasks import bound as bound_to_task
+from objdb.connection.tasks import task_manager
+from objdb.database.past import bound
 from objdb.database.pool import ConnectionPool, Holder
-from objdb.errors import StorageClosedError
+from objdb.ids import Tid
 
 Result = TypeVar("Result")
 
@@ -27,13 +29,15 @@ class AsyncDatabase:
     name: str
     isolation: str
     _pool: ConnectionPool
-    _is_closed: bool
-    _make_connection: Callable[[], Connection]
+    _require_usable: Callable[[], None]
+    _take: Callable[[bool, Tid | None], Connection]
+    storage: Any
+    return_connection: Callable[[Connection], None]
     attempts: Callable[[int, str | None], Attempts]
 
     def aopen(
         self, *, temporary: bool = False, transaction_manager: Any = None,
-        isolation: str | None = None,
+        isolation: str | None = None, at: Any = None, before: Any = None,
     ) -> Coroutine[Any, Any, Connection]:
         """Return a connection that takes part in the transactions of *transaction_manager*
         (default: `task_manager`, those of the task that calls this): `await` it.
@@ -41,21 +45,27 @@ class AsyncDatabase:
         Like `open`, but the event loop goes on while this waits for the pool. The task that
         calls this is the one that has the connection, whichever task awaits the result.
         """
-        if self._is_closed:
-            raise StorageClosedError(f"the database {self.name} is closed")
+        self._require_usable()
         isolation = self.isolation if isolation is None else require_isolation(isolation)
-        manager = bound(task_manager if transaction_manager is None else transaction_manager)
-        holder = None if temporary else self._pool.holder(frames=2)
-        return self._aopen(holder, manager, isolation)
-
-    async def _aopen(self, holder: Holder | None, manager: Any, isolation: str) -> Connection:
-        connection = (
-            self._make_connection() if holder is None else await self._pool.atake(holder)
+        past = bound(at, before, self.storage.lastTransaction())
+        manager = bound_to_task(
+            task_manager if transaction_manager is None else transaction_manager
         )
+        waits = not temporary and past is None
+        holder = self._pool.holder(frames=2) if waits else None
+        return self._aopen(holder, manager, isolation, past)
+
+    async def _aopen(
+        self, holder: Holder | None, manager: Any, isolation: str, past: Tid | None
+    ) -> Connection:
+        if holder is None:
+            connection = self._take(True, past)
+        else:
+            connection = await self._pool.atake(holder)
         try:
-            connection.open(manager, isolation)
+            connection.open(manager, isolation, past)
         except BaseException:
-            self._pool.give_back(connection)
+            self.return_connection(connection)
             raise
         return connection
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -12,18 +14,21 @@ from zope.interface import implementer
 from objdb.connection.connection import Connection
 from objdb.connection.isolation import require_isolation
 from objdb.connection.retry import Attempts, Block
-from objdb.connection.tasks import bound, later_of
+from objdb.connection.tasks import bound as bound_to_task
+from objdb.connection.tasks import later_of
 from objdb.connection.workers import MOST_THREADS, MOST_TOGETHER, Workers
 from objdb.database.aio import AsyncDatabase
+from objdb.database.caches import DatabaseCaches
 from objdb.database.conflicts import ConflictLog, LookUp
 from objdb.database.invalidations import InvalidationLog
 from objdb.database.opening import open_storage
-from objdb.database.pool import ConnectionPool, Holder
-from objdb.database.statistics import ConnectionStatistics, DatabaseStatistics
+from objdb.database.past import HistoricalPool, bound
+from objdb.database.pool import ConnectionPool
 from objdb.errors import (
     ConflictError,
     POSKeyError,
     StorageClosedError,
+    StorageForkedError,
     Unsupported,
     UsageError,
     require_at_least,
@@ -37,9 +42,12 @@ from objdb.storage.commit import TransactionMetaData
 
 Result = TypeVar("Result")
 
+_after_fork = threading.Lock()  # held while a child sets up a database
+os.register_at_fork(after_in_child=_after_fork._at_fork_reinit)  # type: ignore[attr-defined]
+
 
 @implementer(IDatabase)
-class DB(AsyncDatabase):
+class DB(AsyncDatabase, DatabaseCaches):
     """A database of objects.
 
     *storage*: a storage, a path, a URI, None (in memory), or a callable that makes a storage.
@@ -52,7 +60,12 @@ class DB(AsyncDatabase):
     *record_stacks*: remember where connections were opened, for `PoolTimeoutError` (costs some
     time per open). *detect_mutations*: compare loaded objects with their records at every commit,
     and raise `UnregisteredMutationError` for changes that would be lost; for development and
-    tests, as it takes longer than the commit.
+    tests, as it takes longer than the commit. *historical_pool_size*, *historical_timeout*,
+    *historical_cache_size*: how many connections to the past are kept for the next one who wants
+    that moment, for how many seconds, and how many objects each keeps loaded.
+
+    After `os.fork()`, a database made with a callable opens a storage of its own in the child,
+    when it is first used there; any other raises `StorageForkedError`.
 
     Raises what opening the storage raises. Closing the database closes the storage.
     """
@@ -62,8 +75,11 @@ class DB(AsyncDatabase):
         cache_size_bytes: int = 0, cache_deactivate_after: float = 60, *,
         isolation: str = "snapshot", pool_wait: float = 30, databases: dict[str, Any] | None = None,
         database_name: str = "unnamed", record_stacks: bool = False, detect_mutations: bool = False,
+        historical_pool_size: int = 3, historical_timeout: float = 300,
+        historical_cache_size: int = 1000,
     ) -> None:
         self.databases = {} if databases is None else databases
+        self._factory = storage if callable(storage) else None
         self.storage, given = open_storage(storage)
         self.name: str = self.storage.getName()
         self.database_name: str = given.get("database_name", database_name)
@@ -80,29 +96,64 @@ class DB(AsyncDatabase):
             given.get("cache_size", cache_size), given.get("cache_size_bytes", cache_size_bytes)
         )
         self.detect_mutations: bool = given.get("detect_mutations", detect_mutations)
-        self._for_transaction: dict[int, Connection] = {}
+        self._pool_options = (
+            given.get("pool_size", pool_size), given.get("pool_wait", pool_wait),
+            given.get("record_stacks", record_stacks),
+        )
+        self._historical_cache_size = given.get("historical_cache_size", historical_cache_size)
+        self._historical_options = (
+            given.get("historical_pool_size", historical_pool_size),
+            given.get("historical_timeout", historical_timeout),
+        )
         self._is_closed = False
-        self.conflicts = ConflictLog()
-        self._commits = 0
-        # Threads that wait in place of coroutines: for commits together, and for the rest.
-        self.committer = Workers(f"{self.name} commit", 1, MOST_TOGETHER)
-        self.workers = Workers(self.name, MOST_THREADS)
         try:
-            require_at_least(0, cache_size=size, cache_size_bytes=size_bytes)
-            self.isolation = require_isolation(given.get("isolation", isolation))
-            self._pool = ConnectionPool(
-                given.get("pool_size", pool_size), given.get("pool_wait", pool_wait),
-                self._make_connection,
+            require_at_least(
+                0, cache_size=size, cache_size_bytes=size_bytes,
+                historical_cache_size=self._historical_cache_size,
             )
-            self._pool.record_stacks = given.get("record_stacks", record_stacks)
-            self.storage.registerDB(self)
-            self._require_root()
+            self.isolation = require_isolation(given.get("isolation", isolation))
+            self._begin()
         except BaseException:
             self.storage.close()
             raise
+        self.databases[self.database_name] = self
+
+    def _begin(self) -> None:
+        """Set up what belongs to one storage, and to one process."""
+        self._pid = os.getpid()
+        self.conflicts = ConflictLog()
+        self._commits = 0
+        self._for_transaction: dict[tuple[int, Tid | None], Connection] = {}
+        # Threads that wait in place of coroutines: for commits together, and for the rest.
+        self.committer = Workers(f"{self.name} commit", 1, MOST_TOGETHER)
+        self.workers = Workers(self.name, MOST_THREADS)
+        size, wait, record_stacks = self._pool_options
+        self._pool = ConnectionPool(size, wait, self._make_connection)
+        self._pool.record_stacks = record_stacks
+        self._past = HistoricalPool(*self._historical_options, self._make_historical_connection)
+        self.storage.registerDB(self)
+        self._require_root()
         self.invalidations = InvalidationLog(self.storage.lastTransaction())
         self._is_polled = IStoragePolling.providedBy(self.storage) and self.storage.isReadOnly()
-        self.databases[self.database_name] = self
+
+    def _require_usable(self) -> None:
+        if self._is_closed:
+            raise StorageClosedError(f"the database {self.name} is closed")
+        if self._pid != os.getpid():
+            self._begin_in_child()
+
+    def _begin_in_child(self) -> None:
+        with _after_fork:
+            if self._pid == os.getpid():
+                return
+            if self._factory is None:
+                raise StorageForkedError(
+                    f"the database {self.name} was opened by process {self._pid}, of which this "
+                    "one is a fork. Open it here, or give DB a function that makes the storage: "
+                    "then each process gets its own"
+                )
+            self.storage = self._factory()
+            self._begin()
 
     def _require_root(self) -> None:
         """Make the root object if the storage is new."""
@@ -132,7 +183,8 @@ class DB(AsyncDatabase):
 
     def open(
         self, version: Any = "", transaction: Any = None, temporary: bool = False, *,
-        transaction_manager: Any = None, isolation: str | None = None,
+        transaction_manager: Any = None, isolation: str | None = None, at: Any = None,
+        before: Any = None,
     ) -> Connection:
         """Return a connection that takes part in the transactions of *transaction_manager*
         (default: those of the calling thread).
@@ -140,61 +192,77 @@ class DB(AsyncDatabase):
         Waits while all connections are out, at most `pool_wait` seconds; then
         `PoolTimeoutError`. *temporary*: make one beside the pool, which is dropped when closed.
         *transaction*: return the same connection for the same transaction, closed when that
-        ends. *isolation*: another mode than the database's. *version*: this release has no
-        versions; `Unsupported` unless it is empty. A first argument that is no string is taken
-        for a transaction manager.
+        ends. *isolation*: another mode than the database's. *at*, *before*: a connection for
+        reading what was there at a moment of the past, or just before it (a tid, seconds since
+        1970, a datetime with a time zone, or one in ISO form); those are not counted with the
+        others. *version*: this release has no versions; `Unsupported` unless it is empty. A first
+        argument that is no string is taken for a transaction manager.
         """
         if not isinstance(version, str):
             version, transaction_manager = "", version
         if version:
             raise Unsupported(f"{self.name}: versions are not supported")
-        if self._is_closed:
-            raise StorageClosedError(f"the database {self.name} is closed")
-        if transaction is not None:
-            return self._open_for(transaction, isolation)
+        self._require_usable()
         isolation = self.isolation if isolation is None else require_isolation(isolation)
-        connection = self._make_connection() if temporary else self._pool.take()
+        past = bound(at, before, self.storage.lastTransaction())
+        if transaction is not None:
+            return self._open_for(transaction, isolation, past)
+        connection = self._take(temporary, past)
         try:
-            connection.open(bound(transaction_manager), isolation)
+            connection.open(bound_to_task(transaction_manager), isolation, past)
         except BaseException:
-            self._pool.give_back(connection)
+            self.return_connection(connection)
             raise
         return connection
+
+    def _take(self, temporary: bool, past: Tid | None) -> Connection:
+        if past is not None:
+            return self._past.take(past)
+        return self._make_connection() if temporary else self._pool.take()
 
     def _make_connection(self) -> Connection:
         return Connection(self, *self._cache_limits)
 
-    def _open_for(self, txn: Any, isolation: str | None) -> Connection:
-        connection = self._for_transaction.get(id(txn))
+    def _make_historical_connection(self) -> Connection:
+        return Connection(self, self._historical_cache_size, self._cache_limits[1])
+
+    def _open_for(self, txn: Any, isolation: str, past: Tid | None) -> Connection:
+        key = id(txn), past
+        connection = self._for_transaction.get(key)
         if connection is None:
             manager = _OneTransaction(txn)
-            connection = self.open(transaction_manager=manager, isolation=isolation)
-            self._for_transaction[id(txn)] = connection
+            connection = self.open(
+                transaction_manager=manager, isolation=isolation, before=past
+            )
+            self._for_transaction[key] = connection
             txn.addBeforeCommitHook(connection.beforeCompletion, (txn,))
-            txn.addAfterCommitHook(self._transaction_ended, (txn,))
-            txn.addAfterAbortHook(self._transaction_ended, (True, txn))
+            txn.addAfterCommitHook(self._transaction_ended, (key,))
+            txn.addAfterAbortHook(self._transaction_ended, (True, key))
         return connection
 
-    def _transaction_ended(self, is_over: bool, txn: Any) -> None:
+    def _transaction_ended(self, is_over: bool, key: tuple[int, Tid | None]) -> None:
         if is_over:  # a commit that failed is followed by an abort
-            connection = self._for_transaction.pop(id(txn), None)
+            connection = self._for_transaction.pop(key, None)
             if connection is not None:
                 connection.close()
 
     def return_connection(self, connection: Connection) -> None:
         """Take back a connection (called when it is closed)."""
-        self._pool.give_back(connection)
+        self._pool.give_back(connection) or self._past.give_back(connection)
 
-    def connection_to(self, name: str, transaction_manager: Any, isolation: str) -> Connection:
-        """Return a connection to the database *name* of the same group; `UsageError` if there
-        is none."""
+    def connection_to(
+        self, name: str, transaction_manager: Any, isolation: str, past: Tid | None
+    ) -> Connection:
+        """Return a connection to the database *name* of the same group, at the same moment of
+        the past if there is one; `UsageError` if there is no such database."""
         if name not in self.databases:
             raise UsageError(
                 f"an object refers to the database {name!r}, which is not open here; there are "
                 f"{', '.join(map(repr, self.databases))}. Give all of them one `databases` dict"
             )
         connection: Connection = self.databases[name].open(
-            temporary=True, transaction_manager=transaction_manager, isolation=isolation
+            temporary=True, transaction_manager=transaction_manager, isolation=isolation,
+            before=past,
         )
         return connection
 
@@ -275,115 +343,6 @@ class DB(AsyncDatabase):
         self.conflicts.add(error)
         error._look_up = LookUp(self.storage)
 
-    # -- caches
-
-    def _connections(self) -> list[tuple[Connection, Holder | None]]:
-        return self._pool.connections()
-
-    def getCacheSize(self) -> int:
-        """Return how many objects each connection keeps loaded."""
-        return int(self._cache_limits[0])
-
-    def getCacheSizeBytes(self) -> int:
-        """Return how many bytes of records each connection keeps loaded (0: no limit)."""
-        return int(self._cache_limits[1])
-
-    def setCacheSize(self, size: int) -> None:
-        """Let each connection keep *size* objects loaded."""
-        self._set_cache_limits(size, self._cache_limits[1])
-
-    def setCacheSizeBytes(self, size: int) -> None:
-        """Let each connection keep objects of *size* bytes of records loaded (0: no limit)."""
-        self._set_cache_limits(self._cache_limits[0], size)
-
-    def _set_cache_limits(self, size: int, size_bytes: int) -> None:
-        self._cache_limits = size, size_bytes
-        for connection, _ in self._connections():
-            connection.set_cache_limits(size, size_bytes)
-
-    def setCacheDeactivateAfter(self, seconds: float) -> None:
-        """Set the age that `cacheFullSweep` goes by."""
-        self.cache_deactivate_after = seconds
-
-    def cacheMinimize(self, age: float = 0) -> None:
-        """Make ghosts of unchanged objects not used for *age* seconds: now in the connections
-        that this thread has and those in the pool, in others when their next transaction
-        begins."""
-        self._pool.for_each(lambda connection: connection.cacheMinimize(age))
-
-    def cacheFullSweep(self, age: float | None = None) -> None:
-        """Make ghosts of unchanged objects not used for *age* seconds (default:
-        `cache_deactivate_after`), when `cacheMinimize` does."""
-        self._pool.for_each(lambda connection: connection.cacheFullSweep(age))
-
-    def cacheSize(self) -> int:
-        """Return the number of loaded objects in all connections."""
-        return sum(len(connection.cached_objects()) for connection, _ in self._connections())
-
-    def cacheDetail(self) -> list[tuple[str, int]]:
-        """Return (class name, number of loaded objects), by class name."""
-        counts: dict[str, int] = {}
-        for connection, _ in self._connections():
-            for obj in connection.cached_objects():
-                name = f"{type(obj).__module__}.{type(obj).__qualname__}"
-                counts[name] = counts.get(name, 0) + 1
-        return sorted(counts.items())
-
-    def cacheDetailSize(self) -> list[dict[str, Any]]:
-        """Return for each connection a dict: connection, ngsize (loaded objects), size (with
-        ghosts)."""
-        details = []
-        for connection, _ in self._connections():
-            loaded = len(connection.cached_objects())
-            details.append(
-                {
-                    "connection": repr(connection), "ngsize": loaded,
-                    "size": loaded + connection.ghost_count(),
-                }
-            )
-        return details
-
-    def cacheExtremeDetail(self) -> list[dict[str, Any]]:
-        """Return for each loaded object a dict: conn_no, oid, klass, size (bytes of its record,
-        which is read for it), state."""
-        return [
-            {
-                "conn_no": number, "oid": obj._p_oid, "size": connection.record_size(obj._p_oid),
-                "klass": f"{type(obj).__module__}.{type(obj).__qualname__}",
-                "state": obj._p_state,
-            }
-            for number, (connection, _) in enumerate(self._connections())
-            for obj in connection.cached_objects()
-        ]
-
-    def statistics(self) -> DatabaseStatistics:
-        """Return what the database, its pool and its caches look like now."""
-        connections = []
-        for connection, holder in self._connections():
-            loaded = connection.cached_objects()
-            connections.append(
-                ConnectionStatistics(
-                    held_by=holder.name if holder else "", loaded_objects=len(loaded),
-                    ghosts=connection.ghost_count(), loads=connection.load_count,
-                    estimated_bytes=connection.estimated_bytes(),
-                    stores=connection.store_count,
-                )
-            )
-        return DatabaseStatistics(
-            name=self.name, objects=len(self.storage), size_bytes=self.storage.getSize(),
-            last_tid=self.storage.lastTransaction(), pool_size=self._pool.size,
-            connections_out=sum(1 for c in connections if c.held_by),
-            connections=tuple(connections), conflicts=self.conflicts.count, commits=self._commits,
-        )
-
-    def setPoolSize(self, size: int) -> None:
-        """Let *size* connections be out at once."""
-        self._pool.resize(size)
-
-    def getPoolSize(self) -> int:
-        """Return how many connections can be out at once."""
-        return self._pool.size
-
     # -- the end
 
     def close(self) -> None:
@@ -392,12 +351,13 @@ class DB(AsyncDatabase):
         if self._is_closed:
             return
         self._is_closed = True
-        connections = self._pool.close()
-        self.committer.close()
-        self.workers.close()
-        for connection in connections:
-            connection.abandon()
-        self._for_transaction.clear()
+        if self._pid == os.getpid():  # a fork has neither the threads nor the locks' holders
+            connections = self._pool.close() + self._past.close()
+            self.committer.close()
+            self.workers.close()
+            for connection in connections:
+                connection.abandon()
+            self._for_transaction.clear()
         if self.databases.get(self.database_name) is self:
             del self.databases[self.database_name]
         self.storage.close()

@@ -34,6 +34,7 @@ FILE_PARAMETERS: dict[str, Parser] = {
 DATABASE_PARAMETERS: dict[str, Parser] = {
     "pool_size": int, "pool_wait": float, "cache_size": int, "cache_size_bytes": int,
     "cache_deactivate_after": float, "isolation": str, "database_name": str,
+    "historical_pool_size": int, "historical_timeout": float, "historical_cache_size": int,
     "record_stacks": _boolean, "detect_mutations": _boolean,
 }
 

@@ -1,0 +1,137 @@
+"""What a database tells about its connections and their caches, and how those are kept small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from objdb.connection.connection import Connection
+from objdb.database.conflicts import ConflictLog
+from objdb.database.past import HistoricalPool
+from objdb.database.pool import ConnectionPool, Holder
+from objdb.database.statistics import ConnectionStatistics, DatabaseStatistics
+
+
+class DatabaseCaches:
+    """The part of `DB` that is about caches and numbers."""
+
+    name: str
+    storage: Any
+    conflicts: ConflictLog
+    cache_deactivate_after: float
+    _pool: ConnectionPool
+    _past: HistoricalPool
+    _cache_limits: tuple[int, int]
+    _commits: int
+
+    def _connections(self) -> list[tuple[Connection, Holder | None]]:
+        past = [(connection, None) for connection in self._past.connections()]
+        return [*self._pool.connections(), *past]
+
+    def _for_each(self, action: Callable[[Connection], None]) -> None:
+        self._pool.for_each(action)
+        self._past.for_each(action)
+
+    def getCacheSize(self) -> int:
+        """Return how many objects each connection keeps loaded."""
+        return int(self._cache_limits[0])
+
+    def getCacheSizeBytes(self) -> int:
+        """Return how many bytes of records each connection keeps loaded (0: no limit)."""
+        return int(self._cache_limits[1])
+
+    def setCacheSize(self, size: int) -> None:
+        """Let each connection keep *size* objects loaded."""
+        self._set_cache_limits(size, self._cache_limits[1])
+
+    def setCacheSizeBytes(self, size: int) -> None:
+        """Let each connection keep objects of *size* bytes of records loaded (0: no limit)."""
+        self._set_cache_limits(self._cache_limits[0], size)
+
+    def _set_cache_limits(self, size: int, size_bytes: int) -> None:
+        self._cache_limits = size, size_bytes
+        for connection, _ in self._pool.connections():
+            connection.set_cache_limits(size, size_bytes)
+
+    def setCacheDeactivateAfter(self, seconds: float) -> None:
+        """Set the age that `cacheFullSweep` goes by."""
+        self.cache_deactivate_after = seconds
+
+    def cacheMinimize(self, age: float = 0) -> None:
+        """Make ghosts of unchanged objects not used for *age* seconds: now in the connections
+        that this thread has and those in the pool, in others when their next transaction
+        begins."""
+        self._for_each(lambda connection: connection.cacheMinimize(age))
+
+    def cacheFullSweep(self, age: float | None = None) -> None:
+        """Make ghosts of unchanged objects not used for *age* seconds (default:
+        `cache_deactivate_after`), when `cacheMinimize` does."""
+        self._for_each(lambda connection: connection.cacheFullSweep(age))
+
+    def cacheSize(self) -> int:
+        """Return the number of loaded objects in all connections."""
+        return sum(len(connection.cached_objects()) for connection, _ in self._connections())
+
+    def cacheDetail(self) -> list[tuple[str, int]]:
+        """Return (class name, number of loaded objects), by class name."""
+        counts: dict[str, int] = {}
+        for connection, _ in self._connections():
+            for obj in connection.cached_objects():
+                name = f"{type(obj).__module__}.{type(obj).__qualname__}"
+                counts[name] = counts.get(name, 0) + 1
+        return sorted(counts.items())
+
+    def cacheDetailSize(self) -> list[dict[str, Any]]:
+        """Return for each connection a dict: connection, ngsize (loaded objects), size (with
+        ghosts)."""
+        details = []
+        for connection, _ in self._connections():
+            loaded = len(connection.cached_objects())
+            details.append(
+                {
+                    "connection": repr(connection), "ngsize": loaded,
+                    "size": loaded + connection.ghost_count(),
+                }
+            )
+        return details
+
+    def cacheExtremeDetail(self) -> list[dict[str, Any]]:
+        """Return for each loaded object a dict: conn_no, oid, klass, size (bytes of its record,
+        which is read for it), state."""
+        return [
+            {
+                "conn_no": number, "oid": obj._p_oid, "size": connection.record_size(obj._p_oid),
+                "klass": f"{type(obj).__module__}.{type(obj).__qualname__}",
+                "state": obj._p_state,
+            }
+            for number, (connection, _) in enumerate(self._connections())
+            for obj in connection.cached_objects()
+        ]
+
+    def statistics(self) -> DatabaseStatistics:
+        """Return what the database, its pool and its caches look like now."""
+        connections = []
+        for connection, holder in self._connections():
+            loaded = connection.cached_objects()
+            connections.append(
+                ConnectionStatistics(
+                    held_by=holder.name if holder else "", loaded_objects=len(loaded),
+                    ghosts=connection.ghost_count(), loads=connection.load_count,
+                    estimated_bytes=connection.estimated_bytes(),
+                    stores=connection.store_count,
+                )
+            )
+        return DatabaseStatistics(
+            name=self.name, objects=len(self.storage), size_bytes=self.storage.getSize(),
+            last_tid=self.storage.lastTransaction(), pool_size=self._pool.size,
+            connections_out=sum(1 for c in connections if c.held_by),
+            connections=tuple(connections), conflicts=self.conflicts.count, commits=self._commits,
+        )
+
+    def setPoolSize(self, size: int) -> None:
+        """Let *size* connections be out at once."""
+        self._pool.resize(size)
+
+    def getPoolSize(self) -> int:
+        """Return how many connections can be out at once."""
+        return self._pool.size

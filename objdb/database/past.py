@@ -1,0 +1,148 @@
+"""Connections to the past: which bound a moment is, and where such connections wait.
+
+    at=T        what was committed up to T         ─► before the tid after T
+    before=T    what was committed earlier than T  ─► before T
+
+Opening one never waits for another. Those that come back keep their caches for a while: the next
+one for the same moment gets them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from objdb.connection.connection import Connection
+from objdb.errors import UsageError, require_at_least
+from objdb.ids import NO_TID, Tid, format_tid, next_tid, tid_after
+
+# Times are told in microseconds, and tids are finer: "at" a time is up to the end of it.
+_RESOLUTION_SECONDS = 1e-6
+
+
+def bound(at: Any, before: Any, last: Tid) -> Tid | None:
+    """Return the tid that the view of a connection ends before, or None if neither is given.
+
+    *at* or *before*: a tid (8 bytes), seconds since 1970, a datetime with a time zone, or one in
+    ISO form. *last*: the last tid there is. `UsageError` for both, for a moment in the future,
+    and for what is no moment.
+    """
+    if at is None and before is None:
+        return None
+    if at is not None and before is not None:
+        raise UsageError("give `at` or `before`, not both: at is inclusive, before exclusive")
+    moment = before if at is None else at
+    if isinstance(moment, bytes):
+        if len(moment) != 8:
+            raise UsageError(f"{moment!r} is no tid: those are 8 bytes")
+        if moment > next_tid(last):
+            raise UsageError(
+                f"{format_tid(moment)} is in the future: the last transaction is {format_tid(last)}"
+            )
+        found = moment if at is None else next_tid(moment)
+    else:
+        seconds = _seconds(moment)
+        if seconds > time.time():
+            raise UsageError(f"{moment} is in the future")
+        found = _tid(moment, seconds + (0 if at is None else _RESOLUTION_SECONDS))
+    return min(found, next_tid(last))
+
+
+def _seconds(moment: Any) -> float:
+    if isinstance(moment, str):
+        try:
+            moment = datetime.fromisoformat(moment.replace("Z", "+00:00"))
+        except ValueError:
+            raise UsageError(
+                f"{moment!r} is no time in ISO form, as 2026-03-02T09:30:00+01:00 is"
+            ) from None
+    if isinstance(moment, datetime):
+        if moment.tzinfo is None:
+            raise UsageError(
+                f"{moment} has no time zone, so it is not known which moment it is. Give it one "
+                "(datetime.now().astimezone() has the local one)"
+            )
+        return moment.timestamp()
+    if isinstance(moment, bool) or not isinstance(moment, (int, float)):
+        raise UsageError(
+            f"{moment!r} is no moment: give a tid, seconds since 1970, a datetime or ISO form"
+        )
+    return moment
+
+
+def _tid(moment: Any, seconds: float) -> Tid:
+    try:
+        return tid_after(NO_TID, seconds)
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(f"{moment} is no time that a transaction can have") from None
+
+
+class HistoricalPool:
+    """Keeps up to *size* connections to the past that nobody uses, each for *timeout* seconds
+    at most; *make* makes one.
+
+    `_lock` covers the attributes below it.
+    """
+
+    def __init__(self, size: int, timeout: float, make: Callable[[], Connection]) -> None:
+        require_at_least(0, historical_pool_size=size)
+        self._size = size
+        self._timeout = timeout
+        self._make = make
+        self.clock = time.monotonic
+        self._lock = threading.Lock()
+        self._free: list[tuple[float, Tid, Connection]] = []  # since when, of which moment
+        self._out: dict[Connection, Tid] = {}
+
+    def take(self, before: Tid) -> Connection:
+        """Return a connection that nobody else has, if possible one that was at this moment."""
+        with self._lock:
+            self._drop_old()
+            for i, (_, moment, free) in enumerate(self._free):
+                if moment == before:
+                    del self._free[i]
+                    connection = free
+                    break
+            else:
+                connection = self._make()
+            self._out[connection] = before
+        return connection
+
+    def give_back(self, connection: Connection) -> bool:
+        """Take a connection back; False if it is not one of this pool's."""
+        with self._lock:
+            before = self._out.pop(connection, None)
+            if before is None:
+                return False
+            self._free.append((self.clock(), before, connection))
+            self._drop_old()
+            return True
+
+    def _drop_old(self) -> None:
+        oldest = self.clock() - self._timeout
+        kept = [entry for entry in self._free if entry[0] > oldest]
+        self._free = kept[max(0, len(kept) - self._size) :]
+
+    def connections(self) -> list[Connection]:
+        """Return all connections, those in use first."""
+        with self._lock:
+            self._drop_old()
+            return [*self._out, *(connection for _, _, connection in self._free)]
+
+    def for_each(self, action: Callable[[Connection], None]) -> None:
+        """Let who has a connection call *action* with it, when the next view begins; let go of
+        those that nobody uses."""
+        with self._lock:
+            self._free.clear()
+            out = list(self._out)
+        for connection in out:
+            connection.postpone(action)
+
+    def close(self) -> list[Connection]:
+        """Return the connections that are in use."""
+        with self._lock:
+            self._free.clear()
+            return list(self._out)
