@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -22,10 +23,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import objdb
 from objdb.check import check
+from objdb.connection.isolation import ISOLATIONS
+from objdb.testing.recording import check_isolation
 from tests.campaign.graphs import graph_goes_round
 from tests.campaign.kills import kill_once
 from tests.campaign.races import race
 from tests.campaign.sweeps import sweep
+from tests.isolation.interleavings import interleaved
 
 # A campaign takes seconds; one that takes so long does not end.
 LONGEST_SECONDS = 900.0
@@ -48,10 +52,36 @@ def races(directory: Path, seed: int) -> None:
         directory / "data.fs", checkpoint_records=chance.choice([5, 100, 10_000])
     )
     for where in (None, storage):
-        cache_size, pool_size = chance.choice([3, 50, 10_000]), chance.choice([1, 3, 7, 20])
-        with objdb.DB(where, cache_size=cache_size, pool_size=pool_size) as db:
+        with objdb.DB(where, **database_options(chance)) as db:
             race(db, rounds=400, seed=seed)
             check(db.storage).raise_if_damaged()
+
+
+def histories(directory: Path, seed: int) -> None:
+    """Random transactions of many threads, and of a few connections step by step, in memory and
+    on a file: what they saw of one another."""
+    chance = random.Random(seed)
+    storage = objdb.FileStorage(
+        directory / "data.fs", checkpoint_records=chance.choice([5, 100, 10_000])
+    )
+    for where in (None, storage):
+        with objdb.DB(where, **database_options(chance)) as db:
+            isolation = chance.choice([None, *ISOLATIONS])
+            threads = chance.choice([2, 4, 8, 16])
+            check_isolation(db, isolation, threads=threads, transactions=300, seed=seed)
+            check(db.storage).raise_if_damaged()
+    for number in range(100):
+        isolation = chance.choice(ISOLATIONS)
+        report = interleaved(1000 * seed + number, isolation)
+        report.raise_if_forbidden(isolation)
+
+
+def database_options(chance: random.Random) -> dict[str, Any]:
+    """Choose what a database for many threads is like."""
+    return {
+        "cache_size": chance.choice([3, 50, 10_000]), "pool_size": chance.choice([1, 3, 7, 20]),
+        "isolation": chance.choice(ISOLATIONS),
+    }
 
 
 def sweeps(directory: Path, seed: int) -> None:
@@ -65,7 +95,7 @@ def graphs(directory: Path, seed: int) -> None:
         graph_goes_round(directory / f"data{number}.fs", seed + number)
 
 
-CAMPAIGNS: list[Callable[[Path, int], None]] = [kills, races, sweeps, graphs]
+CAMPAIGNS: list[Callable[[Path, int], None]] = [kills, races, histories, sweeps, graphs]
 
 
 @click.command(epilog="Example: ./dev crash 60   (an hour)")
