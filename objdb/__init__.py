@@ -11,7 +11,7 @@
     check.py        whole-database invariants
     conflictfree.py types whose concurrent changes are merged
     testing/        for authors of storages: the conformance suite, the faulty file system;
-                    and schedules of transactions
+                    schedules of transactions; histories, random ones, and their checker
     _accelerator.c, _unpickle.c
                     loading and pickling in C; their Python is connection/loadpath,
                     records/pickling and unpickling, storage/file/lookup

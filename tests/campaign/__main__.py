@@ -106,7 +106,7 @@ CAMPAIGNS: list[Callable[[Path, int], None]] = [kills, races, histories, sweeps,
     help="Only this campaign; may be repeated.",
 )
 def main(minutes: float, seed: int | None, only: tuple[str, ...]) -> None:
-    """Kill, race, crash and pass around databases for so many MINUTES (default 10).
+    """Kill, race, check, crash and pass around databases for so many MINUTES (default 10).
 
     Stops at the first failure, and says how to repeat it.
     """
