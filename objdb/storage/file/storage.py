@@ -203,7 +203,7 @@ class FileStorage(RevisionStorage):
 
     def _current_record(self, oid: Oid, position: int, tid: Tid) -> Record:
         """Return the record that the index names; `CorruptedDataError` if it is not there."""
-        if position < self._published[0]:
+        if position < self._reader.end:
             record = self._log.record(position)
             if record.oid == oid and record.tid == tid:
                 return record
@@ -389,6 +389,7 @@ class FileStorage(RevisionStorage):
             ticket.finished(ticket.tid)
         finally:
             written = ticket.written
+            self._reader.end = written.end  # before the index leads there
             self._index.set_many(written.positions, ticket.tid)
             self._index.note_synced(written.end)
             self._objects += written.new_objects
@@ -464,6 +465,7 @@ class FileStorage(RevisionStorage):
             except CorruptedDataError:
                 return  # the writer is in the middle of it
             self._objects += sum(self._index.get(oid) is None for oid in positions)
+            self._reader.end = header.end  # before the index leads there
             self._index.set_many(positions, header.tid)
             if self._db is not None:
                 self._db.invalidate(header.tid, list(positions))
