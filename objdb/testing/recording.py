@@ -99,9 +99,11 @@ class Recorder:
         self.transactions: list[Transaction] = []  # those that have ended
         self.values = count(1)
         self.numbers = count(1)  # of transactions
+        clutter = ((place, i) for place in ("b0", "b1", "t0", "t1") for i in range(_CLUTTER_KEYS))
+        tree = OOBTree({_clutter_key(place, i): None for place, i in clutter if i % 2})
         with db.transaction() as connection:
             connection.root()[_ROOT_KEY] = PersistentMapping(
-                mapping=PersistentMapping(), objects=PersistentMapping(), tree=OOBTree(),
+                mapping=PersistentMapping(), objects=PersistentMapping(), tree=tree,
                 registers=[Holder() for _ in range(REGISTERS // 2)],
             )
 
@@ -173,7 +175,7 @@ class Client:
         elif action == CHECK:
             connection.readCurrent(_holder(connection, key))
         elif action == CLUTTER:
-            tree, place = _board(connection)["tree"], f"{key}.{number % _CLUTTER_KEYS:02}"
+            tree, place = _board(connection)["tree"], _clutter_key(key, number)
             if place in tree:
                 del tree[place]
             else:
@@ -188,6 +190,10 @@ class Client:
             savepoint, length = self._savepoints.pop()
             savepoint.rollback()
             del self._operations[length:]
+
+
+def _clutter_key(key: str, number: int) -> str:
+    return f"{key}.{number % _CLUTTER_KEYS:02}"
 
 
 def _board(connection: Any) -> Any:
@@ -254,12 +260,14 @@ def random_plan(chance: random.Random, generation: int = 0) -> Plan:
         action = READ if chance.random() < share_of_reads else CHANGE
         steps.append(Step(action, _random_key(chance, generation)))
     extras = [chance.choice(EXTRAS) for _ in range(chance.choice([0, 0, 1, 2]))]
+    if share_of_reads < 1 and chance.random() < 0.3:
+        extras += [CLUTTER] * chance.randint(1, 3)
     if chance.random() < 0.3:
         extras += [SAVEPOINT, ROLLBACK] * chance.randint(1, 2)
     for action in extras:
         key, number = _random_key(chance, generation), chance.randrange(_CLUTTER_KEYS)
         if action == CLUTTER:
-            key = "t" + key[1:]
+            key = chance.choice("bt") + key[1:]
         if action != CLUTTER or share_of_reads < 1:
             steps.insert(chance.randint(0, len(steps)), Step(action, key, number))
     return Plan(tuple(steps), chance.random() < 0.1, chance.random() < 0.5)

@@ -396,8 +396,9 @@ def reads_before_writing(history: History) -> bool:
 @given(st.sampled_from(list(Simulated.ALLOWED)), st.randoms(use_true_random=False))
 def test_simulated(kind: str, chance: random.Random) -> None:
     """What a database of some kind does shows what that kind allows, and nothing else; its
-    aborted transactions do not show more."""
+    aborted transactions do not show more. Its text is that history."""
     history = simulate(kind, chance, transactions=30)
+    assert History.parse(str(history)) == history
     assert check(history).kinds <= Simulated.ALLOWED[kind], check(history)
     if kind in ("serial", "serializable", "snapshot"):
         assert check(history, is_opaque=True).kinds <= Simulated.ALLOWED[kind]
