@@ -80,8 +80,7 @@ class Report:
         return self
 
     def __str__(self) -> str:
-        count = len(self.history.transactions)
-        lines = [f"{len(self.anomalies)} anomalies in {count} transactions"]
+        lines = [f"{len(self.history.transactions)} transactions; found: {len(self.anomalies)}"]
         by_name = {transaction.name: transaction for transaction in self.history.transactions}
         for kind, names, text, edges in self.anomalies:
             lines += ["", f"{kind}, {KINDS[kind]}: {text}"]
