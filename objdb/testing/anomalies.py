@@ -52,6 +52,7 @@ KINDS = {
 ALLOWED = {
     "serializable": frozenset[str](),
     "snapshot": frozenset({"G2"}),
+    "read-current": frozenset({"G2"}),
 }
 
 

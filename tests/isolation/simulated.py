@@ -38,8 +38,10 @@ class Simulated:
         "serializable": set(),
         "snapshot": {"G2"},
         "read committed": _SKEWS,
-        "no checks": {"G2", "G-single", "lost update", "lost write", "incompatible"},
-        "dirty": {*_SKEWS, "G0", "G1a", "G1b", "G1c", "internal", "incompatible"},
+        "no checks": {
+            "G2", "G-single", "G-nonadjacent", "lost update", "lost write", "incompatible",
+        },
+        "dirty": {*_SKEWS, "G0", "G1a", "G1b", "G1c", "internal", "incompatible", "lost write"},
     }
 
     def __init__(self, kind: str) -> None:
