@@ -30,7 +30,7 @@ from objdb.connection.committing import ObjectCommitter
 from objdb.connection.isolation import ReadSet
 from objdb.connection.loading import Phase
 from objdb.errors import ConnectionStateError, InvalidObjectReference
-from objdb.ids import MAX_TID, Tid, format_oid, next_tid
+from objdb.ids import MAX_TID, NO_TID, Tid, format_oid, next_tid
 from objdb.interfaces import IConnection
 from objdb.records.broken import class_name
 
@@ -148,7 +148,8 @@ class Connection(ObjectCommitter):
     def _set_bound(self) -> None:
         """Set what loads are bounded by."""
         if self._past is not None:
-            self._before = self._past
+            # Nor what is committed later, should the clock go back.
+            self._before = min(self._past, next_tid(self._snapshot))
         elif self._isolation == "read-current":
             self._before = MAX_TID
         else:
@@ -184,6 +185,8 @@ class Connection(ObjectCommitter):
         self._load_before = self._storage.loadBefore
         self._isolation = isolation if past is None else "snapshot"
         self._past = past
+        if past is not None and self._snapshot == NO_TID:  # else it was here before
+            self._snapshot = self._db.current_tid()
         self._set_bound()
         self.__dict__.pop("setstate", None)
         if self._isolation == "read-current":

@@ -12,15 +12,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from objdb.connection.connection import Connection
 from objdb.errors import UsageError, require_at_least
-from objdb.ids import NO_TID, Tid, format_tid, next_tid, tid_after
+from objdb.ids import NO_TID, Tid, format_tid, next_tid, tid_after, time_from_tid
 
-# Times are told in microseconds, and tids are finer: "at" a time is up to the end of it.
-_RESOLUTION_SECONDS = 1e-6
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MINUTE = 60_000_000  # in microseconds
 
 
 def bound(at: Any, before: Any, last: Tid) -> Tid | None:
@@ -38,20 +38,22 @@ def bound(at: Any, before: Any, last: Tid) -> Tid | None:
     if isinstance(moment, bytes):
         if len(moment) != 8:
             raise UsageError(f"{moment!r} is no tid: those are 8 bytes")
-        if moment > next_tid(last):
+        if moment > next_tid(last) and time_from_tid(moment) > time.time():
             raise UsageError(
                 f"{format_tid(moment)} is in the future: the last transaction is {format_tid(last)}"
             )
         found = moment if at is None else next_tid(moment)
     else:
-        seconds = _seconds(moment)
-        if seconds > time.time():
+        microseconds = _microseconds(moment)
+        if microseconds > time.time() * 1e6:
             raise UsageError(f"{moment} is in the future")
-        found = _tid(moment, seconds + (0 if at is None else _RESOLUTION_SECONDS))
-    return min(found, next_tid(last))
+        # Tids are finer: "at" a microsecond is up to the end of it.
+        found = _first_tid(moment, microseconds + (at is not None))
+    return found
 
 
-def _seconds(moment: Any) -> float:
+def _microseconds(moment: Any) -> int:
+    """Return the microseconds since 1970."""
     if isinstance(moment, str):
         try:
             moment = datetime.fromisoformat(moment.replace("Z", "+00:00"))
@@ -65,19 +67,29 @@ def _seconds(moment: Any) -> float:
                 f"{moment} has no time zone, so it is not known which moment it is. Give it one "
                 "(datetime.now().astimezone() has the local one)"
             )
-        return moment.timestamp()
+        return (moment - _EPOCH) // timedelta(microseconds=1)
     if isinstance(moment, bool) or not isinstance(moment, (int, float)):
         raise UsageError(
             f"{moment!r} is no moment: give a tid, seconds since 1970, a datetime or ISO form"
         )
-    return moment
-
-
-def _tid(moment: Any, seconds: float) -> Tid:
     try:
-        return tid_after(NO_TID, seconds)
+        return round(moment * 1_000_000)
+    except (ValueError, OverflowError):
+        raise _no_time(moment) from None
+
+
+def _first_tid(moment: Any, microseconds: int) -> Tid:
+    """Return the first tid that is not before so many microseconds since 1970."""
+    minutes, rest = divmod(microseconds, _MINUTE)
+    try:
+        prefix = tid_after(NO_TID, minutes * 60)[:4]
     except (ValueError, OverflowError, OSError):
-        raise UsageError(f"{moment} is no time that a transaction can have") from None
+        raise _no_time(moment) from None
+    return prefix + (-(-(rest << 32) // _MINUTE)).to_bytes(4, "big")
+
+
+def _no_time(moment: Any) -> UsageError:
+    return UsageError(f"{moment} is no time that a transaction can have")
 
 
 class HistoricalPool:
