@@ -67,12 +67,12 @@ async def acommit(txn: Any, *, ends_here: bool = False) -> None:
 async def _commit_together(txn: Any, db: Any) -> None:
     later: list[Any] = []
     txn.set_data(_LATER, later)
-    job = db.committer.submit(Job(txn.commit, later))
     try:
-        await job.outcome()
-    finally:
-        if isinstance(job.error, StorageFailedError):
+        await db.committer.submit(Job(txn.commit, later)).outcome()
+    except BaseException as error:
+        if any(isinstance(e, StorageFailedError) for e in (error, error.__cause__)):
             db.invalidateCache()  # the connection has gone on as if it had committed
+        raise
 
 
 def later_of(txn: Any) -> Any:

@@ -91,11 +91,15 @@ class Job:
             except GeneratorExit:  # the loop is gone, and nobody awaits this any more
                 with self._running:
                     raise
-        if cancelled is not None:
-            raise cancelled from self.error
-        if self.error is not None:
-            raise self.error
-        return self.result
+        failure, self.error = self.error, None
+        try:
+            if cancelled is not None:
+                raise cancelled from failure
+            if failure is not None:
+                raise failure
+            return self.result
+        finally:
+            del failure, cancelled  # their tracebacks lead back here
 
 
 class Workers:

@@ -64,11 +64,12 @@ class Holder(NamedTuple):
 
 
 class _Waiter:
-    """A thread that waits for a connection."""
+    """Who waits for a connection. `is_served` is set with `connection`, or when the pool is
+    closed."""
 
     def __init__(self, holder: Holder) -> None:
         self.holder = holder
-        self.served = threading.Event()
+        self.is_served = False
         self.connection: Connection | None = None
 
     def is_gone(self) -> bool:
@@ -76,8 +77,22 @@ class _Waiter:
         return False
 
     def tell(self) -> None:
-        """Let it go on, now that `connection` is set, or the pool closed."""
-        self.served.set()
+        """Let it go on, since it is served."""
+
+
+class _ThreadWaiter(_Waiter):
+    """A thread that waits for a connection."""
+
+    def __init__(self, holder: Holder) -> None:
+        super().__init__(holder)
+        self._told = threading.Event()
+
+    def tell(self) -> None:
+        self._told.set()
+
+    def wait(self, seconds: float) -> None:
+        """Return when it was told, or after *seconds*."""
+        self._told.wait(seconds)
 
 
 class _TaskWaiter(_Waiter):
@@ -92,7 +107,6 @@ class _TaskWaiter(_Waiter):
         return self._loop.is_closed()
 
     def tell(self) -> None:
-        self.served.set()
         try:
             if asyncio._get_running_loop() is self._loop:
                 self._wake()
@@ -110,8 +124,7 @@ class _TaskWaiter(_Waiter):
         self._future = self._loop.create_future()
         timer = self._loop.call_later(seconds, self._wake)
         try:
-            # Told before there was a future?
-            if not self.served.is_set():
+            if not self.is_served:  # it may have been told before there was a future
                 await self._future
         finally:
             timer.cancel()
@@ -120,9 +133,18 @@ class _TaskWaiter(_Waiter):
 class ConnectionPool:
     """At most *size* connections, made by *make*; `take` waits up to *wait* seconds for one.
 
-    Who waits longest is served first: a connection that comes back is handed to that thread, and
+    Who waits longest is served first: a connection that comes back is handed to that one, and
     nobody who comes later can take it. `_lock` covers the attributes below it.
     """
+
+    _WAITED = (
+        "all {} connections were out for {:g} s. Close them when done (with db.transaction() "
+        "does), or raise pool_size."
+    )
+    _BLOCKS = (
+        "all {} connections are out, with tasks of this event loop, which cannot give them back "
+        "while the loop waits. Use `await db.aopen()`, or `async with db.transaction()`."
+    )
 
     def __init__(self, size: int, wait: float, make: Callable[[], Connection]) -> None:
         self.size = _positive(size)
@@ -140,20 +162,20 @@ class ConnectionPool:
     def take(self) -> Connection:
         """Return a connection that nobody else has; `PoolTimeoutError` when none comes free, and
         at once where waiting would keep those who hold them from giving them back."""
-        waiter = _Waiter(self.holder())
+        waiter = _ThreadWaiter(self.holder())
         with self._lock:
             self._waiting.append(waiter)
             self._serve()
-            if not waiter.served.is_set() and self._blocks_holders():
-                self._waiting.remove(waiter)
-                raise self._timeout(self._BLOCKS)
         leaked: list[Holder] = []
         deadline = time.monotonic() + self.wait
-        while not waiter.served.is_set():
+        while not waiter.is_served:
             leaked += self._take_from_the_dead()
+            if self._blocks_holders():
+                return self._end_wait(waiter, leaked, self._BLOCKS)
             left = deadline - time.monotonic()
-            if waiter.served.wait(max(0.0, min(_LOOK_SECONDS, left))) or left <= 0:
+            if left <= 0:
                 break
+            waiter.wait(min(_LOOK_SECONDS, left))
         return self._end_wait(waiter, leaked)
 
     async def atake(self, holder: Holder) -> Connection:
@@ -165,16 +187,21 @@ class ConnectionPool:
                 self._waiting.append(waiter)
                 self._serve()
             deadline = time.monotonic() + self.wait
-            while not waiter.served.is_set():
-                leaked += self._take_from_the_dead()
+            while not waiter.is_served:
                 left = deadline - time.monotonic()
-                if waiter.served.is_set() or left <= 0:
+                if left <= 0 or self._is_first(waiter):  # one of a thousand is enough to look
+                    leaked += self._take_from_the_dead()
+                if left <= 0:
                     break
                 await waiter.wait(min(_LOOK_SECONDS, left))
         except BaseException:
             self._withdraw(waiter)
             raise
         return self._end_wait(waiter, leaked)
+
+    def _is_first(self, waiter: _Waiter) -> bool:
+        with self._lock:
+            return bool(self._waiting) and self._waiting[0] is waiter
 
     def _withdraw(self, waiter: _Waiter) -> None:
         """Take a waiter out of the line, and what it was given at this moment back."""
@@ -184,14 +211,16 @@ class ConnectionPool:
         if waiter.connection is not None:
             self.give_back(waiter.connection)
 
-    def _end_wait(self, waiter: _Waiter, leaked: list[Holder]) -> Connection:
-        """Return what the waiter was given, or raise why not."""
+    def _end_wait(
+        self, waiter: _Waiter, leaked: list[Holder], why_not: str = _WAITED
+    ) -> Connection:
+        """Return what the waiter was given, or raise why it was not given anything."""
         with self._lock:
             if waiter.connection is None:
                 if self._is_closed:
                     raise StorageClosedError("the database is closed")
                 self._waiting.remove(waiter)
-                raise self._timeout()
+                raise self._timeout(why_not)
         try:
             for holder in leaked:
                 _warn_leaked(holder)
@@ -203,7 +232,10 @@ class ConnectionPool:
     def _blocks_holders(self) -> bool:
         """Whether every connection is held by a task that cannot go on while this thread waits."""
         loop = asyncio._get_running_loop()
-        return loop is not None and all(holder.is_in(loop) for holder in self._out.values())
+        if loop is None:
+            return False
+        with self._lock:
+            return all(holder.is_in(loop) for holder in self._out.values())
 
     def _serve(self) -> None:
         """Hand what is free to those who wait; they are told as well when the pool is closed."""
@@ -215,6 +247,7 @@ class ConnectionPool:
                 connection = self._free.pop() if self._free else self._make()
                 waiter.connection = connection
                 self._out[connection] = waiter.holder
+            waiter.is_served = True
             self._waiting.popleft().tell()
 
     def _take_from_the_dead(self) -> list[Holder]:
@@ -241,16 +274,7 @@ class ConnectionPool:
             return Holder(thread, now, stack)
         return Holder(thread, now, stack, weakref.ref(task), task.get_name())
 
-    _WAITED = (
-        "all {} connections were out for {:g} s. Close them when done (with db.transaction() "
-        "does), or raise pool_size."
-    )
-    _BLOCKS = (
-        "all {} connections are out, with tasks of this event loop, which could not give them "
-        "back while it waits. Use `await db.aopen()`, or `async with db.transaction()`."
-    )
-
-    def _timeout(self, what: str = _WAITED) -> PoolTimeoutError:
+    def _timeout(self, what: str) -> PoolTimeoutError:
         holders = tuple(holder.describe() for holder in self._out.values())
         hint = "" if self.record_stacks else " DB(record_stacks=True) tells where they were opened."
         return PoolTimeoutError(

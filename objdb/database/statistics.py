@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ConnectionStatistics:
-    """One pooled connection. `held_by` is empty for one in the pool; `estimated_bytes` is the
-    size of the records its loaded objects came from, counted only while the cache has a limit in
-    bytes."""
+    """One pooled connection. `held_by` is the name of the task or thread that has it, empty for
+    one in the pool; `estimated_bytes` is the size of the records its loaded objects came from,
+    counted only while the cache has a limit in bytes."""
 
     held_by: str
     loaded_objects: int

@@ -182,8 +182,12 @@ def test_connections_of_tasks_that_ended(databases: Databases) -> None:
         assert "never" not in connection.root()
         connection.close()
 
+        await asyncio.create_task(forgetful())
+        with pytest.warns(objdb.LeakedConnectionWarning):
+            db.open().close()  # does not block the loop either
+
     run(main())
-    run(asyncio.wait_for(forgetful(), 60))
+    run(forgetful())
     gc.collect()
     with pytest.warns(objdb.LeakedConnectionWarning):
         db.open().close()
