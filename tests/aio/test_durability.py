@@ -12,8 +12,11 @@ import pytest
 
 import objdb
 from objdb.check import check
+from objdb.storage.file.durability import GroupCommit, Ticket
+from objdb.storage.file.log import Written
 from objdb.testing.faults import SURVIVALS, FaultyFiles
 from tests.aio.staging import assert_quiet, run
+from tests.database.staging import Gate, Worker
 
 PATH = "disk.fs"
 
@@ -94,3 +97,49 @@ def test_a_sync_that_fails() -> None:
             assert_quiet(db)
 
         run(main())
+
+
+def test_nobody_waits_for_who_does_not_wait_yet() -> None:
+    """A decided commit whose thread has more to decide does not lead: who waits does, and makes
+    it durable too."""
+    gates = [Gate(), Gate()]
+    coming, published = iter(gates), []
+    group = GroupCommit(lambda: next(coming).pass_through(), lambda t: published.append(t.tid))
+    first, later, last = (
+        Ticket(bytes([number]) * 8, Written(0, 0, {}, 0), lambda tid: None) for number in range(3)
+    )
+    group.join(first)
+    leading = Worker(lambda: group.wait(first))
+    gates[0].wait_until_reached()
+    group.join(later, waits_at_once=False)
+    group.join(last)
+    waiting = Worker(lambda: group.wait(last))
+    gates[0].open()
+    gates[1].wait_until_reached()  # `last` leads, though `later` came before
+    leading.finish()
+    assert published == [first.tid]
+    gates[1].open()
+    waiting.finish()
+    assert published == [first.tid, later.tid, last.tid]
+    assert group.unpublished == ()
+    group.wait(later)  # is settled: there is no third sync
+
+
+def test_alone_it_leads_when_it_waits() -> None:
+    """A commit that waits later leads then, if nobody else has come; one that comes while
+    another leads is woken."""
+    gates = [Gate(), Gate()]
+    coming, published = iter(gates), []
+    group = GroupCommit(lambda: next(coming).pass_through(), lambda t: published.append(t.tid))
+    one, two = (
+        Ticket(bytes([number]) * 8, Written(0, 0, {}, 0), lambda tid: None) for number in range(2)
+    )
+    group.join(one, waits_at_once=False)
+    group.join(two, waits_at_once=False)
+    workers = [Worker(lambda: group.wait(one)), Worker(lambda: group.wait(two))]
+    gates[0].wait_until_reached()
+    gates[0].open()
+    for worker in workers:
+        worker.finish()
+    assert published == [one.tid, two.tid]
+    assert not gates[1].look(0.01)
