@@ -120,6 +120,7 @@ class Connection(ObjectCommitter):
         """Move to the last transaction: objects changed since become ghosts."""
         if self._phase is not Phase.IDLE:
             return
+        self._has_view = True
         self._must_be_current.clear()
         self._unreadable = None
         if self._refused:
@@ -194,8 +195,10 @@ class Connection(ObjectCommitter):
             self.__dict__["setstate"] = self._set_current_state
         self._loaded = None
         self._reads = ReadSet(self, self._cache) if self._isolation == "serializable" else None
-        self._begin_view()
-        self.transaction_manager.registerSynch(self)
+        self._has_view = False
+        self.transaction_manager.registerSynch(self)  # which begins one, in a transaction
+        if not self._has_view:
+            self._begin_view()
 
     def close(self) -> None:
         """Give the connection back to its pool; its objects must not be used any more.

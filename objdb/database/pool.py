@@ -162,8 +162,13 @@ class ConnectionPool:
     def take(self) -> Connection:
         """Return a connection that nobody else has; `PoolTimeoutError` when none comes free, and
         at once where waiting would keep those who hold them from giving them back."""
-        waiter = _ThreadWaiter(self.holder())
+        holder = self.holder()
         with self._lock:
+            if self._free and not self._waiting:
+                connection = self._free.pop()
+                self._out[connection] = holder
+                return connection
+            waiter = _ThreadWaiter(holder)
             self._waiting.append(waiter)
             self._serve()
         leaked: list[Holder] = []
