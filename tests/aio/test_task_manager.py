@@ -139,6 +139,22 @@ def test_open_takes_it_too(people: objdb.DB) -> None:
     assert values(people) == (2, 2)
 
 
+def test_the_past(people: objdb.DB) -> None:
+    """`aopen` reads what was there at a moment of the past, as `open` does."""
+    before = people.storage.lastTransaction()
+    people.run(add_one)
+
+    async def main() -> None:
+        then, now = await people.aopen(at=before), await people.aopen()
+        assert await then.prefetch(then.root(), depth=1) == 3
+        assert (then.root()["p"].value, now.root()["p"].value) == (0, 1)
+        then.close()
+        now.close()
+
+    run(main())
+    assert_quiet(people)
+
+
 def test_tasks_do_not_mix(people: objdb.DB) -> None:
     """What one task changes is not committed or aborted by another, its child included."""
     async def child() -> None:
