@@ -117,6 +117,7 @@ class Workers:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._unfinished = 0
         self._threads: set[threading.Thread] = set()
+        self._ending: set[threading.Thread] = set()  # those that leave by themselves
         self._pid = os.getpid()
         self._is_closed = False
 
@@ -172,14 +173,16 @@ class Workers:
             except Empty:
                 with self._lock:
                     if self._jobs.empty():
-                        self._threads.discard(threading.current_thread())
+                        self._ending = {one for one in self._ending if one.is_alive()}
+                        self._ending.add(threading.current_thread())
+                        self._threads -= self._ending
                         return None
 
     def close(self) -> None:
         """Let the threads do what they were given, and end."""
         with self._lock:
             self._is_closed = True
-            threads = self._threads - {threading.current_thread()}
+            threads = (self._threads | self._ending) - {threading.current_thread()}
             for _ in self._threads:
                 self._jobs.put(None)
         for thread in threads:

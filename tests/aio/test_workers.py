@@ -16,7 +16,7 @@ from objdb.connection.workers import Job, Workers
 from objdb.errors import StorageClosedError
 from tests.aio.staging import reached, run
 from tests.conftest import ROOT
-from tests.database.staging import Gate
+from tests.database.staging import Gate, Worker
 
 
 @pytest.fixture
@@ -71,6 +71,31 @@ def test_idle_threads_end(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> 
                 await asyncio.sleep(0.005)
 
     run(main())
+
+
+def test_closing_while_a_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing waits for a thread that is just about to end by itself, too."""
+    monkeypatch.setattr(workers_module, "_IDLE_SECONDS", 0.001)
+    gate = Gate()
+
+    class Slow(Workers):
+        def _work(self) -> None:
+            super()._work()
+            gate.pass_through()
+
+    made = Slow("test", 1)
+
+    async def main() -> None:
+        await made.submit(Job(lambda: None)).outcome()
+
+    run(main())
+    gate.wait_until_reached()
+    closing = Worker(made.close)
+    closing.join(0.05)
+    assert closing.is_alive()
+    gate.open()
+    closing.finish()
+    assert threads() == 0
 
 
 def test_many_short_jobs(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
