@@ -250,6 +250,13 @@ def _concurrency(sizes: Sizes) -> list[Target]:
             "open and close a pooled connection", "pool", "pool_us", "µs",
             Bound("no slower than ZODB", at_least=1 / NOISE), None, "zodb",
         ),
+        Target(
+            f"{concurrency.TASKS:,} asyncio tasks, durable commits", "tasks",
+            "by_tasks_per_second", "commits/s",
+            Bound(f"0.8 × {sizes.threads} threads", at_least=0.8),
+            Bound(f"= {sizes.threads} threads", at_least=1.0), more_is_better=True,
+            beside=("by_threads_per_second", f"{sizes.threads} threads"),
+        ),
     ]
 
 

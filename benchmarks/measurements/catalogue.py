@@ -238,6 +238,20 @@ def _concurrency(sizes: Sizes) -> list[Measurement]:
             (Quantity("pool_us", "open and close a pooled connection", "µs"),),
         ),
         Measurement(
+            "tasks", concurrency.tasks, "isolation", items,
+            (
+                Quantity(
+                    "by_tasks_per_second", f"small durable commits, {concurrency.TASKS:,} tasks",
+                    "commits/s", more_is_better=True,
+                ),
+                Quantity(
+                    "by_threads_per_second", f"… by {sizes.threads} threads in the same process",
+                    "commits/s", more_is_better=True,
+                ),
+            ),
+            writes=True,
+        ),
+        Measurement(
             "isolation", concurrency.isolation, "isolation", items,
             (
                 Quantity("hot_serializable_us", "serializable: hot read", "µs"),

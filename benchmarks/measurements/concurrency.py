@@ -6,6 +6,7 @@ object, changed by several threads that all try again after a conflict; each cha
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,10 @@ TURNS = 15
 TOUCHED = 10_000
 FEW_TOUCHED = 100
 MODES = ("snapshot", "serializable")
+TASKS = 1000
+TASK_COMMITS = 3
+"""By each of the tasks."""
+TASK_TURNS = 3
 
 
 def contended_object(system: System, path: Path, sizes: Sizes) -> dict[str, float]:
@@ -183,6 +188,54 @@ def isolation_of_few(system: System, path: Path, sizes: Sizes) -> dict[str, floa
     store.close()
     above = median(times["serializable"]) - median(times["snapshot"])
     return {"few_above_ms": above * MILLISECONDS}
+
+
+def tasks(system: System, path: Path, sizes: Sizes) -> dict[str, float]:
+    """Small durable commits by asyncio tasks, and by threads: commits per second. Each task, and
+    each thread, changes an object of its own."""
+    store = system.open(path)
+    assert isinstance(store, PersistentStore)
+    rates: dict[str, list[float]] = {"by_tasks": [], "by_threads": []}
+    for turn in range(TASK_TURNS):
+        for way in (_by_tasks, _by_threads) if turn % 2 else (_by_threads, _by_tasks):
+            started = perf_counter()
+            way(store.database, sizes)
+            rates[way.__name__[1:]].append(TASKS * TASK_COMMITS / (perf_counter() - started))
+    store.close()
+    return {f"{way}_per_second": median(found) for way, found in rates.items()}
+
+
+def _change(key: int) -> Callable[[Any], None]:
+    def change(connection: Any) -> None:
+        connection.root()["items"][key].number += 1
+
+    return change
+
+
+def _by_tasks(database: Any, sizes: Sizes) -> None:
+    async def task(key: int) -> None:
+        for _ in range(TASK_COMMITS):
+            await database.arun(_change(key))
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(task(key) for key in range(TASKS)))
+
+    asyncio.run(all_of_them())
+
+
+def _by_threads(database: Any, sizes: Sizes) -> None:
+    def work(key: int) -> None:
+        for _ in range(TASKS * TASK_COMMITS // sizes.threads):
+            database.run(_change(key))
+
+    workers = [
+        threading.Thread(target=work, args=(index * (TASKS // sizes.threads),))
+        for index in range(sizes.threads)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
 
 
 class _Reader:

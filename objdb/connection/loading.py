@@ -81,7 +81,17 @@ class ObjectLoader(LoadPath):
 
     def root(self) -> Any:
         """Return the root object, a `PersistentMapping`: what is reachable from it is stored."""
-        return self.get(ROOT_OID)
+        try:
+            return self.get(ROOT_OID)
+        except POSKeyError:
+            if self._past is None:
+                raise
+            error = POSKeyError(
+                f"{self._db.name} had no root object before {format_tid(self._past)}: there was "
+                "nothing in it yet", database=self._db.name,
+            )
+            error.oid = ROOT_OID
+            raise error from None
 
     def get(self, oid: Oid) -> Any:
         """Return the object with this oid (8 bytes); `POSKeyError` if there is none."""

@@ -56,7 +56,11 @@ class MutationDetector:
                 before = _as_loaded(obj, before)
         except Exception:
             return None
-        return Comparison().in_states(type(obj), before, obj.__getstate__())
+        cls, now = type(obj), obj.__getstate__()
+        path = Comparison().in_states(cls, before, now)
+        if path is not None and Comparison().in_states(cls, now, obj.__getstate__()) is not None:
+            return None  # its state is another one each time it is asked for
+        return path
 
 
 def _as_loaded(obj: Any, state: Any) -> Any:

@@ -101,6 +101,10 @@ class HistoricalPool:
 
     def __init__(self, size: int, timeout: float, make: Callable[[], Connection]) -> None:
         require_at_least(0, historical_pool_size=size)
+        if not (isinstance(timeout, (int, float)) and timeout >= 0):
+            raise UsageError(
+                f"historical_timeout is {timeout!r}; it is a number of seconds, 0 or more"
+            )
         self._size = size
         self._timeout = timeout
         self._make = make

@@ -13,6 +13,7 @@ import pytest
 import transaction
 from BTrees.IIBTree import IIBTree
 from BTrees.OOBTree import OOBTree, OOTreeSet
+from persistent import Persistent
 
 import objdb
 from tests.conftest import Databases
@@ -56,6 +57,19 @@ class Migrating(Person):
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__({"added": [], **state})
+
+
+class Ticking(Persistent):
+    """Its state has a part that differs each time."""
+
+    ticks = 0
+
+    def __init__(self) -> None:
+        self.kept: list[int] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        type(self).ticks += 1
+        return {"kept": self.kept, "ticks": type(self).ticks}
 
 
 class Attached(Person):
@@ -180,6 +194,15 @@ def test_nothing_is_found_where_nothing_changed(db: objdb.DB, root: Any) -> None
     root["tree"]["more",] = 1
     transaction.commit()
     root["ann"].name = "ann"
+    transaction.commit()
+
+
+def test_a_state_that_is_another_one_each_time(db: objdb.DB, root: Any) -> None:
+    """What __getstate__ makes anew each time is no change."""
+    root["ticking"] = Ticking()
+    transaction.commit()
+    root["ticking"]._p_deactivate()
+    assert root["ticking"].kept == []
     transaction.commit()
 
 

@@ -116,7 +116,9 @@ def test_nothing_can_be_changed(past: Past) -> None:
 
 def test_before_there_was_anything(past: Past) -> None:
     """Before the first transaction there is no root object."""
-    with past.db.open(before=oid_from_int(1)) as connection, pytest.raises(objdb.POSKeyError):
+    with past.db.open(before=oid_from_int(1)) as connection, pytest.raises(
+        objdb.POSKeyError, match="there was nothing in it yet"
+    ):
         connection.root()
     with past.db.open(before=0) as connection, pytest.raises(objdb.POSKeyError):
         connection.root()
@@ -175,6 +177,17 @@ def test_they_are_kept_for_a_while(databases: Databases) -> None:
     assert opened(0) is not again
     past.db.cacheMinimize()
     assert len(past.db._past.connections()) == 0
+
+
+@pytest.mark.parametrize("option", [
+    {"historical_pool_size": -1}, {"historical_pool_size": "3"}, {"historical_timeout": None},
+    {"historical_timeout": -1}, {"historical_cache_size": -1},
+])  # fmt: skip
+def test_numbers_that_make_no_sense(option: dict[str, Any]) -> None:
+    """They are refused, with their name."""
+    (name,) = option
+    with pytest.raises(objdb.UsageError, match=name):
+        objdb.DB(None, **option)
 
 
 def test_two_at_the_same_moment(past: Past) -> None:
