@@ -21,7 +21,7 @@ from benchmarks.systems.persistent_store import PersistentStore, PersistentSyste
 MICROSECONDS = 1e6
 MILLISECONDS = 1e3
 CONTENDERS = 4
-CONTENDED_COMMITS = 150
+CONTENDED_COMMITS = 500
 """By each of the threads."""
 SAVEPOINT_OBJECTS = 1000
 TURNS = 15
