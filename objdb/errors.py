@@ -18,6 +18,8 @@
     │   │   ├── StorageForkedError         a storage of the parent used in a forked child
     │   │   ├── RecordTooLargeError        one object's state is over the limit
     │   │   └── Unsupported                this kind of storage lacks the feature
+    │   ├── UndoError                      a transaction cannot be undone; says why
+    │   │   └── MultipleUndoErrors         for several objects; lists each
     │   ├── FileFormatError                this is no database file objdb can open
     │   │   └── NeedsMigrationError        it is one, of an old kind: names the tool
     │   ├── CorruptedDataError             damage: path and position
@@ -247,6 +249,26 @@ class RecordTooLargeError(StorageError):
 
 class Unsupported(StorageError):
     """This kind of storage does not have the feature."""
+
+
+class UndoError(POSError):
+    """A transaction cannot be undone, and nothing was changed.
+
+    `tid`: the transaction, where its id made sense; `oid`: the object that stands in the way, if
+    it is one; `reason`: why.
+    """
+
+    facts = {"tid": None, "oid": None, "reason": ""}
+    tid: Tid | None
+    oid: Oid | None
+    reason: str
+
+
+class MultipleUndoErrors(UndoError):
+    """Several objects stand in the way. `reasons` has (oid, reason) of each."""
+
+    facts = {"reasons": ()}
+    reasons: tuple[tuple[Oid, str], ...]
 
 
 class FileFormatError(POSError):

@@ -120,6 +120,43 @@ class IStorageIteration(Interface):
         """
 
 
+class IStorageUndoable(Interface):
+    """A storage that can undo a transaction by a new one.
+
+    Transactions are named by the id that undoLog gives, or by their tid.
+    """
+
+    def supportsUndo():
+        """Return whether transactions can be undone."""
+
+    def undo(transaction_id, transaction):
+        """Stage what takes back the transaction *transaction_id*; return (tid, oids).
+
+        *tid* is that of *transaction*, None where it gets one at the vote. Each object returns to
+        the revision before, or is un-created; what was changed since is merged where its class
+        can. UndoError, or MultipleUndoErrors, when that is impossible, here or at the vote.
+        """
+
+    def preview_undo(transaction_ids):
+        """Return what undoing these, in this order, would do now, as a list of UndoneObject."""
+
+    def undoLog(first, last, filter=None):
+        """Return the transactions that can be undone, newest first, as dicts.
+
+        Keys: id, time (seconds since 1970), user_name, description (text), size (bytes), and
+        the items of the transaction's extension. *filter* is called with each, and keeps those
+        it returns true for.
+
+        Integers are positions, 0 for the newest, the *last* excluded; a negative *last* is a
+        number of entries. Floats (seconds since 1970) and datetimes with a time zone are times,
+        both included; beside one, 0 as *first* is the beginning, and a negative *last* is a
+        number of entries still.
+        """
+
+    def undoInfo(first, last, specification=None):
+        """Return the entries of undoLog in which all items of the dict *specification* are."""
+
+
 class IStorageSelfCheck(Interface):
     """A storage that can check its own structure."""
 
@@ -148,6 +185,27 @@ class IDatabase(Interface):
     def close():
         """Close all connections and the storage."""
 
+    def supportsTransactionalUndo():
+        """Return whether transactions can be undone."""
+
+    def undo(transaction_id, txn=None):
+        """Undo a transaction when *txn* (default: the current one) commits."""
+
+    def undoMultiple(transaction_ids, txn=None):
+        """Undo several, the newest first, when *txn* commits."""
+
+    def undoLog(first=0, last=-20, filter=None):
+        """Return the transactions that can be undone: see IStorageUndoable."""
+
+    def undoInfo(first=0, last=-20, specification=None):
+        """Return those that have the items of *specification*: see IStorageUndoable."""
+
+    def undo_preview(transaction_ids):
+        """Return what undoing would change, and what stands in the way; commit nothing."""
+
+    def history(oid, size=1):
+        """Return the last *size* revisions of an object: see IStorageHistory."""
+
     def invalidate(tid, oids, version=""):
         """Tell that the transaction *tid* changed *oids* (called by storages)."""
 
@@ -163,6 +221,9 @@ class IConnection(Interface):
 
     def add(obj):
         """Give *obj* an oid, and store it with this transaction."""
+
+    def history(obj, size=1):
+        """Return the last *size* revisions of *obj*: see IStorageHistory."""
 
     def sync():
         """End the view of the data, and begin a new one at the last transaction."""

@@ -66,9 +66,9 @@ class ObjectCommitter(ObjectLoader):
         self._transaction: Any = None  # the one this connection has joined
         self._changes = ChangeSet()
         self._savepoints = None
+        self._commit: Any = None  # what all that take part, of this database, share
         self._metadata: Any = None
         self._stored: dict[Oid, Persistent | None] = {}
-        self._resolved: list[Oid] = []
         self._bytes_put_away = 0  # by savepoints, since the cache was emptied
         self._unreadable: ReadConflictError | None = None  # why nothing can be committed
 
@@ -222,8 +222,8 @@ class ObjectCommitter(ObjectLoader):
         self._require_readable()
         if self._has_mutated():
             raise error_for(self._mutated)
-        self._metadata = self._db.metadata_of(txn)
-        self._storage.tpc_begin(self._metadata)
+        self._commit = self._db.storage_commit(txn)
+        self._metadata = self._commit.begin()
         self._phase = Phase.COMMITTING
 
     def _has_mutated(self) -> bool:
@@ -275,8 +275,14 @@ class ObjectCommitter(ObjectLoader):
         if self._changes.registered or self._changes.added:  # by another participant's commit
             self._write_changes(self._storage.store)
         self._phase = Phase.VOTING
+        created = self._changes.created  # what is new is in nobody's cache
+        oids = [oid for oid in self._stored if oid not in created]
+
+        def committed(tid: Tid) -> None:
+            self._db.invalidate(tid, oids, origin=self.token)
+
         try:
-            self._resolved = self._storage.tpc_vote(self._metadata) or []
+            self._commit.vote(self._stored, committed)
         except ConflictError as error:
             if error.class_name is None and (obj := self._cache.get(error.oid)) is not None:
                 complete_error(error, error.oid, type(obj))
@@ -288,14 +294,8 @@ class ObjectCommitter(ObjectLoader):
 
         `PartialCommitError` if that fails, and others have a part in the transaction.
         """
-        created = self._changes.created  # what is new is in nobody's cache
-        oids = [oid for oid in self._stored if oid not in created]
-
-        def committed(tid: Tid) -> None:
-            self._db.invalidate(tid, oids, origin=self.token)
-
         try:
-            tid = self._storage.tpc_finish(self._metadata, committed)
+            tid = self._commit.finish()
         except Exception as error:
             partial = outcome.failed_to_finish(txn, self)
             if partial is None:
@@ -310,14 +310,14 @@ class ObjectCommitter(ObjectLoader):
                     continue
             obj._p_serial = tid
         # What was merged is not what these objects hold.
-        cache.invalidate(self._resolved)
+        cache.invalidate(self._commit.resolved)
         self._end_transaction()
 
     def tpc_abort(self, txn: Any) -> None:
         """Take everything back, in the storage and in memory. What is committed stays so."""
         outcome.tell_after_the_fact(txn, self)
-        if txn is self._transaction and self._metadata is not None:
-            self._storage.tpc_abort(self._metadata)
+        if txn is self._transaction and self._commit is not None:
+            self._commit.abort()
         self.abort(txn)
 
     def abort(self, txn: Any) -> None:

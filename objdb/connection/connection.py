@@ -69,6 +69,16 @@ class Connection(ObjectCommitter):
         obj._p_oid = oid
         self._changes.add(obj)
 
+    def history(self, obj: Any, size: int = 1) -> list[dict[str, Any]]:
+        """Return the last *size* committed revisions of *obj*, newest first, as dicts: see
+        `DB.history`. None for an object that was never stored."""
+        self._require_usable()
+        is_new = obj._p_serial == NO_TID and obj._p_changed is not None
+        if obj._p_oid is None or is_new:
+            return []
+        entries: list[dict[str, Any]] = self._db.history(obj._p_oid, size)
+        return entries
+
     def get_connection(self, name: str) -> Connection:
         """Return the connection to another database of the same group, in the same transaction.
 

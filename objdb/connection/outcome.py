@@ -6,6 +6,8 @@ log of decisions across them. If one of them fails then, against the rules:
     finished       failing        not asked
     committed      unknown        not committed          when a connection fails
     committed      unknown, all that come later          when somebody else's data manager does
+
+Connections to one database are one participant here: they are committed together.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 def note_committed(txn: Any, connection: Any) -> None:
     """Note that *connection* has finished, if it is not the only participant."""
-    if len(txn._resources) > 1:
+    if len(txn._resources) > 1 and _party(connection) not in map(_party, _committed(txn)):
         txn.set_data(_COMMITTED, [*_committed(txn), connection])
 
 
@@ -41,7 +43,7 @@ def failed_to_finish(txn: Any, connection: Any) -> PartialCommitError | None:
     participants = _participants(txn)
     if len(participants) < 2:
         return None
-    position = participants.index(connection)
+    position = _position(participants, connection)
     return _error(participants[:position], [connection], participants[position + 1 :])
 
 
@@ -52,7 +54,7 @@ def committed_in_part(txn: Any) -> PartialCommitError | None:
     if not finished:
         return None
     participants = _participants(txn)
-    position = participants.index(finished[-1]) + 1
+    position = _position(participants, finished[-1]) + 1
     return _error(participants[:position], participants[position:], [])
 
 
@@ -69,7 +71,18 @@ def tell_after_the_fact(txn: Any, connection: Any) -> None:
 
 
 def _participants(txn: Any) -> list[Any]:
-    return sorted(txn._resources, key=lambda participant: participant.sortKey())
+    found: dict[int, Any] = {}
+    for participant in sorted(txn._resources, key=lambda participant: participant.sortKey()):
+        found.setdefault(_party(participant), participant)
+    return list(found.values())
+
+
+def _party(participant: Any) -> int:
+    return id(participant.db() if hasattr(participant, "db") else participant)
+
+
+def _position(participants: list[Any], one: Any) -> int:
+    return [_party(participant) for participant in participants].index(_party(one))
 
 
 def _error(committed: list[Any], unknown: list[Any], aborted: list[Any]) -> PartialCommitError:

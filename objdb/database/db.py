@@ -24,6 +24,8 @@ from objdb.database.invalidations import InvalidationLog
 from objdb.database.opening import open_storage
 from objdb.database.past import HistoricalPool, bound
 from objdb.database.pool import ConnectionPool
+from objdb.database.together import StorageCommit
+from objdb.database.undoing import DatabaseUndo
 from objdb.errors import (
     ConflictError,
     POSKeyError,
@@ -47,7 +49,7 @@ os.register_at_fork(after_in_child=_after_fork._at_fork_reinit)  # type: ignore[
 
 
 @implementer(IDatabase)
-class DB(AsyncDatabase, DatabaseCaches):
+class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
     """A database of objects.
 
     *storage*: a storage, a path, a URI, None (in memory), or a callable that makes a storage.
@@ -300,6 +302,16 @@ class DB(AsyncDatabase, DatabaseCaches):
         metadata = TransactionMetaData(txn.user, txn.description, dict(txn.extension))
         metadata.later = later_of(txn)
         return metadata
+
+    def storage_commit(self, txn: Any) -> StorageCommit:
+        """Return the part of *txn* that this database's storage has, the same for all who ask."""
+        commit: StorageCommit | None = None
+        try:
+            commit = txn.data(self)
+        except KeyError:
+            commit = StorageCommit(self.storage, self.metadata_of(txn))
+            txn.set_data(self, commit)
+        return commit
 
     # -- what storages and connections call
 

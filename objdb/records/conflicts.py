@@ -154,6 +154,21 @@ def differences(
     }
 
 
+def changed_attributes(
+    one: bytes | None, other: bytes | None
+) -> dict[str, tuple[Any, Any]]:
+    """Return which attributes two records differ in, as `differences` does: by name, both values.
+    None is no object, which has no attribute."""
+    if one is not None and other is not None:
+        return {name: (a, c) for name, (a, _, c) in differences(one, None, other).items()}
+    record = one or other
+    state = {} if record is None else _state(record, {})
+    by_name = state if isinstance(state, dict) else {"": state}
+    return {
+        name: (value, ...) if other is None else (..., value) for name, value in by_name.items()
+    }
+
+
 def is_stored_alike(one: Any, other: Any) -> bool:
     """Whether two values of such states are stored alike. Their `__eq__` is not asked: 1 and True
     are equal, and references to different objects cannot be compared."""

@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, NamedTuple
 
-from objdb.errors import CorruptedDataError, StorageTransactionError
-from objdb.ids import Oid, Tid
+from objdb.errors import CorruptedDataError, StorageTransactionError, UndoError
+from objdb.ids import Oid, Tid, format_oid
 
 # A transaction that stages more than this keeps it in a temporary file.
 SPOOL_BYTES = 32 * 1024 * 1024
@@ -83,6 +83,14 @@ class Spooled(NamedTuple):
     size: int
 
 
+class Repeat(NamedTuple):
+    """Says that a staged revision has the data of an older one: the tid of that, and its position
+    on a medium that can point there."""
+
+    tid: Tid
+    position: int
+
+
 class Phase(enum.Enum):
     """How far a transaction has come."""
 
@@ -110,7 +118,12 @@ class Staged:
         # oid -> record, or where in the spool it is; None to un-create the object. Two dicts of
         # bytes, unlike one of tuples, give the garbage collector nothing to visit.
         self._records: dict[Oid, bytes | Spooled | None] = {}
-        self.record_bytes = 0  # of all records; 8 for each object un-created
+        self.record_bytes = 0  # of all records; 8 for each object un-created, or pointed to
+        # Of the records, those that repeat an older revision. Where the medium points to that,
+        # the record is None.
+        self.repeats: dict[Oid, Repeat] = {}
+        self.undone: list[Tid] = []  # the transactions that this one undoes
+        self.undone_oids: set[Oid] = set()  # the objects that it changes by that
         self._spool: Any = None
 
     def __len__(self) -> int:
@@ -119,6 +132,8 @@ class Staged:
     def write(self, oid: Oid, base_tid: Tid | None, record: bytes | None) -> None:
         """Stage a revision of *oid*; a second one of the same oid replaces the first."""
         if oid in self.bases:
+            self.require_not_undone(oid)
+            self.repeats.pop(oid, None)
             replaced = self.record(oid)
             self.record_bytes -= 8 if replaced is None else len(replaced)
         self.bases[oid] = base_tid
@@ -127,6 +142,24 @@ class Staged:
             self._records[oid] = self._to_spool(record)
         else:
             self._records[oid] = record
+
+    def write_undone(
+        self, oid: Oid, base_tid: Tid, record: bytes | None, repeat: Repeat | None
+    ) -> None:
+        """Stage what undoing makes of *oid*; undoing more replaces it."""
+        self.undone_oids.discard(oid)
+        self.write(oid, base_tid, record)
+        self.undone_oids.add(oid)
+        if repeat is not None:
+            self.repeats[oid] = repeat
+
+    def require_not_undone(self, oid: Oid) -> None:
+        """Raise `UndoError` if this transaction undoes a change of *oid* already."""
+        if oid in self.undone_oids:
+            raise UndoError(
+                f"object {format_oid(oid)} cannot be changed in the transaction that undoes a "
+                "change of it. Commit that first", oid=oid, reason="it is changed here as well",
+            )
 
     def _to_spool(self, record: bytes) -> Spooled:
         if self._spool is None:
@@ -221,6 +254,18 @@ class CommitSlot:
         if self._holder is staged:
             self._holder = None
             self._lock.release()
+
+    @contextmanager
+    def resolving_in(self, staged: Staged) -> Iterator[None]:
+        """Note, if *staged* holds the slot, that this thread is in an application's code."""
+        if self._holder is not staged:
+            yield
+            return
+        self.resolving = get_ident()
+        try:
+            yield
+        finally:
+            self.resolving = 0
 
     @contextmanager
     def quiet(self, seconds: float) -> Iterator[None]:

@@ -75,3 +75,16 @@ def history_entry(tid: Tid, metadata: Any, size: int) -> dict[str, Any]:
         "size": size,
         "version": "",
     }
+
+
+def undo_entry(transaction_id: str, tid: Tid, metadata: Any, size: int) -> dict[str, Any]:
+    """Return the dict that `undoLog()` lists for a transaction of *size* bytes; *metadata* is
+    as for `history_entry`."""
+    return {
+        **metadata.extension,
+        "id": transaction_id,
+        "time": time_from_tid(tid),
+        "user_name": metadata.user.decode("utf-8", "replace"),
+        "description": metadata.description.decode("utf-8", "replace"),
+        "size": size,
+    }

@@ -1,13 +1,17 @@
 """A storage in memory: the contract at its plainest, with history.
 
     _revisions    oid -> [(tid, record or None), ...]      oldest first; None: un-created
+    _repeats      (oid, tid) -> tid of the revision whose record this one has again
     _transactions [(tid, metadata, [oid, ...]), ...]       oldest first
+
+The place of a revision is (oid, tid).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from typing import Any
 
 from zope.interface import implementer
@@ -19,14 +23,17 @@ from objdb.interfaces import (
     IStorageHistory,
     IStorageIteration,
     IStorageReadChecks,
+    IStorageUndoable,
 )
-from objdb.storage.commit import Staged
+from objdb.storage.commit import Repeat, Staged
 from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry, in_range
-from objdb.storage.revisions import RevisionStorage
+from objdb.storage.undo import Change, UndoableStorage
 
 
-@implementer(IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration)
-class MappingStorage(RevisionStorage):
+@implementer(
+    IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStorageUndoable
+)
+class MappingStorage(UndoableStorage):
     """Keeps every revision in dicts; gone when the process ends.
 
     *name* is what errors and statistics call it.
@@ -35,6 +42,7 @@ class MappingStorage(RevisionStorage):
     def __init__(self, name: str = "MappingStorage") -> None:
         super().__init__(name)
         self._revisions: dict[Oid, list[tuple[Tid, bytes | None]]] = {}
+        self._repeats: dict[tuple[Oid, Tid], Tid] = {}
         self._transactions: list[tuple[Tid, Any, list[Oid], str]] = []
 
     def __len__(self) -> int:
@@ -65,7 +73,7 @@ class MappingStorage(RevisionStorage):
 
     def _current(self, oid: Oid) -> tuple[Any, Tid] | None:
         history = self._revisions.get(oid)
-        return None if history is None else (history, history[-1][0])
+        return None if history is None else ((oid, history[-1][0]), history[-1][0])
 
     def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
         """See `IStorageHistory`."""
@@ -87,8 +95,48 @@ class MappingStorage(RevisionStorage):
                 yield TransactionRecord.of(tid, status, metadata, records)
 
     def _revision_record(self, oid: Oid, tid: Tid) -> RevisionRecord:
+        data_txn = self._repeats.get((oid, tid))
+        return RevisionRecord(oid, tid, self._data_at((oid, tid)), data_txn=data_txn)
+
+    # -- undoing
+
+    def _find_transaction(self, tid: Tid) -> tuple[str, list[Change]] | None:
+        i = bisect_left(self._transactions, tid, key=itemgetter(0))
+        if i == len(self._transactions) or self._transactions[i][0] != tid:
+            return None
+        _, _, oids, status = self._transactions[i]
+        return status, [Change(oid, (oid, tid), self._place_before(oid, tid)) for oid in oids]
+
+    def _place_before(self, oid: Oid, tid: Tid) -> tuple[Oid, Tid] | None:
         history = self._revisions[oid]
-        return RevisionRecord(oid, tid, history[bisect_left(history, (tid,))][1])
+        i = bisect_left(history, (tid,))
+        return (oid, history[i - 1][0]) if i else None
+
+    def _data_at(self, place: Any) -> bytes | None:
+        oid, tid = place
+        history = self._revisions[oid]
+        return history[bisect_left(history, (tid,))][1]
+
+    def _bring_back(self, place: Any) -> tuple[bytes | None, Repeat | None]:
+        record = self._data_at(place)
+        if record is None:
+            return None, None
+        return record, Repeat(self._repeats.get(place, place[1]), 0)
+
+    def _iter_undoable(self, stop: Tid | None) -> Iterator[tuple[Tid, Any, int]]:
+        transactions = self._transactions
+        i = len(transactions)
+        if stop is not None:
+            i = bisect_right(transactions, stop, key=itemgetter(0))
+        while i:
+            i -= 1
+            tid, metadata, oids, status = transactions[i]
+            if status == "p":
+                return
+            if status == " ":
+                yield tid, metadata, sum(len(self._data_at((oid, tid)) or b"") for oid in oids)
+
+    # -- committing
 
     def _prepare(self, staged: Staged) -> None:
         pass
@@ -101,6 +149,8 @@ class MappingStorage(RevisionStorage):
         finally:
             oids = []
             for oid, record in staged.records():
+                if oid in staged.repeats:
+                    self._repeats[oid, tid] = staged.repeats[oid].tid
                 self._revisions.setdefault(oid, []).append((tid, record))
                 self._note_oid(oid)
                 oids.append(oid)
@@ -112,5 +162,3 @@ class MappingStorage(RevisionStorage):
 
     def _close(self) -> None:
         """Keep the data: a storage in memory can be looked at after its database closed."""
-
-

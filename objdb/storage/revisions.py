@@ -14,7 +14,6 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from objdb.errors import (
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 # How long closing waits for a transaction that has voted to be finished.
 _CLOSE_SECONDS = 5.0
 MAX_RECORD_BYTES = 2**31 - 1
+_STATUSES = (" ", "p", "u")  # committed, packed, undone (old)
 
 Resolve = Callable[[Oid, "bytes | None", bytes, bytes, tuple[Tid, Tid]], bytes]
 
@@ -159,6 +159,8 @@ class RevisionStorage(ABC):
         `StorageTransactionError` if it has begun already.
         """
         self._require_writable()
+        if status not in _STATUSES:
+            raise UsageError(f"{status!r} is no status of a transaction: space, p (packed) or u")
         self._slot.begin(transaction, tid, status)
 
     def store(
@@ -263,13 +265,17 @@ class RevisionStorage(ABC):
             old = self.loadSerial(oid, base)
         except POSKeyError:
             old = None
-        self._slot.resolving = get_ident()
-        try:
-            merged = self._resolve(oid, old, committed, ours, (current, base))
-        finally:
-            self._slot.resolving = 0
+        merged = self._merge(staged, oid, old, committed, ours, (current, base))
         staged.write(oid, current, merged)
         staged.resolved.append(oid)
+
+    def _merge(
+        self, staged: Staged, oid: Oid, old: bytes | None, committed: bytes, new: bytes,
+        serials: tuple[Tid, Tid],
+    ) -> bytes:
+        """Let the application merge two changes; the transaction may hold the slot, or not."""
+        with self._slot.resolving_in(staged):
+            return self._resolve(oid, old, committed, new, serials)
 
     def _load_decided(self, oid: Oid, tid: Tid) -> bytes:
         """Return the record of the current revision, which may not be visible yet."""

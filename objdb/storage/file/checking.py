@@ -22,7 +22,9 @@ def check_structure(log: Log, index: Index, end: int, objects: int) -> list[str]
         if header is None:
             problems.append(f"the log ends at {position}, not at {end}")
             break
+        here: dict[Oid, tuple[int, Tid]] = {}
         for record in log.records(header):
+            # Where ZODB wrote an object several times, all lead to the transaction before.
             before = last.get(record.oid, (0, NO_TID))[0]
             # A packed file has forgotten older records, and their positions.
             if record.previous not in (before, 0):
@@ -30,7 +32,8 @@ def check_structure(log: Log, index: Index, end: int, objects: int) -> list[str]
                     f"the record of {format_oid(record.oid)} at {record.position} says its "
                     f"previous one is at {record.previous}; it is at {before}"
                 )
-            last[record.oid] = record.position, record.tid
+            here[record.oid] = record.position, record.tid
+        last.update(here)
         position, tid = header.end, header.tid
     for oid, entry in last.items():
         if index.get(oid) != entry:

@@ -27,6 +27,7 @@ from objdb.storage.file.format import (
     NUMBER,
     PACKED,
     RECORD,
+    START,
     STATUS_AT,
     TRANSACTION,
     UNDONE,
@@ -156,6 +157,14 @@ class Log:
             position, tid, status, texts[:user], texts[user : user + description],
             texts[user + description :], body, end,
         )
+
+    def header_before(self, position: int) -> Header:
+        """Return the header of the transaction that ends at *position*."""
+        length = NUMBER.unpack(self._exactly(NUMBER.size, position - NUMBER.size))[0]
+        start = position - NUMBER.size - length
+        if start < START:
+            raise self.damaged(position, "the length at the transaction's end is wrong")
+        return self.header(start, position)
 
     def check_crc(self, header: Header) -> bool:
         """Return whether the transaction has a checksum; `CorruptedDataError` if it is wrong."""
@@ -306,12 +315,14 @@ class Log:
         position, size, block, _ = head
         parts: list[bytes | bytearray] = [block]
         add, pack, get, tid = parts.append, RECORD.pack, previous_position.get, staged.tid
+        repeats = staged.repeats
         positions: dict[Oid, int] = {}
         at, flushed, crc = position + len(block), position, 0
         for oid, record in staged.records():
             positions[oid] = at
             if record is None:
-                add(pack(oid, tid, get(oid, 0), position, 0, 0) + bytes(NUMBER.size))
+                pointer = repeats[oid].position if oid in repeats else 0
+                add(pack(oid, tid, get(oid, 0), position, 0, 0) + NUMBER.pack(pointer))
                 at += RECORD.size + NUMBER.size
                 continue
             add(pack(oid, tid, get(oid, 0), position, 0, len(record)))
@@ -346,9 +357,9 @@ class Log:
             self._write_at(_CRC.pack(crc), head.position + head.crc_at)
         return at + len(piece), crc
 
-    def decide(self, position: int) -> None:
-        """Make the transaction at *position* a committed one."""
-        self._write_at(COMMITTED, position + STATUS_AT)
+    def decide(self, position: int, status: bytes = COMMITTED) -> None:
+        """Make the transaction at *position* a committed one (or a copy of a packed one)."""
+        self._write_at(status, position + STATUS_AT)
 
     def erase(self, position: int, end: int) -> None:
         """Put zeros over a transaction that was given up."""

@@ -101,11 +101,12 @@ def replay(log: Log, index: Index, state: LogState) -> CorruptedDataError | None
                 log.file.sync()  # an entry is written only when its transaction is on the medium
             positions: dict[Oid, int] = {}
             for record in log.records(header):
+                is_first = record.oid not in positions  # ZODB may write an object twice
                 positions[record.oid] = record.position
                 entry = index.get(record.oid)
                 is_torn = entry is not None and entry[1] == NO_TID
-                if entry is None or is_torn or (entry[0] >= start and not record.previous):
-                    state.objects += 1
+                is_new = entry is None or is_torn or (entry[0] >= start and not record.previous)
+                state.objects += is_first and is_new
             index.reserve(positions)
             index.set_many(positions, header.tid)
             if positions:

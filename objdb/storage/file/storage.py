@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from objdb.errors import (
     UsageError,
     require_at_least,
 )
-from objdb.ids import NO_TID, Oid, Tid
+from objdb.ids import Oid, Tid
 from objdb.interfaces import (
     IStorage,
     IStorageHistory,
@@ -35,28 +35,27 @@ from objdb.interfaces import (
     IStoragePolling,
     IStorageReadChecks,
     IStorageSelfCheck,
+    IStorageUndoable,
 )
-from objdb.storage.commit import Staged, TransactionMetaData, loads_extension
+from objdb.storage.commit import Staged
 from objdb.storage.file.checking import check_structure
 from objdb.storage.file.durability import GroupCommit, Ticket
-from objdb.storage.file.format import START, visible_extension, without_integrity
+from objdb.storage.file.history import FileHistory
 from objdb.storage.file.index import Index
-from objdb.storage.file.log import Header, Log, Record, Written
+from objdb.storage.file.log import Log, Written
 from objdb.storage.file.lookup import RecordReader
 from objdb.storage.file.opening import create_file, require_openable, take_lock
 from objdb.storage.file.recovery import LogState, cut_tail, next_transaction, open_log
 from objdb.storage.files import Files, Lock, OSFiles
-from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry, in_range
-from objdb.storage.revisions import RevisionStorage
 
 DURABILITIES = ("sync", "os")
 
 
 @implementer(
     IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStoragePolling,
-    IStorageSelfCheck,
+    IStorageSelfCheck, IStorageUndoable,
 )
-class FileStorage(RevisionStorage):
+class FileStorage(FileHistory):
     """Keeps every revision in one file, in ZODB's format.
 
     *path*: the file; made if it does not exist (unless *create* is false, or *read_only*).
@@ -177,42 +176,6 @@ class FileStorage(RevisionStorage):
             raise POSKeyError(oid, database=self._name)
         return data, current, None
 
-    def _load_older(
-        self, oid: Oid, tid: Tid, position: int, current: Tid
-    ) -> tuple[bytes, Tid, Tid | None] | None:
-        following: Tid | None = None
-        for record in self._chain(oid, position, current):
-            if record.tid < tid:
-                data = self._log.data(record)
-                if data is None:
-                    raise POSKeyError(oid, database=self._name)
-                return data, record.tid, following
-            following = record.tid
-        return None
-
-    def _chain(self, oid: Oid, position: int, current: Tid) -> Iterator[Record]:
-        """Yield the object's records, newest first."""
-        record = self._current_record(oid, position, current)
-        yield record
-        while record.previous:
-            older = self._log.record(record.previous)
-            if older.oid != oid or older.tid >= record.tid:
-                raise self._log.damaged(record.position, "the previous position is wrong", oid)
-            yield older
-            record = older
-
-    def _current_record(self, oid: Oid, position: int, tid: Tid) -> Record:
-        """Return the record that the index names; `CorruptedDataError` if it is not there."""
-        if position < self._reader.end:
-            record = self._log.record(position)
-            if record.oid == oid and record.tid == tid:
-                return record
-        self._require_open()
-        raise self._log.damaged(
-            position, "the record here is not the one the index says. If the file itself is "
-            "whole, removing the index beside it (.oidx) lets it be built again", oid,
-        )
-
     def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, tuple[int, Tid] | None]:
         find = self._current if self._group.unpublished else self._index.get
         return {oid: find(oid) for oid in oids}
@@ -240,44 +203,6 @@ class FileStorage(RevisionStorage):
         if data is None:
             raise POSKeyError(oid, database=self._name)
         return data
-
-    def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
-        """See `IStorageHistory`."""
-        entry = self._index.get(oid)
-        if entry is None:
-            raise POSKeyError(oid, database=self._name)
-        entries: list[dict[str, Any]] = []
-        for record in self._chain(oid, *entry):
-            if len(entries) == size:
-                break
-            header = self._log.header(record.transaction, self._file.size())
-            extension = without_integrity(loads_extension(header.extension))
-            metadata = TransactionMetaData(header.user, header.description, extension)
-            entries.append(history_entry(record.tid, metadata, record.size))
-        return entries
-
-    def iterator(
-        self, start: Tid | None = None, stop: Tid | None = None
-    ) -> Iterator[TransactionRecord]:
-        """See `IStorageIteration`. Checksums are checked; `CorruptedDataError` where one does
-        not fit."""
-        position, end, last = START, self._visible_end(), NO_TID
-        while position < end:
-            header = next_transaction(self._log, position, end, last)
-            if header is None:
-                return
-            if stop is not None and header.tid > stop:
-                return
-            if in_range(header.tid, start, stop):
-                yield TransactionRecord(
-                    header.tid, header.status.decode("ascii"), header.user, header.description,
-                    visible_extension(header.extension), _Records(self._log, header),
-                )
-            position, last = header.end, header.tid
-
-    def _visible_end(self) -> int:
-        """Return where the last published transaction ends."""
-        return self._published[0]
 
     def self_check(self) -> list[str]:
         """See `IStorageSelfCheck`: the index against the log, and the chains of records."""
@@ -337,7 +262,7 @@ class FileStorage(RevisionStorage):
         written: Written = staged.medium
         assert staged.tid is not None and written.position == self._end
         try:
-            self._log.decide(written.position)
+            self._log.decide(written.position, staged.status.encode())
         except OSError as error:
             self._fail(f"a commit could not be finished: {error}")
             self._require_not_failed()
@@ -476,19 +401,3 @@ class FileStorage(RevisionStorage):
         """See `RevisionStorage.registerDB`."""
         super().registerDB(db)
         self._db = db
-
-
-class _Records:
-    """The revisions of one transaction, read as they are iterated over."""
-
-    def __init__(self, log: Log, header: Header) -> None:
-        self._log = log
-        self._header = header
-
-    def __iter__(self) -> Iterator[RevisionRecord]:
-        for record in self._log.records(self._header):
-            target = None if record.size else self._log.target(record)
-            yield RevisionRecord(
-                record.oid, record.tid, self._log.data(record),
-                data_txn=None if target is None else target.tid,
-            )

@@ -1,0 +1,236 @@
+"""Undoing transactions: requests that take part in a transaction, and what they would do.
+
+    db.undo(id) ─► UndoRequest joins the transaction ─► commit: storage.undo, newest first
+                ─► vote, finish: with all others of the database ─► every connection is told
+
+There is one request in a transaction for each database; it collects the ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import transaction
+from transaction.interfaces import IDataManager, ISavepointDataManager
+from zope.interface import implementer
+
+from objdb.database.together import StorageCommit
+from objdb.errors import ReadOnlyError, UndoError, Unsupported
+from objdb.ids import Oid, Tid
+from objdb.interfaces import IStorageHistory, IStorageUndoable
+from objdb.records.conflicts import changed_attributes
+from objdb.records.references import record_class_name
+from objdb.storage.undo import tid_from_id
+
+
+class ObjectChange(NamedTuple):
+    """What undoing would change in an object.
+
+    `attributes` maps names to (value now, value then), `...` where there is none. References to
+    persistent objects are `PersistentReference`; a state that is no dict is the attribute `""`.
+    `now` and `then` are the records, None where the object does not exist.
+    """
+
+    oid: Oid
+    class_name: str | None
+    attributes: dict[str, tuple[Any, Any]]
+    now: bytes | None
+    then: bytes | None
+
+
+class Obstacle(NamedTuple):
+    """What stands in the way of undoing: an object, and why; oid None: of all."""
+
+    oid: Oid | None
+    class_name: str | None
+    reason: str
+
+
+class UndoPreview(NamedTuple):
+    """What undoing would do: nothing but `changes`, if there are no `obstacles`."""
+
+    changes: list[ObjectChange]
+    obstacles: list[Obstacle]
+
+
+class DatabaseUndo:
+    """The part of `DB` that undoes, and lists what can be undone."""
+
+    name: str
+    storage: Any
+    _require_usable: Callable[[], None]
+    storage_commit: Callable[[Any], StorageCommit]
+    invalidate: Callable[[Tid, Iterable[Oid]], None]
+
+    def supportsTransactionalUndo(self) -> bool:
+        """Whether transactions can be undone."""
+        return IStorageUndoable.providedBy(self.storage) and bool(self.storage.supportsUndo())
+
+    def undo(self, transaction_id: Any, txn: Any = None) -> None:
+        """Undo a transaction when *txn* (default: the thread's current transaction) commits.
+
+        *transaction_id*: from `undoLog`, or a tid. That commit raises `UndoError`, or
+        `MultipleUndoErrors`, when an object was changed later and cannot be merged, and for an
+        id that names no transaction that can be undone. `Unsupported`, `ReadOnlyError` at once.
+        """
+        self.undoMultiple([transaction_id], txn)
+
+    def undoMultiple(self, transaction_ids: Iterable[Any], txn: Any = None) -> None:
+        """Undo several transactions at once, the newest first, when *txn* commits: see `undo`."""
+        self._require_usable()
+        self._require_undo()
+        if self.storage.isReadOnly():
+            raise ReadOnlyError(f"{self.name} is open for reading only: nothing can be undone")
+        txn = transaction.get() if txn is None else txn
+        request = _request_of(txn, self)
+        if request is None:
+            request = UndoRequest(self, txn)
+        request.ids += transaction_ids
+
+    def undoLog(
+        self, first: Any = 0, last: Any = -20, filter: Callable[[dict[str, Any]], Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the transactions that can be undone, newest first, as dicts: id, time (seconds
+        since 1970), user_name, description, size (bytes), and what the extension has.
+
+        Integers are positions from the newest; a negative *last* is a number of entries. Floats
+        (seconds since 1970) and datetimes are times. *filter* is called with each entry.
+        """
+        self._require_usable()
+        self._require_undo()
+        entries: list[dict[str, Any]] = self.storage.undoLog(first, last, filter)
+        return entries
+
+    def undoInfo(
+        self, first: Any = 0, last: Any = -20, specification: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the entries of `undoLog` that have all items of *specification*."""
+        self._require_usable()
+        self._require_undo()
+        entries: list[dict[str, Any]] = self.storage.undoInfo(first, last, specification)
+        return entries
+
+    def undo_preview(self, transaction_ids: Any) -> UndoPreview:
+        """Return what undoing these transactions would do now, committing nothing.
+
+        *transaction_ids*: one id, or several.
+        """
+        self._require_usable()
+        self._require_undo()
+        if isinstance(transaction_ids, (str, bytes)):
+            transaction_ids = [transaction_ids]
+        changes, obstacles = [], []
+        for oid, now, then, obstacle in self.storage.preview_undo(newest_first(transaction_ids)):
+            record = then if now is None else now
+            class_name = None if record is None else record_class_name(record)
+            if obstacle is not None:
+                obstacles.append(Obstacle(oid, class_name, obstacle))
+            elif now != then:
+                attributes = changed_attributes(now, then)
+                changes.append(ObjectChange(oid, class_name, attributes, now, then))
+        return UndoPreview(changes, obstacles)
+
+    def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
+        """Return the last *size* revisions of an object, newest first, as dicts: tid, time
+        (seconds since 1970), user_name, description, size (bytes), and what the transaction's
+        extension has. `POSKeyError` if there is no object."""
+        self._require_usable()
+        if not IStorageHistory.providedBy(self.storage):
+            raise Unsupported(f"{self.name} cannot list the revisions of an object")
+        entries: list[dict[str, Any]] = self.storage.history(oid, size)
+        return entries
+
+    def _require_undo(self) -> None:
+        if not self.supportsTransactionalUndo():
+            raise Unsupported(f"{self.name} is a storage that cannot undo transactions")
+
+
+def newest_first(transaction_ids: Iterable[Any]) -> list[Any]:
+    """Return the ids, each transaction once, in the order in which they have to be undone. What
+    is no id comes last."""
+    found = {_sort_key(transaction_id): transaction_id for transaction_id in transaction_ids}
+    return [found[key] for key in sorted(found, reverse=True)]
+
+
+def _sort_key(transaction_id: Any) -> tuple[int, Tid, str]:
+    try:
+        return 1, tid_from_id(transaction_id), ""
+    except UndoError:
+        return 0, b"", repr(transaction_id)
+
+
+def _request_of(txn: Any, db: Any) -> UndoRequest | None:
+    """Return the request that is in *txn* already."""
+    for participant in txn._resources:
+        if isinstance(participant, UndoRequest) and participant.db() is db:
+            return participant
+    return None
+
+
+@implementer(IDataManager, ISavepointDataManager)
+class UndoRequest:
+    """Undoes the transactions *ids* when the one it is in commits."""
+
+    transaction_manager = None
+
+    def __init__(self, db: Any, txn: Any) -> None:
+        self._db = db
+        self.ids: list[Any] = []
+        self._commit: StorageCommit | None = None
+        self._oids: list[Oid] = []
+        txn.join(self)
+
+    def db(self) -> Any:
+        """Return the database."""
+        return self._db
+
+    def sortKey(self) -> str:
+        """Return the order in a two-phase commit: behind the database's connections."""
+        return f"{self._db.storage.sortKey()}:~{id(self)}"
+
+    def tpc_begin(self, txn: Any) -> None:
+        """Begin, with others of the database."""
+        self._commit = self._db.storage_commit(txn)
+        self._commit.begin()
+
+    def commit(self, txn: Any) -> None:
+        """Let the storage stage what undoing makes of the objects. `UndoError`."""
+        assert self._commit is not None
+        oids: dict[Oid, None] = {}
+        for transaction_id in newest_first(self.ids):
+            _, changed = self._db.storage.undo(transaction_id, self._commit.metadata)
+            oids.update(dict.fromkeys(changed))
+        self._oids = list(oids)
+
+    def tpc_vote(self, txn: Any) -> None:
+        """Vote. `UndoError` when others changed the objects meanwhile."""
+        assert self._commit is not None
+        self._commit.vote(self._oids, lambda tid: self._db.invalidate(tid, self._oids))
+
+    def tpc_finish(self, txn: Any) -> None:
+        """Commit."""
+        assert self._commit is not None
+        self._commit.finish()
+
+    def tpc_abort(self, txn: Any) -> None:
+        """Take everything back."""
+        if self._commit is not None:
+            self._commit.abort()
+
+    def abort(self, txn: Any) -> None:
+        """Forget what was asked for; nothing has been done about it."""
+        self.ids = []
+
+    def savepoint(self) -> _UndoSavepoint:
+        """Return the way back to what is asked for now."""
+        return _UndoSavepoint(self)
+
+
+class _UndoSavepoint:
+    def __init__(self, request: UndoRequest) -> None:
+        self._request = request
+        self._ids = list(request.ids)
+
+    def rollback(self) -> None:
+        self._request.ids = list(self._ids)

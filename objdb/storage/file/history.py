@@ -1,0 +1,194 @@
+"""The past of a file: older revisions, transactions in order, and what undoing needs.
+
+    index ─► current record ─► previous ─► previous ─► …     an object's chain
+    START ─► transaction ─► transaction ─► … ◄─ end          the log, read in either direction
+
+The place of a revision is the position of its record. One that repeats older data has a back
+pointer instead: to bring data back takes 8 bytes, however large they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from objdb.errors import POSKeyError
+from objdb.ids import NO_TID, Oid, Tid
+from objdb.storage.commit import Repeat, TransactionMetaData, loads_extension
+from objdb.storage.file.format import (
+    COMMITTED,
+    PACKED,
+    START,
+    visible_extension,
+    without_integrity,
+)
+from objdb.storage.file.index import Index
+from objdb.storage.file.log import Header, Log, Record
+from objdb.storage.file.lookup import RecordReader
+from objdb.storage.file.recovery import next_transaction
+from objdb.storage.file.seeking import position_behind
+from objdb.storage.files import File
+from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry, in_range
+from objdb.storage.undo import Change, UndoableStorage
+
+
+class FileHistory(UndoableStorage):
+    """The part of a FileStorage that reads what is no longer current."""
+
+    _file: File
+    _log: Log
+    _index: Index
+    _reader: RecordReader
+    _published: tuple[int, Tid, int, int]
+
+    def _load_older(
+        self, oid: Oid, tid: Tid, position: int, current: Tid
+    ) -> tuple[bytes, Tid, Tid | None] | None:
+        following: Tid | None = None
+        for record in self._chain(oid, position, current):
+            if record.tid < tid:
+                data = self._log.data(record)
+                if data is None:
+                    raise POSKeyError(oid, database=self._name)
+                return data, record.tid, following
+            following = record.tid
+        return None
+
+    def _chain(self, oid: Oid, position: int, current: Tid) -> Iterator[Record]:
+        """Yield the object's records, newest first."""
+        record = self._current_record(oid, position, current)
+        yield record
+        while record.previous:
+            older = self._log.record(record.previous)
+            if older.oid != oid or older.tid >= record.tid:
+                raise self._log.damaged(record.position, "the previous position is wrong", oid)
+            yield older
+            record = older
+
+    def _current_record(self, oid: Oid, position: int, tid: Tid) -> Record:
+        """Return the record that the index names; `CorruptedDataError` if it is not there."""
+        if position < self._reader.end:
+            record = self._log.record(position)
+            if record.oid == oid and record.tid == tid:
+                return record
+        self._require_open()
+        raise self._log.damaged(
+            position, "the record here is not the one the index says. If the file itself is "
+            "whole, removing the index beside it (.oidx) lets it be built again", oid,
+        )
+
+    def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
+        """See `IStorageHistory`."""
+        entry = self._index.get(oid)
+        if entry is None:
+            raise POSKeyError(oid, database=self._name)
+        entries: list[dict[str, Any]] = []
+        for record in self._chain(oid, *entry):
+            if len(entries) == size:
+                break
+            header = self._log.header(record.transaction, self._file.size())
+            entries.append(history_entry(record.tid, _metadata(header), record.size))
+        return entries
+
+    def iterator(
+        self, start: Tid | None = None, stop: Tid | None = None
+    ) -> Iterator[TransactionRecord]:
+        """See `IStorageIteration`. Checksums are checked; `CorruptedDataError` where one does
+        not fit."""
+        position, end, last = START, self._visible_end(), NO_TID
+        while position < end:
+            header = next_transaction(self._log, position, end, last)
+            if header is None:
+                return
+            if stop is not None and header.tid > stop:
+                return
+            if in_range(header.tid, start, stop):
+                yield TransactionRecord(
+                    header.tid, header.status.decode("ascii"), header.user, header.description,
+                    visible_extension(header.extension), _Records(self._log, header),
+                )
+            position, last = header.end, header.tid
+
+    def _visible_end(self) -> int:
+        """Return where the last published transaction ends."""
+        return self._published[0]
+
+    # -- undoing
+
+    def _find_transaction(self, tid: Tid) -> tuple[str, list[Change]] | None:
+        end, last = self._published[:2]
+        if tid > last:
+            return None
+        position = position_behind(self._log, end, last, tid)
+        if position == START:
+            return None
+        header = self._log.header_before(position)
+        if header.tid != tid:
+            return None
+        self._log.check_crc(header)
+        # ZODB writes an object once for each transaction that is undone: the last one counts.
+        records = {record.oid: record for record in self._log.records(header)}
+        if records:
+            # The object that was changed least since has the shortest way there.
+            current = self._find_current(records)
+            oid = min(records, key=lambda oid: (current[oid] or (0, NO_TID))[1])
+            self._require_in_chain(records[oid])
+        return header.status.decode("ascii"), [
+            Change(oid, record.position, record.previous or None)
+            for oid, record in records.items()
+        ]
+
+    def _require_in_chain(self, record: Record) -> None:
+        """Raise `CorruptedDataError` unless the record is one of its object's: what a search
+        found could be the data of another."""
+        entry = self._index.get(record.oid)
+        for own in self._chain(record.oid, *entry) if entry else ():
+            if own.tid <= record.tid:
+                if own.position == record.position:
+                    return
+                break
+        raise self._log.damaged(
+            record.position, "a record is not among those of its object", record.oid
+        )
+
+    def _data_at(self, place: Any) -> bytes | None:
+        return self._log.data(self._log.record(place))
+
+    def _bring_back(self, place: Any) -> tuple[bytes | None, Repeat | None]:
+        record: Record | None = self._log.record(place)
+        while record is not None and not record.size:
+            record = self._log.target(record)
+        return None, None if record is None else Repeat(record.tid, record.position)
+
+    def _iter_undoable(self, stop: Tid | None) -> Iterator[tuple[Tid, Any, int]]:
+        position, last = self._published[:2]
+        if stop is not None:
+            position = position_behind(self._log, position, last, stop)
+        while position > START:
+            header = self._log.header_before(position)
+            if header.status == PACKED:
+                return
+            if header.status == COMMITTED:
+                yield header.tid, _metadata(header), header.end - header.position
+            position = header.position
+
+
+def _metadata(header: Header) -> TransactionMetaData:
+    extension = without_integrity(loads_extension(header.extension))
+    return TransactionMetaData(header.user, header.description, extension)
+
+
+class _Records:
+    """The revisions of one transaction, read as they are iterated over."""
+
+    def __init__(self, log: Log, header: Header) -> None:
+        self._log = log
+        self._header = header
+
+    def __iter__(self) -> Iterator[RevisionRecord]:
+        for record in self._log.records(self._header):
+            target = None if record.size else self._log.target(record)
+            yield RevisionRecord(
+                record.oid, record.tid, self._log.data(record),
+                data_txn=None if target is None else target.tid,
+            )

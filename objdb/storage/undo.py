@@ -1,0 +1,300 @@
+"""Undoing transactions: for each object that one changed, what a new transaction makes of it.
+
+    before ───► undone ───► … ───► current
+      ▲                                │
+      └────────── result ◄─────────────┘
+
+    the current data is                   the result is
+    what was undone, or equal to it       what was before; un-created where that is nothing
+    something else                        _p_resolveConflict(undone, current, before)
+    gone, or something else that cannot
+      be merged                           an obstacle: `UndoError`, and nothing is changed
+
+`undo` plans all objects first, and stages their results if none has an obstacle, each made from
+the revision that was current then. At the vote, with the commit slot held, it is seen whether
+one of them was changed meanwhile; if so, everything is planned again.
+
+Undoing is a transaction like others, so that undoing it is redoing. Several transactions undone
+in one see what those before them made.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from objdb.errors import ConflictError, MultipleUndoErrors, UndoError
+from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, format_oid, format_tid
+from objdb.storage.commit import Repeat, Staged, TransactionMetaData
+from objdb.storage.iteration import undo_entry
+from objdb.storage.revisions import RevisionStorage
+from objdb.storage.spans import span
+
+Filter = Callable[[dict[str, Any]], Any]
+_MOST_LISTED = 20  # obstacles in a message
+
+
+class Change(NamedTuple):
+    """A revision to be undone: where it is, and where the one before it is (None: nowhere)."""
+
+    oid: Oid
+    place: Any
+    before: Any
+
+
+class UndoneObject(NamedTuple):
+    """What undoing does to an object: its record now and then (None: there is none), or what
+    stands in the way. Without an oid: what stands in the way of all."""
+
+    oid: Oid | None
+    now: bytes | None
+    then: bytes | None
+    obstacle: str | None = None
+
+
+def transaction_id(tid: Tid) -> str:
+    """Return the id by which undoLog names a transaction."""
+    return base64.urlsafe_b64encode(tid).decode("ascii")
+
+
+def tid_from_id(transaction_id: Any) -> Tid:
+    """Return the tid that an id, as text or bytes, stands for; a tid is one itself. `UndoError`
+    for what is neither."""
+    if isinstance(transaction_id, bytes) and len(transaction_id) == 8:
+        return transaction_id
+    try:
+        tid = base64.b64decode(transaction_id, b"-_", validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        tid = b""
+    if len(tid) != 8:
+        raise UndoError(
+            f"{transaction_id!r} is no id of a transaction. Take one from undoLog",
+            reason="it is no id of a transaction",
+        )
+    return tid
+
+
+class UndoableStorage(RevisionStorage):
+    """Base of storages that can undo. Further primitives:
+
+    * `_find_transaction(tid)`: (status, what it changed); None if there is no such transaction
+    * `_data_at(place)`: the record at a place, as in `_find_current`; None if it un-creates
+    * `_bring_back(place)`: what to stage to have the data at a place again: (record, repeat)
+    * `_iter_undoable(stop)`: the transactions with tid <= *stop* (None: all), newest first, up
+      to the first that is packed: each as (tid, metadata, size in bytes)
+    """
+
+    @abstractmethod
+    def _find_transaction(self, tid: Tid) -> tuple[str, list[Change]] | None:
+        """Return the transaction's status, and the changes in it."""
+
+    @abstractmethod
+    def _data_at(self, place: Any) -> bytes | None:
+        """Return the record at *place*; None if it un-creates the object."""
+
+    @abstractmethod
+    def _bring_back(self, place: Any) -> tuple[bytes | None, Repeat | None]:
+        """Return what to stage to have the data at *place* again."""
+
+    @abstractmethod
+    def _iter_undoable(self, stop: Tid | None) -> Iterator[tuple[Tid, Any, int]]:
+        """Yield (tid, metadata, size), newest first."""
+
+    # -- undoing
+
+    def supportsUndo(self) -> bool:
+        """See `IStorageUndoable`."""
+        return True
+
+    def undo(self, transaction_id: Any, transaction: Any) -> tuple[Tid | None, list[Oid]]:
+        """See `IStorageUndoable`."""
+        staged = self._slot.staged(transaction)
+        tid = tid_from_id(transaction_id)
+        changes = self._changes_of(tid)
+        self._undo(staged, tid, changes)
+        staged.undone.append(tid)
+        return staged.tid, [change.oid for change in changes]
+
+    def preview_undo(self, transaction_ids: Iterable[Any]) -> list[UndoneObject]:
+        """See `IStorageUndoable`."""
+        self._require_open()
+        staged = Staged(TransactionMetaData(), None, " ")
+        found: dict[Oid | None, UndoneObject] = {}
+        for transaction_id in transaction_ids:
+            try:
+                tid = tid_from_id(transaction_id)
+                changes = self._changes_of(tid)
+            except UndoError as error:
+                found[None] = UndoneObject(None, None, None, str(error))
+                continue
+            for change in changes:
+                if change.oid not in found or found[change.oid].obstacle is None:
+                    found[change.oid] = self._preview(staged, tid, change)
+        return list(found.values())
+
+    def _preview(self, staged: Staged, tid: Tid, change: Change) -> UndoneObject:
+        entry = self._find_current([change.oid])[change.oid]
+        now = None if entry is None else self._data_at(entry[0])
+        try:
+            staged.write_undone(change.oid, *self._result(staged, tid, change))
+        except UndoError as error:
+            return UndoneObject(change.oid, now, None, error.reason)
+        return UndoneObject(change.oid, now, self._staged_data(staged, change.oid))
+
+    def _changes_of(self, tid: Tid) -> list[Change]:
+        """Return what the transaction changed; `UndoError` if it cannot be undone at all."""
+        self._require_open()
+        found = self._find_transaction(tid)
+        if found is None:
+            reason = "there is no such transaction (any more)"
+        elif found[0] == "p":
+            reason = "it was packed: what was before it is gone"
+        elif found[0] == "u":
+            reason = "it is marked as undone, as ZODB did long ago"
+        else:
+            return found[1]
+        raise UndoError(
+            f"transaction {format_tid(tid)} of {self._name} cannot be undone: {reason}. undoLog "
+            "lists those that can", tid=tid, reason=reason,
+        )
+
+    def _undo(self, staged: Staged, tid: Tid, changes: list[Change]) -> None:
+        """Stage what undoing makes of the objects, all or none."""
+        results, obstacles = [], []
+        for change in changes:
+            try:
+                results.append((change.oid, *self._result(staged, tid, change)))
+            except UndoError as error:
+                obstacles.append(error)
+        if len(obstacles) == 1:
+            raise obstacles[0]
+        if obstacles:
+            raise _several(tid, obstacles)
+        for result in results:
+            staged.write_undone(*result)
+
+    def _result(
+        self, staged: Staged, tid: Tid, change: Change
+    ) -> tuple[Tid, bytes | None, Repeat | None]:
+        """Return (current tid, record, repeat) of what undoing makes of an object."""
+        oid, place, before = change
+        if oid in staged.undone_oids:
+            base = staged.bases[oid]
+            assert base is not None
+            current, is_undone = self._staged_data(staged, oid), False
+        elif oid in staged.bases:
+            raise _obstacle(tid, oid, "it is changed in the same transaction")
+        else:
+            entry = self._find_current([oid])[oid]
+            assert entry is not None  # it has a revision
+            base, is_undone = entry[1], entry[0] == place
+            current = None if is_undone else self._data_at(entry[0])
+        if not is_undone:
+            undone = self._data_at(place)
+            if current != undone:
+                return base, self._merged(staged, tid, change, undone, current, base), None
+        record, repeat = (None, None) if before is None else self._bring_back(before)
+        if record is None and repeat is None and oid == ROOT_OID:
+            raise _obstacle(tid, oid, "the root object would not exist")
+        return base, record, repeat
+
+    def _merged(
+        self, staged: Staged, tid: Tid, change: Change, undone: bytes | None,
+        current: bytes | None, base: Tid,
+    ) -> bytes:
+        later = f"transaction {format_tid(base)}"
+        before = None if change.before is None else self._data_at(change.before)
+        if current is None:
+            raise _obstacle(tid, change.oid, f"it was un-created by {later}")
+        if undone is None:
+            raise _obstacle(tid, change.oid, f"it was created again, last by {later}")
+        if before is None:
+            raise _obstacle(tid, change.oid, f"it was created here, and changed by {later}")
+        try:
+            return self._merge(staged, change.oid, undone, current, before, (base, tid))
+        except ConflictError as error:
+            of_class = f" of {error.class_name}" if error.class_name else ""
+            raise _obstacle(
+                tid, change.oid, f"it was changed by {later}, and the changes{of_class} cannot "
+                "be merged",
+            ) from error
+
+    def _staged_data(self, staged: Staged, oid: Oid) -> bytes | None:
+        """Return the data that a staged revision will have."""
+        record = staged.record(oid)
+        if record is None and oid in staged.repeats:
+            return self._data_at(staged.repeats[oid].position)
+        return record
+
+    def _check(self, staged: Staged) -> None:
+        if staged.undone and self._has_moved(staged):
+            tids, staged.undone_oids = staged.undone, set()
+            for tid in tids:
+                self._undo(staged, tid, self._changes_of(tid))
+        super()._check(staged)
+
+    def _has_moved(self, staged: Staged) -> bool:
+        """Whether an object was changed since it was seen what undoing makes of it."""
+        entries = self._find_current(staged.undone_oids)
+        return any(
+            (NO_TID if entry is None else entry[1]) != staged.bases[oid]
+            for oid, entry in entries.items()
+        )
+
+    # -- the log
+
+    def undoLog(
+        self, first: Any = 0, last: Any = -20, filter: Filter | None = None
+    ) -> list[dict[str, Any]]:
+        """See `IStorageUndoable`. `UsageError` for bounds that make no sense."""
+        self._require_open()
+        wanted = span(first, last)
+        entries: list[dict[str, Any]] = []
+        position = 0
+        if wanted.limit == 0:
+            return entries
+        for tid, metadata, size in self._iter_undoable(wanted.stop_tid):
+            entry = undo_entry(transaction_id(tid), tid, metadata, size)
+            if entry["time"] < wanted.start:
+                break
+            if entry["time"] > wanted.stop or (filter is not None and not filter(entry)):
+                continue
+            if position >= wanted.skip:
+                entries.append(entry)
+                if len(entries) == wanted.limit:
+                    break
+            position += 1
+        return entries
+
+    def undoInfo(
+        self, first: Any = 0, last: Any = -20, specification: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """See `IStorageUndoable`."""
+        if not specification:
+            return self.undoLog(first, last)
+        items, missing = specification.items(), object()
+        return self.undoLog(
+            first, last, lambda entry: all(entry.get(key, missing) == value for key, value in items)
+        )
+
+
+def _obstacle(tid: Tid, oid: Oid, reason: str) -> UndoError:
+    return UndoError(
+        f"transaction {format_tid(tid)} cannot be undone: object {format_oid(oid)} stands in the "
+        f"way, since {reason}", tid=tid, oid=oid, reason=reason,
+    )
+
+
+def _several(tid: Tid, obstacles: list[UndoError]) -> MultipleUndoErrors:
+    reasons = tuple((error.oid, error.reason) for error in obstacles)
+    lines = [f"object {format_oid(oid)}: {reason}" for oid, reason in reasons[:_MOST_LISTED]]
+    if len(reasons) > _MOST_LISTED:
+        lines.append(f"and {len(reasons) - _MOST_LISTED} more")
+    listed = "\n  ".join(lines)
+    return MultipleUndoErrors(
+        f"transaction {format_tid(tid)} cannot be undone, since {len(reasons)} objects stand in "
+        f"the way:\n  {listed}", tid=tid, reasons=reasons,
+    )
