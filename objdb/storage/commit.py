@@ -124,6 +124,7 @@ class Staged:
         self.repeats: dict[Oid, Repeat] = {}
         self.undone: list[Tid] = []  # the transactions that this one undoes
         self.undone_oids: set[Oid] = set()  # the objects that it changes by that
+        self.is_undo_stale = False  # not all of that is staged any more
         self._spool: Any = None
 
     def __len__(self) -> int:
@@ -152,6 +153,15 @@ class Staged:
         self.undone_oids.add(oid)
         if repeat is not None:
             self.repeats[oid] = repeat
+
+    def drop_undone(self) -> None:
+        """Take back what was staged by undoing."""
+        for oid in self.undone_oids:
+            record = self.record(oid)
+            self.record_bytes -= 8 if record is None else len(record)
+            self.repeats.pop(oid, None)
+            del self.bases[oid], self._records[oid]
+        self.undone_oids.clear()
 
     def require_not_undone(self, oid: Oid) -> None:
         """Raise `UndoError` if this transaction undoes a change of *oid* already."""

@@ -230,10 +230,12 @@ class UndoableStorage(RevisionStorage):
         return record
 
     def _check(self, staged: Staged) -> None:
-        if staged.undone and self._has_moved(staged):
-            tids, staged.undone_oids = staged.undone, set()
-            for tid in tids:
+        if staged.undone and (staged.is_undo_stale or self._has_moved(staged)):
+            staged.is_undo_stale = True
+            staged.drop_undone()
+            for tid in staged.undone:
                 self._undo(staged, tid, self._changes_of(tid))
+            staged.is_undo_stale = False
         super()._check(staged)
 
     def _has_moved(self, staged: Staged) -> bool:

@@ -14,7 +14,6 @@ is skipped, with the reason.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,33 +29,14 @@ from objdb.errors import (
     UsageError,
 )
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid, next_tid
-from objdb.interfaces import IStorage, IStorageHistory, IStorageIteration
+from objdb.interfaces import IStorage, IStorageHistory, IStorageIteration, IStorageUndoable
 from objdb.storage.commit import TransactionMetaData
-
-Make = Callable[[], Any]
-
-
-def commit(
-    storage: Any, changes: dict[Oid, tuple[Tid, bytes | None]], **metadata: Any
-) -> Tid:
-    """Commit {oid: (base tid, record, or None to un-create)}; return the tid."""
-    transaction = TransactionMetaData(**metadata)
-    storage.tpc_begin(transaction)
-    try:
-        for oid, (base, record) in changes.items():
-            if record is None:
-                storage.deleteObject(oid, base, transaction)
-            else:
-                storage.store(oid, base, record, "", transaction)
-        storage.tpc_vote(transaction)
-    except BaseException:
-        storage.tpc_abort(transaction)
-        raise
-    tid: Tid = storage.tpc_finish(transaction)
-    return tid
+from objdb.testing.helpers import Make, commit, require, undo
+from objdb.testing.undoing import UndoConformance
+from objdb.testing.undolog import UndoLogConformance
 
 
-class StorageConformance:
+class StorageConformance(UndoConformance, UndoLogConformance):
     """The suite. Each test gets a fresh, empty storage."""
 
     persistent = True
@@ -79,7 +59,7 @@ class StorageConformance:
     def test_interface(self, storage: Any) -> None:
         """The storage has every method it declares, with the signature it declares."""
         assert IStorage.providedBy(storage)
-        for interface in (IStorage, IStorageHistory, IStorageIteration):
+        for interface in (IStorage, IStorageHistory, IStorageIteration, IStorageUndoable):
             if interface.providedBy(storage):
                 verifyObject(interface, storage)
 
@@ -397,7 +377,7 @@ class StorageConformance:
 
     def test_history(self, storage: Any) -> None:
         """history lists revisions, newest first, with what their transactions say."""
-        _require(storage, IStorageHistory)
+        require(storage, IStorageHistory)
         oid = storage.new_oid()
         first = commit(storage, {oid: (NO_TID, b"1")}, user="anna", description="début")
         second = commit(storage, {oid: (first, b"22")}, extension={"ticket": 7})
@@ -410,7 +390,7 @@ class StorageConformance:
 
     def test_iterator(self, storage: Any) -> None:
         """iterator lists transactions oldest first, within bounds, with their records."""
-        _require(storage, IStorageIteration)
+        require(storage, IStorageIteration)
         oid = storage.new_oid()
         first = commit(storage, {oid: (NO_TID, b"1")}, user="u", description="d")
         second = commit(storage, {oid: (first, b"2")}, extension={"a": [1]})
@@ -494,6 +474,12 @@ class StorageConformance:
         oid = storage.new_oid()
         tid = commit(storage, {ROOT_OID: (NO_TID, b"root"), oid: (NO_TID, b"data")})
         tid = commit(storage, {oid: (tid, b"more")}, description="note")
+        if IStorageUndoable.providedBy(storage):
+            undone = undo(storage, tid)
+            storage.close()
+            storage = make_storage()
+            assert storage.load(oid) == (b"data", undone)
+            tid = undo(storage, undone)
         storage.close()
         storage = make_storage()
         assert storage.load(oid) == (b"more", tid)
@@ -501,8 +487,3 @@ class StorageConformance:
         assert storage.lastTransaction() == tid
         assert storage.new_oid() > oid
         storage.close()
-
-
-def _require(storage: Any, interface: Any) -> None:
-    if not interface.providedBy(storage):
-        pytest.skip(f"the storage does not declare {interface.__name__}")

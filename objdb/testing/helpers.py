@@ -1,0 +1,74 @@
+"""What the conformance suites do to storages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from objdb.ids import Oid, Tid
+from objdb.storage.commit import TransactionMetaData
+
+Make = Callable[[], Any]
+
+
+def commit(
+    storage: Any, changes: dict[Oid, tuple[Tid, bytes | None]], **metadata: Any
+) -> Tid:
+    """Commit {oid: (base tid, record, or None to un-create)}; return the tid."""
+    transaction = TransactionMetaData(**metadata)
+    storage.tpc_begin(transaction)
+    try:
+        for oid, (base, record) in changes.items():
+            if record is None:
+                storage.deleteObject(oid, base, transaction)
+            else:
+                storage.store(oid, base, record, "", transaction)
+        storage.tpc_vote(transaction)
+    except BaseException:
+        storage.tpc_abort(transaction)
+        raise
+    tid: Tid = storage.tpc_finish(transaction)
+    return tid
+
+
+def undo(storage: Any, *transaction_ids: Any, **metadata: Any) -> Tid:
+    """Undo these, in this order, in one transaction; return its tid."""
+    transaction = TransactionMetaData(**metadata)
+    storage.tpc_begin(transaction)
+    try:
+        for transaction_id in transaction_ids:
+            storage.undo(transaction_id, transaction)
+        storage.tpc_vote(transaction)
+    except BaseException:
+        storage.tpc_abort(transaction)
+        raise
+    tid: Tid = storage.tpc_finish(transaction)
+    return tid
+
+
+def require(storage: Any, interface: Any) -> None:
+    """Skip the test unless the storage declares *interface*."""
+    if not interface.providedBy(storage):
+        pytest.skip(f"the storage does not declare {interface.__name__}")
+
+
+def current(storage: Any, oid: Oid) -> bytes | None:
+    """Return the current record, None if there is no object."""
+    try:
+        record: bytes = storage.load(oid)[0]
+        return record
+    except KeyError:
+        return None
+
+
+def contents(storage: Any) -> list[Any]:
+    """Return all that a storage's iterator shows, in plain values."""
+    return [
+        (
+            transaction.tid, transaction.status, transaction.user, transaction.description,
+            transaction.extension, [(r.oid, r.tid, r.data, r.data_txn) for r in transaction],
+        )
+        for transaction in storage.iterator()
+    ]
