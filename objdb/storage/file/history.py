@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from objdb.errors import POSKeyError
+from objdb.errors import CorruptedDataError, POSKeyError
 from objdb.ids import NO_TID, Oid, Tid
 from objdb.storage.commit import Repeat, TransactionMetaData, loads_extension
 from objdb.storage.file.format import (
@@ -26,7 +26,7 @@ from objdb.storage.file.index import Index
 from objdb.storage.file.log import Header, Log, Record
 from objdb.storage.file.lookup import RecordReader
 from objdb.storage.file.recovery import next_transaction
-from objdb.storage.file.seeking import position_behind
+from objdb.storage.file.seeking import position_behind, position_by_walking
 from objdb.storage.files import File
 from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry, in_range
 from objdb.storage.undo import Change, UndoableStorage
@@ -120,36 +120,48 @@ class FileHistory(UndoableStorage):
         if tid > last:
             return None
         position = position_behind(self._log, end, last, tid)
+        if not self._is_genuine(position):
+            position = position_by_walking(self._log, end, tid)
         if position == START:
             return None
         header = self._log.header_before(position)
         if header.tid != tid:
             return None
         self._log.check_crc(header)
-        # ZODB writes an object once for each transaction that is undone: the last one counts.
-        records = {record.oid: record for record in self._log.records(header)}
-        if records:
-            # The object that was changed least since has the shortest way there.
-            current = self._find_current(records)
-            oid = min(records, key=lambda oid: (current[oid] or (0, NO_TID))[1])
-            self._require_in_chain(records[oid])
         return header.status.decode("ascii"), [
             Change(oid, record.position, record.previous or None)
-            for oid, record in records.items()
+            for oid, record in self._last_records(header).items()
         ]
 
-    def _require_in_chain(self, record: Record) -> None:
-        """Raise `CorruptedDataError` unless the record is one of its object's: what a search
-        found could be the data of another."""
+    def _last_records(self, header: Header) -> dict[Oid, Record]:
+        """Return a transaction's records. ZODB writes an object once for each transaction that is
+        undone: the last one counts."""
+        return {record.oid: record for record in self._log.records(header)}
+
+    def _is_genuine(self, position: int) -> bool:
+        """Whether a transaction ends at *position*, and not data that look like one: then it, or
+        the last one before it that has records, is in the chain of an object."""
+        try:
+            while position > START:
+                header = self._log.header_before(position)
+                records = self._last_records(header)
+                if records:
+                    # The object that was changed least since has the shortest way there.
+                    current = self._find_current(records)
+                    oid = min(records, key=lambda oid: (current[oid] or (0, NO_TID))[1])
+                    return self._is_in_chain(records[oid])
+                position = header.position
+        except CorruptedDataError:
+            return False
+        return True
+
+    def _is_in_chain(self, record: Record) -> bool:
         entry = self._index.get(record.oid)
-        for own in self._chain(record.oid, *entry) if entry else ():
-            if own.tid <= record.tid:
-                if own.position == record.position:
-                    return
-                break
-        raise self._log.damaged(
-            record.position, "a record is not among those of its object", record.oid
-        )
+        if entry is not None:
+            for own in self._chain(record.oid, *entry):
+                if own.tid <= record.tid:
+                    return own.position == record.position
+        return False
 
     def _data_at(self, place: Any) -> bytes | None:
         return self._log.data(self._log.record(place))

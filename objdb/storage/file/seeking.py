@@ -12,9 +12,10 @@ transaction can be found. Those 8 bytes are at the beginning of a transaction, o
 about it fits: both lengths, the transaction before it, and its first data record, which has to name
 the position where the transaction really is.
 
-Objects could be made to hold bytes that pass for a transaction, by somebody who knows where in the
-file they will be. Whoever relies on more than a list has to follow an object's chain of records
-to the transaction: see `FileHistory`.
+Objects could be made to hold bytes that pass for transactions, by somebody who knows where in the
+file they will be. Where that leads to nonsense, the log is walked from its beginning instead; where
+it does not, an object's chain of records tells, for those who need more than a list: see
+`FileHistory`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,23 @@ def position_behind(log: Log, end: int, last: Tid, tid: Tid) -> int:
     there is none. The log ends at *end*, with the transaction *last*."""
     if tid >= last or end == START:
         return end
+    try:
+        return _search(log, end, last, tid)
+    except CorruptedDataError:
+        return position_by_walking(log, end, tid)
+
+
+def position_by_walking(log: Log, end: int, tid: Tid, start: int = START) -> int:
+    """Return what `position_behind` does, going from one transaction to the next."""
+    while start < end:
+        header = log.header(start, end)
+        if header.tid > tid:
+            break
+        start = header.end
+    return start
+
+
+def _search(log: Log, end: int, last: Tid, tid: Tid) -> int:
     first = log.header(START, end)
     if first.tid > tid:
         return START
@@ -51,12 +69,7 @@ def position_behind(log: Log, end: int, last: Tid, tid: Tid) -> int:
         else:
             high = probe = found.position
             high_tid = found.tid
-    while low < high:
-        header = log.header(low, high)
-        if header.tid > tid:
-            break
-        low = header.end
-    return low
+    return position_by_walking(log, high, tid, low)
 
 
 class _Search:
