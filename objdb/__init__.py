@@ -9,6 +9,7 @@
     storage/     4  bytes to revisions: memory, commit, revisions, undo, file/
       files.py   5  the seam to the operating system
     check.py        whole-database invariants
+    tools/          the `objdb` command
     conflictfree.py types whose concurrent changes are merged
     testing/        for authors of storages: the conformance suite, the faulty file system;
                     schedules of transactions; histories, random ones, and their checker

@@ -31,6 +31,8 @@ ALLOWED = {
     "database": LEAVES | {"connection", "records", "storage"},
     "check": LEAVES | {"records", "storage", "database"},
     "conflictfree": LEAVES | {"records"},
+    "tools": LEAVES | {"records", "storage", "database", "check", "version"},
+    "__main__": {"tools"},
     "testing": LEAVES | {"storage"},
     "__init__": LEAVES | {"connection", "database", "storage", "version"},
 }

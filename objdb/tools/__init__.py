@@ -1,0 +1,1 @@
+"""The `objdb` command, a module for each group of subcommands."""

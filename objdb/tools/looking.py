@@ -1,0 +1,131 @@
+"""Subcommands that look: nothing is changed, and a process that writes can go on."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from objdb.check import check as check_storage
+from objdb.errors import Unsupported
+from objdb.ids import NO_TID, Oid, Tid, format_oid, format_tid, time_from_tid
+from objdb.interfaces import IStorageHistory
+from objdb.records.conflicts import differences
+from objdb.records.references import record_class_name
+from objdb.tools.terminal import (
+    OidType,
+    TidType,
+    database_argument,
+    json_option,
+    limit_option,
+    open_database,
+    plain_texts,
+    show_bytes,
+    show_json,
+    show_table,
+    show_time,
+)
+
+
+@click.command(epilog="Example: objdb info calendar.fs")
+@database_argument
+@json_option
+def info(database: str, as_json: bool) -> None:
+    """Say how large a database is, and when it was last changed."""
+    with open_database(database) as db:
+        last = db.storage.lastTransaction()
+        facts = {
+            "name": db.name,
+            "storage": type(db.storage).__name__,
+            "objects": len(db.storage),
+            "size_bytes": db.storage.getSize(),
+            "last_tid": last.hex(),
+            "last_change": None if last == NO_TID else show_time(time_from_tid(last)),
+        }
+    if as_json:
+        show_json(facts)
+        return
+    click.echo(f"{facts['name']} ({facts['storage']})")
+    click.echo(f"{facts['objects']:,} objects, {show_bytes(int(str(facts['size_bytes'])))}")
+    click.echo(f"last change: {facts['last_change']} (tid {facts['last_tid']})")
+
+
+@click.command(epilog="Example: objdb check calendar.fs && cp calendar.fs /backup/")
+@database_argument
+@json_option
+def check(database: str, as_json: bool) -> None:
+    """Read everything, and say whether it holds together. Exit code 1 if it does not."""
+    with open_database(database) as db:
+        report = check_storage(db.storage)
+    if as_json:
+        show_json(
+            {
+                "name": report.name, "transactions": report.transactions,
+                "revisions": report.revisions, "objects": report.objects,
+                "garbage": report.garbage, "problems": report.problems,
+            }
+        )
+    else:
+        click.echo(
+            f"{report.name}: {report.transactions:,} transactions, {report.revisions:,} "
+            f"revisions, {report.objects:,} objects, {report.garbage:,} of them unreachable"
+        )
+        for problem in report.problems:
+            click.echo(f"  {problem}")
+        click.echo(f"{len(report.problems)} problems" if report.problems else "no problems")
+    sys.exit(1 if report.problems else 0)
+
+
+@click.command(epilog="Example: objdb history calendar.fs 0x2a --limit 5")
+@database_argument
+@click.argument("oid", type=OidType())
+@limit_option
+@json_option
+def history(database: str, oid: Oid, limit: int, as_json: bool) -> None:
+    """List the revisions of an object, newest first."""
+    with open_database(database) as db:
+        if not IStorageHistory.providedBy(db.storage):
+            raise Unsupported(f"{db.name} keeps no history")
+        entries = [plain_texts(entry) for entry in db.storage.history(oid, limit)]
+    if as_json:
+        show_json(entries)
+        return
+    show_table(
+        ["tid", "time", "user", "size", "description"],
+        (
+            [
+                entry["tid"].hex(), show_time(entry["time"]), entry["user_name"],
+                show_bytes(entry["size"]), entry["description"],
+            ]
+            for entry in entries
+        ),
+    )
+
+
+@click.command(epilog="Example: objdb diff calendar.fs 0x2a 03ff2a8e1f000000 03ff2a9100000000")
+@database_argument
+@click.argument("oid", type=OidType())
+@click.argument("old", type=TidType())
+@click.argument("new", type=TidType())
+@json_option
+def diff(database: str, oid: Oid, old: Tid, new: Tid, as_json: bool) -> None:
+    """Show which attributes of an object differ between two of its revisions, named by tid.
+
+    `objdb history` lists them.
+    """
+    with open_database(database) as db:
+        records = [db.storage.loadSerial(oid, tid) for tid in (old, new)]
+    found = differences(records[0], records[1], records[1])
+    if as_json:
+        show_json({name: [repr(values[0]), repr(values[1])] for name, values in found.items()})
+        return
+    click.echo(
+        f"{record_class_name(records[1])} {format_oid(oid)}, from {format_tid(old)} to "
+        f"{format_tid(new)}"
+    )
+    for name, values in found.items():
+        before, after = ("(nothing)" if value is ... else repr(value) for value in values[:2])
+        click.echo(f"  {name}: {before} -> {after}")
+
+
+COMMANDS = (info, check, history, diff)

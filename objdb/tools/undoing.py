@@ -1,0 +1,187 @@
+"""Subcommands that list what was done, and undo it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import click
+import transaction
+
+from objdb.database.db import DB
+from objdb.errors import UsageError
+from objdb.ids import Oid, format_oid
+from objdb.storage.undo import tid_from_id
+from objdb.tools.terminal import (
+    OidType,
+    TimeType,
+    database_argument,
+    json_option,
+    limit_option,
+    open_database,
+    plain_texts,
+    require,
+    show_bytes,
+    show_json,
+    show_table,
+    show_time,
+)
+
+Condition = Callable[[dict[str, Any]], bool]
+
+# What an expression of --where can call.
+_FUNCTIONS = {
+    "len": len, "min": min, "max": max, "sum": sum, "any": any, "all": all, "sorted": sorted,
+    "str": str, "int": int, "float": float, "bool": bool, "abs": abs, "round": round,
+}
+
+
+@click.command(
+    epilog="Example: objdb undolog calendar.fs --user ann --since 2026-03-01 "
+    "--where \"size > 1000 and 'import' in description\""
+)
+@database_argument
+@click.option("--user", help="Only transactions of this user.")
+@click.option("--text", help="Only those whose description contains this.")
+@click.option("--since", type=TimeType(), help="Only those from this time on.")
+@click.option("--until", type=TimeType(), help="Only those up to this time.")
+@click.option("--object", "oid", type=OidType(), help="Only those that changed this object.")
+@click.option(
+    "--where", metavar="EXPRESSION",
+    help="Only those for which this Python expression is true. It can use id, time, user_name, "
+    "description, size, what is in the transaction's extension, and entry.get('name') for what "
+    "not all have.",
+)
+@limit_option
+@json_option
+def undolog(
+    database: str, user: str | None, text: str | None, since: datetime | None,
+    until: datetime | None, oid: Oid | None, where: str | None, limit: int, as_json: bool,
+) -> None:
+    """List transactions that can be undone, newest first, with the ids that `objdb undo` takes."""
+    matches = _condition(where) if where else None
+    with open_database(database) as db:
+        tids = None if oid is None else _tids_of(db, oid)
+
+        def is_wanted(raw: dict[str, Any]) -> bool:
+            entry = plain_texts(raw)
+            return (
+                (user is None or entry["user_name"] == user)
+                and (text is None or text in entry["description"])
+                and (since is None or entry["time"] >= since.timestamp())
+                and (until is None or entry["time"] <= until.timestamp())
+                and (tids is None or tid_from_id(entry["id"]) in tids)
+                and (matches is None or matches(entry))
+            )
+
+        entries = [plain_texts(entry) for entry in db.undoLog(0, -limit, is_wanted)]
+    if as_json:
+        show_json(entries)
+        return
+    show_table(
+        ["id", "time", "user", "size", "description"],
+        (
+            [
+                entry["id"], show_time(entry["time"]), entry["user_name"],
+                show_bytes(entry["size"]), entry["description"],
+            ]
+            for entry in entries
+        ),
+    )
+
+
+def _condition(expression: str) -> Condition:
+    """Return the function that evaluates an expression over an entry."""
+    try:
+        code = compile(expression, "--where", "eval")
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"--where {expression!r} is no Python expression: {error}") from None
+
+    def matches(entry: dict[str, Any]) -> bool:
+        try:
+            return bool(eval(code, {"__builtins__": {}, **_FUNCTIONS, **entry, "entry": entry}))
+        except Exception as error:
+            raise UsageError(
+                f"--where {expression!r} fails with {type(error).__name__}: {error}, for the "
+                f"transaction {entry['id']}, which has {', '.join(entry)}. What not all have is "
+                "entry.get('name')"
+            ) from None
+
+    return matches
+
+
+def _tids_of(db: DB, oid: Oid) -> set[bytes]:
+    """Return the tids of the transactions that changed an object."""
+    return {entry["tid"] for entry in db.history(oid, len(db.storage) + (1 << 62))}
+
+
+@click.command(epilog="Example: objdb undo calendar.fs A_8qjh8AAAA= --dry-run")
+@database_argument
+@click.argument("ids", nargs=-1, required=True)
+@click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
+@click.option("--user", default="", help="The user of the new transaction.")
+@click.option("--note", help="Its description (default: what was undone).")
+@json_option
+def undo(
+    database: str, ids: tuple[str, ...], dry_run: bool, user: str, note: str | None, as_json: bool
+) -> None:
+    """Undo the transactions with these IDs, which `objdb undolog` lists.
+
+    What is undone can be redone, by undoing the new transaction. Nothing is changed if one object
+    cannot be undone.
+    """
+    with open_database(database, read_only=dry_run) as db:
+        preview = db.undo_preview(list(ids))
+        _show_preview(preview, as_json)
+        require(
+            not preview.obstacles,
+            "this cannot be undone: see above. Undo what came later first, or with it",
+        )
+        if dry_run:
+            return
+        manager = transaction.TransactionManager(explicit=True)
+        txn = manager.begin()
+        txn.user = user
+        txn.note(note or f"undo {' '.join(ids)}")
+        db.undoMultiple(list(ids), txn)
+        manager.commit()
+    if not as_json:
+        click.echo("done")
+
+
+def _show_preview(preview: Any, as_json: bool) -> None:
+    if as_json:
+        show_json(
+            {
+                "changes": [
+                    {
+                        "oid": format_oid(change.oid), "class": change.class_name,
+                        "attributes": {
+                            name: [repr(value) for value in values]
+                            for name, values in change.attributes.items()
+                        },
+                    }
+                    for change in preview.changes
+                ],
+                "obstacles": [
+                    {
+                        "oid": None if found.oid is None else format_oid(found.oid),
+                        "class": found.class_name, "reason": found.reason,
+                    }
+                    for found in preview.obstacles
+                ],
+            }
+        )
+        return
+    for change in preview.changes:
+        click.echo(f"{change.class_name} {format_oid(change.oid)}")
+        for name, values in change.attributes.items():
+            now, then = ("(nothing)" if value is ... else repr(value) for value in values)
+            click.echo(f"  {name}: {now} -> {then}")
+    for found in preview.obstacles:
+        what = "" if found.oid is None else f"{found.class_name} {format_oid(found.oid)}: "
+        click.echo(f"in the way: {what}{found.reason}")
+
+
+COMMANDS = (undolog, undo)
