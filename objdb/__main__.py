@@ -2,4 +2,5 @@
 
 from objdb.tools.main import main
 
-main(prog_name="objdb")
+if __name__ == "__main__":
+    main(prog_name="objdb")
