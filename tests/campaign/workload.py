@@ -23,6 +23,7 @@ from objdb.errors import (
     StorageClosedError,
     StorageFailedError,
     StorageWriteError,
+    UndoError,
 )
 from objdb.ids import NO_TID
 from objdb.storage.commit import TransactionMetaData
@@ -34,7 +35,7 @@ OIDS = [number.to_bytes(8, "big") for number in (0, 1, 2, 3, 300, 5000, 2**40)]
 SIZES = [1, 6, 101, 701, 3001]
 KINDS = {
     "commit": 8, "abort": 1, "vote and abort": 2, "conflict": 1, "stale read": 1, "reopen": 1,
-    "close before the vote": 1, "close after the vote": 1, "trouble": 2,
+    "close before the vote": 1, "close after the vote": 1, "trouble": 2, "undo": 4,
 }
 
 Changes = dict[bytes, "bytes | None"]  # oid -> record, None: deleted
@@ -192,7 +193,7 @@ class Workload:
             self.require_trouble()
             self.reopen()
             return
-        changes = self.stage(transaction)
+        changes = (self.undo if kind == "undo" else self.stage)(transaction)
         if kind == "close before the vote":
             self.close()
             self.require_error(StorageClosedError, self.storage.tpc_vote, transaction)
@@ -232,6 +233,24 @@ class Workload:
                 changes[oid] = record
         return changes
 
+    def undo(self, transaction: TransactionMetaData) -> Changes:
+        """Stage the undo of one of the last transactions, if that is possible, and return what it
+        changes."""
+        history = [changes for _, changes in self.history]
+        age = self.chance.randrange(4)
+        if age >= len(history):
+            return {}
+        number = len(history) - 1 - age
+        expected = undone(history, number)
+        tid = [t.tid for t in self.storage.iterator()][number]
+        try:
+            self.storage.undo(tid, transaction)
+        except UndoError:
+            assert expected is None, self.when
+            return {}
+        assert expected is not None, self.when
+        return expected
+
     def make_conflict(self, kind: str, transaction: TransactionMetaData) -> None:
         """Stage a change made from, or note a read of, a revision that never was."""
         oid, never = self.chance.choice(OIDS), b"\1" * 8
@@ -267,6 +286,19 @@ class Workload:
             self.reopen()
         else:
             self.tids.update(dict.fromkeys(changes, tid))
+
+
+def undone(history: list[Changes], number: int) -> Changes | None:
+    """What undoing a transaction changes, where nothing can be merged; None if it cannot be
+    done."""
+    results: Changes = {}
+    for oid, record in history[number].items():
+        before = [changes[oid] for changes in history[:number] if oid in changes]
+        since = [changes[oid] for changes in history[number + 1 :] if oid in changes]
+        if since and since[-1] != record:
+            return None
+        results[oid] = before[-1] if before else None
+    return None if results.get(OIDS[0], b"") is None else results  # the root has to stay
 
 
 def names(history: History) -> list[str]:

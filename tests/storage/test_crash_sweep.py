@@ -14,6 +14,7 @@ from objdb.storage.commit import TransactionMetaData
 from objdb.storage.file.format import START, STATUS_AT
 from objdb.storage.file.storage import FileStorage
 from objdb.testing.faults import SECTOR, SURVIVALS, FaultyFiles
+from objdb.testing.helpers import current
 
 PATH = "data.fs"
 ROOT_RECORD = b"\x80\x03cpersistent.mapping\nPersistentMapping\n.\x80\x03}X\x04\x00\x00\x00data}s."
@@ -24,7 +25,8 @@ def open_storage(files: FaultyFiles) -> FileStorage:
 
 
 class Workload:
-    """Commits, aborts at each stage, conflicts and checkpoints; keeps a model of what should be.
+    """Commits, undos, aborts at each stage, conflicts and checkpoints; keeps a model of what should
+    be.
 
     `states` holds (number of operations when it was acknowledged, {oid: record}), one for each
     commit.
@@ -32,12 +34,13 @@ class Workload:
 
     def __init__(self) -> None:
         self.files = FaultyFiles()
-        self.states: list[tuple[int, dict[bytes, bytes]]] = []
-        self.started: list[dict[bytes, bytes]] = []
+        self.states: list[tuple[int, dict[bytes, bytes | None]]] = []
+        self.started: list[dict[bytes, bytes | None]] = []
 
     def run(self) -> None:
         self.storage = open_storage(self.files)
         self.tids: dict[bytes, bytes] = {}
+        self.order: list[bytes] = []
         oids = [bytes(8), *(self.storage.new_oid() for _ in range(4))]
         self.commit({oids[0]: ROOT_RECORD, oids[1]: b"one"})
         self.commit({oids[2]: b"two" * 100, oids[3]: b"three"})
@@ -48,10 +51,15 @@ class Workload:
         for i in range(4):
             self.commit({oids[4]: b"four %d" % i, oids[2]: b"two %d" % i})
         self.commit({b"\0\0\1\0\0\0\0\7": b"far away"})
+        self.undo([1], {oids[4]: b"four 2", oids[2]: b"two 2"})
+        self.undo([0], {oids[4]: b"four 3", oids[2]: b"two 3"})
+        self.undo([2], {b"\0\0\1\0\0\0\0\7": None})
         self.storage.close()
         self.storage = open_storage(self.files)
         self.commit({oids[1]: b"after reopening", oids[3]: b"x" * 900})
         self.commit({oids[1]: b"last"})
+        self.undo([0, 1], {oids[1]: b"one again", oids[3]: b"three"})
+        self.commit({oids[1]: b"last of all"})
 
     def begin(self, changes: dict[bytes, bytes]) -> TransactionMetaData:
         transaction = TransactionMetaData("user", "a change")
@@ -65,9 +73,25 @@ class Workload:
         self.started.append({**before, **changes})
         transaction = self.begin(changes)
         self.storage.tpc_vote(transaction)
+        self.finish(transaction, changes)
+
+    def finish(
+        self, transaction: TransactionMetaData, changes: dict[bytes, bytes | None]
+    ) -> None:
         tid = self.storage.tpc_finish(transaction)
+        self.order.append(tid)
         self.tids.update(dict.fromkeys(changes, tid))
         self.states.append((len(self.files.operations), self.started[-1]))
+
+    def undo(self, ages: list[int], result: dict[bytes, bytes | None]) -> None:
+        """Undo transactions of these ages, which gives these records."""
+        self.started.append({**self.states[-1][1], **result})
+        transaction = TransactionMetaData("user", "an undo")
+        self.storage.tpc_begin(transaction)
+        for age in ages:
+            self.storage.undo(self.order[-1 - age], transaction)
+        self.storage.tpc_vote(transaction)
+        self.finish(transaction, result)
 
     def abort(self, changes: dict[bytes, bytes], *, vote: bool) -> None:
         transaction = self.begin(changes)
@@ -84,9 +108,9 @@ class Workload:
         self.storage.tpc_abort(transaction)
 
 
-def contents(storage: FileStorage) -> dict[bytes, bytes]:
+def contents(storage: FileStorage) -> dict[bytes, bytes | None]:
     """Everything in the storage, by its iterator."""
-    found: dict[bytes, bytes] = {}
+    found: dict[bytes, bytes | None] = {}
     for transaction in storage.iterator():
         for revision in transaction:
             found[revision.oid] = revision.data
@@ -117,7 +141,7 @@ def _check_reopened(workload: Workload, disk: FaultyFiles, count: int, when: str
     found = contents(storage)
     possible = [{}, *workload.started][len(acknowledged) :]
     assert found in possible, when
-    loaded = {oid: storage.load(oid)[0] for oid in found}
+    loaded = {oid: current(storage, oid) for oid in found}
     assert loaded == found, when
     problems = [p for p in storage.self_check() if p]
     assert not problems, (when, problems)
