@@ -120,6 +120,21 @@ class IStorageIteration(Interface):
         """
 
 
+class IStorageRestoreable(Interface):
+    """A storage that takes transactions from another one as they are."""
+
+    def restore(oid, serial, data, version, prev_txn, transaction):
+        """See IStorage. *prev_txn* is the tid of a revision that has the same data."""
+
+    def copyTransactionsFrom(other, progress=None):
+        """Copy the transactions of *other*, a storage that can be iterated, that are not here
+        yet; return their number.
+
+        `progress(so far)` is called after each, with transactions, revisions and tid. After an
+        interruption, call it again. StorageError if the last transaction here is not in *other*.
+        """
+
+
 class IStorageUndoable(Interface):
     """A storage that can undo a transaction by a new one.
 

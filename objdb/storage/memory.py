@@ -23,6 +23,7 @@ from objdb.interfaces import (
     IStorageHistory,
     IStorageIteration,
     IStorageReadChecks,
+    IStorageRestoreable,
     IStorageUndoable,
 )
 from objdb.storage.commit import Repeat, Staged
@@ -31,7 +32,8 @@ from objdb.storage.undo import Change, UndoableStorage
 
 
 @implementer(
-    IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStorageUndoable
+    IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStorageRestoreable,
+    IStorageUndoable,
 )
 class MappingStorage(UndoableStorage):
     """Keeps every revision in dicts; gone when the process ends.
@@ -122,6 +124,11 @@ class MappingStorage(UndoableStorage):
         if record is None:
             return None, None
         return record, Repeat(self._repeats.get(place, place[1]), 0)
+
+    def _repeat(self, oid: Oid, tid: Tid, data: bytes) -> tuple[bytes | None, Repeat | None]:
+        history = self._revisions.get(oid, [])
+        has_it = (tid, data) in history[bisect_left(history, (tid,)) :][:1]
+        return data, Repeat(tid, 0) if has_it else None
 
     def _iter_undoable(self, stop: Tid | None) -> Iterator[tuple[Tid, Any, int]]:
         transactions = self._transactions

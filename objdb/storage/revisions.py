@@ -29,7 +29,8 @@ from objdb.errors import (
     UsageError,
 )
 from objdb.ids import MAX_TID, NO_TID, Oid, Tid, format_oid, int_from_oid, tid_after
-from objdb.storage.commit import CommitSlot, Phase, Staged
+from objdb.storage.commit import CommitSlot, Phase, Repeat, Staged
+from objdb.storage.copying import CopyProgress, copy_transactions
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -178,12 +179,30 @@ class RevisionStorage(ABC):
         transaction: Any,
     ) -> None:
         """Stage a revision copied from elsewhere: not checked for conflicts. *data* None
-        un-creates the object."""
+        un-creates the object; *prev_txn* is the tid of a revision that has the same data."""
         if version:
             raise Unsupported(f"{self._name}: versions are not supported")
         if data is not None and not 0 < len(data) <= MAX_RECORD_BYTES:
             raise _no_record(oid, data)
-        self._slot.staged(transaction).write(oid, None, data)
+        staged = self._slot.staged(transaction)
+        if data is None or prev_txn is None:
+            staged.write(oid, None, data)
+            return
+        record, repeat = self._repeat(oid, prev_txn, data)
+        staged.write(oid, None, record)
+        if repeat is not None:
+            staged.repeats[oid] = repeat
+
+    def _repeat(self, oid: Oid, tid: Tid, data: bytes) -> tuple[bytes | None, Repeat | None]:
+        """Return what to stage for *data*, which the revision *tid* of *oid* may have already:
+        (record, repeat)."""
+        return data, None
+
+    def copyTransactionsFrom(
+        self, other: Any, progress: Callable[[CopyProgress], object] | None = None
+    ) -> int:
+        """See `IStorageRestoreable`."""
+        return copy_transactions(other, self, progress)
 
     def deleteObject(self, oid: Oid, serial: Tid, transaction: Any) -> None:
         """Stage that *oid*, at revision *serial*, exists no more."""

@@ -29,14 +29,21 @@ from objdb.errors import (
     UsageError,
 )
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid, next_tid
-from objdb.interfaces import IStorage, IStorageHistory, IStorageIteration, IStorageUndoable
+from objdb.interfaces import (
+    IStorage,
+    IStorageHistory,
+    IStorageIteration,
+    IStorageRestoreable,
+    IStorageUndoable,
+)
 from objdb.storage.commit import TransactionMetaData
+from objdb.testing.copying import CopyConformance
 from objdb.testing.helpers import Make, commit, require, undo
 from objdb.testing.undoing import UndoConformance
 from objdb.testing.undolog import UndoLogConformance
 
 
-class StorageConformance(UndoConformance, UndoLogConformance):
+class StorageConformance(UndoConformance, UndoLogConformance, CopyConformance):
     """The suite. Each test gets a fresh, empty storage."""
 
     persistent = True
@@ -59,7 +66,9 @@ class StorageConformance(UndoConformance, UndoLogConformance):
     def test_interface(self, storage: Any) -> None:
         """The storage has every method it declares, with the signature it declares."""
         assert IStorage.providedBy(storage)
-        for interface in (IStorage, IStorageHistory, IStorageIteration, IStorageUndoable):
+        for interface in (
+            IStorage, IStorageHistory, IStorageIteration, IStorageRestoreable, IStorageUndoable,
+        ):
             if interface.providedBy(storage):
                 verifyObject(interface, storage)
 

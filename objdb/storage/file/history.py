@@ -95,7 +95,8 @@ class FileHistory(UndoableStorage):
     ) -> Iterator[TransactionRecord]:
         """See `IStorageIteration`. Checksums are checked; `CorruptedDataError` where one does
         not fit."""
-        position, end, last = START, self._visible_end(), NO_TID
+        end = self._visible_end()
+        position, last = (START, NO_TID) if start is None else self._before(start)
         while position < end:
             header = next_transaction(self._log, position, end, last)
             if header is None:
@@ -108,6 +109,17 @@ class FileHistory(UndoableStorage):
                     visible_extension(header.extension), _Records(self._log, header),
                 )
             position, last = header.end, header.tid
+
+    def _before(self, tid: Tid) -> tuple[int, Tid]:
+        """Return where the last transaction before *tid* ends, and its tid."""
+        end, last = self._published[:2]
+        earlier = (int.from_bytes(tid, "big") - 1).to_bytes(8, "big") if tid != NO_TID else tid
+        position = position_behind(self._log, end, last, earlier)
+        if not self._is_genuine(position):
+            position = position_by_walking(self._log, end, earlier)
+        if position == START:
+            return START, NO_TID
+        return position, self._log.header_before(position).tid
 
     def _visible_end(self) -> int:
         """Return where the last published transaction ends."""
@@ -171,6 +183,18 @@ class FileHistory(UndoableStorage):
         while record is not None and not record.size:
             record = self._log.target(record)
         return None, None if record is None else Repeat(record.tid, record.position)
+
+    def _repeat(self, oid: Oid, tid: Tid, data: bytes) -> tuple[bytes | None, Repeat | None]:
+        entry = self._find_current([oid])[oid]
+        position = 0 if entry is None else entry[0]
+        while position:
+            record = self._log.record(position)
+            if record.tid <= tid:
+                if record.tid == tid and self._log.data(record) == data:
+                    return None, Repeat(tid, position)
+                break
+            position = record.previous
+        return data, None
 
     def _iter_undoable(self, stop: Tid | None) -> Iterator[tuple[Tid, Any, int]]:
         position, last = self._published[:2]

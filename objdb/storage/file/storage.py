@@ -34,6 +34,7 @@ from objdb.interfaces import (
     IStorageIteration,
     IStoragePolling,
     IStorageReadChecks,
+    IStorageRestoreable,
     IStorageSelfCheck,
     IStorageUndoable,
 )
@@ -53,7 +54,7 @@ DURABILITIES = ("sync", "os")
 
 @implementer(
     IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStoragePolling,
-    IStorageSelfCheck, IStorageUndoable,
+    IStorageSelfCheck, IStorageRestoreable, IStorageUndoable,
 )
 class FileStorage(FileHistory):
     """Keeps every revision in one file, in ZODB's format.

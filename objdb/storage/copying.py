@@ -1,0 +1,126 @@
+"""Copying transactions from one storage to another, as they are.
+
+    source.iterator() ─► tpc_begin(tid, status) ─► restore … ─► tpc_vote ─► tpc_finish
+
+Tids, users, notes and extensions stay, and so does which revision repeats the data of which. What
+the source's iterator verifies is verified while copying.
+
+A destination that has something already is continued, if its last transaction is the source's as
+well: so a copy that was interrupted goes on, and one of last night is brought up to date. Each
+transaction is complete or absent, whenever the copy ends. Where the destination lets whoever
+commits wait by itself, many transactions wait for the medium together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from objdb.errors import StorageError, UsageError
+from objdb.ids import NO_TID, Oid, Tid, format_tid, next_tid
+from objdb.storage.commit import TransactionMetaData
+from objdb.storage.file.format import without_integrity
+
+_MOST_WAITING = 64  # transactions
+
+
+class CopyProgress(NamedTuple):
+    """How far a copy has come: transactions and revisions copied, and the last tid."""
+
+    transactions: int
+    revisions: int
+    tid: Tid
+
+
+def copy_transactions(
+    source: Any, destination: Any, progress: Callable[[CopyProgress], object] | None = None
+) -> int:
+    """Copy what *destination* does not have yet; return the number of transactions.
+
+    *progress* is called after each. `StorageError` if the destination has something else.
+    """
+    if source is destination:
+        raise UsageError(f"{destination.getName()} cannot be copied to itself")
+    last = destination.lastTransaction()
+    if last != NO_TID:
+        _require_same(source, destination, last)
+    waiting: list[Callable[[], None]] = []
+    transactions = revisions = 0
+    try:
+        with _iterating(source, None if last == NO_TID else next_tid(last)) as iterator:
+            for transaction in iterator:
+                revisions += _copy(transaction, destination, waiting)
+                transactions += 1
+                if len(waiting) >= _MOST_WAITING:
+                    _wait(waiting)
+                if progress:
+                    progress(CopyProgress(transactions, revisions, transaction.tid))
+    finally:
+        _wait(waiting)
+    return transactions
+
+
+@contextmanager
+def _iterating(source: Any, start: Tid | None, stop: Tid | None = None) -> Iterator[Any]:
+    """Give the source's iterator, and close it if it is one that needs it."""
+    iterator = source.iterator(start, stop)
+    try:
+        yield iterator
+    finally:
+        if hasattr(iterator, "close"):
+            iterator.close()
+
+
+def _copy(transaction: Any, destination: Any, waiting: list[Callable[[], None]]) -> int:
+    """Copy one transaction; return the number of its revisions."""
+    metadata = _metadata(transaction)
+    metadata.later = waiting
+    count = 0
+    destination.tpc_begin(metadata, transaction.tid, transaction.status)
+    try:
+        for revision in transaction:
+            destination.restore(
+                revision.oid, revision.tid, revision.data, revision.version, revision.data_txn,
+                metadata,
+            )
+            count += 1
+        destination.tpc_vote(metadata)
+        destination.tpc_finish(metadata)
+    except BaseException:
+        destination.tpc_abort(metadata)
+        raise
+    return count
+
+
+def _metadata(transaction: Any) -> TransactionMetaData:
+    extension = without_integrity(transaction.extension)
+    return TransactionMetaData(transaction.user, transaction.description, extension)
+
+
+def _wait(waiting: list[Callable[[], None]]) -> None:
+    """Return when all that was copied is durable."""
+    functions = list(waiting)
+    waiting.clear()
+    for function in functions:
+        function()
+
+
+def _require_same(source: Any, destination: Any, tid: Tid) -> None:
+    """Raise `StorageError` unless the transaction *tid* is the same in both."""
+    found = [_content(storage, tid) for storage in (source, destination)]
+    if found[0] is None or found[0] != found[1]:
+        what = "does not have" if found[0] is None else "has another content for"
+        raise StorageError(
+            f"{destination.getName()} ends with transaction {format_tid(tid)}, which "
+            f"{source.getName()} {what}: it is no earlier copy. Copy to an empty storage"
+        )
+
+
+def _content(storage: Any, tid: Tid) -> tuple[Any, ...] | None:
+    with _iterating(storage, tid, tid) as iterator:
+        for transaction in iterator:
+            metadata = _metadata(transaction)
+            records: dict[Oid, bytes | None] = {r.oid: r.data for r in transaction}
+            return metadata.user, metadata.description, metadata.extension, records
+    return None
