@@ -6,7 +6,7 @@
                     connection (views), isolation, savepoints, subtransactions, retry,
                     outcome, mutations; for asyncio: tasks, workers, prefetch
     records/     3  object state to bytes and back; the only place that pickles
-    storage/     4  bytes to revisions: memory, commit, revisions, undo, file/
+    storage/     4  bytes to revisions: memory, commit, revisions, undo, copying, file/
       files.py   5  the seam to the operating system
     check.py        whole-database invariants
     tools/          the `objdb` command

@@ -309,7 +309,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
         try:
             commit = txn.data(self)
         except KeyError:
-            commit = StorageCommit(self.storage, self.metadata_of(txn))
+            commit = StorageCommit(self, self.metadata_of(txn))
             txn.set_data(self, commit)
         return commit
 

@@ -19,13 +19,14 @@ from objdb.ids import Oid, Tid, format_oid
 
 
 class StorageCommit:
-    """The one transaction of *storage* that the participants of a transaction share.
+    """The one transaction of *db*'s storage that the participants of a transaction share.
 
     Participants, and the thread they are in, are those of one transaction.
     """
 
-    def __init__(self, storage: Any, metadata: Any) -> None:
-        self._storage = storage
+    def __init__(self, db: Any, metadata: Any) -> None:
+        self.db = db
+        self._storage = db.storage
         self.metadata = metadata
         self._begun = 0
         self._voted: list[tuple[Iterable[Oid], Callable[[Tid], object]]] = []

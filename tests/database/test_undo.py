@@ -94,6 +94,33 @@ def test_given_transaction(people: objdb.DB) -> None:
     assert len(log(people)) == 5
 
 
+def test_in_a_block(people: objdb.DB) -> None:
+    """In a block with a transaction of its own, the request is given that one; a function that is
+    tried again requests again."""
+    moved = log(people)[0]
+    with people.transaction() as connection:
+        connection.root()["ben"] = Person("Ben")
+    with people.transaction("by a block") as connection:
+        people.undo(moved, connection.transaction_manager.get())
+        connection.root()["ben"].age = 1
+    undone, tries = people.undoLog()[0], []
+    assert undone["description"] == "by a block"
+
+    def redo(connection: objdb.Connection) -> None:
+        tries.append(1)
+        people.undo(undone["id"], connection.transaction_manager.get())
+        connection.root()["tries"] = len(tries)
+        if len(tries) == 1:
+            with people.transaction() as other:
+                other.root()["other"] = 1
+
+    people.run(redo)
+    with people.transaction() as connection:
+        root = connection.root()
+        assert (root["ann"].age, root["tries"], root["other"]) == (31, 2, 1)
+        assert not hasattr(root["ben"], "age")
+
+
 def test_undo_multiple(people: objdb.DB) -> None:
     """Several are undone in one transaction, the newest first, whatever their order."""
     ids = log(people)[:3]

@@ -12,6 +12,7 @@ ROWS = {
     "IStorageReadChecks": "check all that a transaction read, in one go",
     "IStorageHistory": "list an object's revisions",
     "IStorageIteration": "list transactions in order",
+    "IStorageRestoreable": "take copies of transactions as they are",
     "IStorageUndoable": "undo transactions",
     "IStorageSelfCheck": "check its own structure",
     "IStoragePolling": "follow another process that writes",
