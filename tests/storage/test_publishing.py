@@ -38,3 +38,59 @@ def test_the_index_leads_to_what_can_be_read(
             new = commit(writer, {ROOT_OID: (old, b"new")})
             other.poll()
             assert seen == [old, (b"old", old, new), (b"new", new, None)]
+
+
+def test_a_reader_loads_what_was_changed_since_it_read_on(tmp_path: Path) -> None:
+    """The writer changes the index that a reader beside it has mapped: what the reader has not
+    read on to yet does not look like damage, and its own view is loaded as before."""
+    path = tmp_path / "data.fs"
+    with FileStorage(path) as writer:
+        old = commit(writer, {ROOT_OID: (NO_TID, b"old")})
+    after_old = (int.from_bytes(old, "big") + 1).to_bytes(8, "big")
+    with FileStorage(path) as writer, FileStorage(path, read_only=True) as reader:
+        new = commit(writer, {ROOT_OID: (old, b"new")})
+        assert reader.lastTransaction() == old
+        assert reader.loadBefore(ROOT_OID, after_old) == (b"old", old, new)
+        assert reader.loadSerial(ROOT_OID, old) == b"old"
+        assert [entry["tid"] for entry in reader.history(ROOT_OID, size=9)] == [new, old]
+        reader.poll()
+        assert reader.lastTransaction() == new
+        assert reader.loadBefore(ROOT_OID, after_old) == (b"old", old, new)
+        assert reader.load(ROOT_OID) == (b"new", new)
+
+
+def test_an_entry_is_read_again_while_it_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry of which one half is old and the other new is not taken for damage."""
+    with FileStorage(tmp_path / "data.fs") as storage:
+        old = commit(storage, {ROOT_OID: (NO_TID, b"old")})
+        first = storage._index.get(ROOT_OID)
+        new = commit(storage, {ROOT_OID: (old, b"new")})
+        second = storage._index.get(ROOT_OID)
+        assert first is not None and second is not None
+        seen = iter([(second[0], old), (first[0], new), None])
+        monkeypatch.setattr(storage, "_load_plain", lambda oid, tid: None)
+        monkeypatch.setattr(storage._index, "get", lambda oid: next(seen, None) or second)
+        assert storage.loadBefore(ROOT_OID, MAX_TID) == (b"new", new, None)
+        assert next(seen, "all seen") == "all seen"
+
+
+def test_an_entry_is_written_in_one_piece(tmp_path: Path) -> None:
+    """Neither half of an entry is written by itself, nor zeros before it."""
+
+    class Watched(bytearray):
+        def __setitem__(self, place: Any, value: Any) -> None:
+            written.append((place, bytes(value)))
+            super().__setitem__(place, value)
+
+    written: list[tuple[slice, bytes]] = []
+    with FileStorage(tmp_path / "data.fs") as storage:
+        tid = commit(storage, {ROOT_OID: (NO_TID, b"old")})
+        index = storage._index
+        entry, page = index.get(ROOT_OID), index.pages[ROOT_OID[:7]]
+        mapped, index.map = index.map, Watched(index.map[:])
+        index.set_many({ROOT_OID: 77}, tid)
+        assert index.get(ROOT_OID) == (77, tid) != entry
+        index.map = mapped
+    assert written == [(slice(page, page + 16, None), (77).to_bytes(8, "big") + tid)]

@@ -67,7 +67,8 @@ class FileHistory(UndoableStorage):
 
     def _current_record(self, oid: Oid, position: int, tid: Tid) -> Record:
         """Return the record that the index names; `CorruptedDataError` if it is not there."""
-        if position < self._reader.end:
+        # Where another process writes, the index leads to what this one has not read on to.
+        if position < self._reader.end or self._is_read_only:
             record = self._log.record(position)
             if record.oid == oid and record.tid == tid:
                 return record
@@ -79,7 +80,7 @@ class FileHistory(UndoableStorage):
 
     def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
         """See `IStorageHistory`."""
-        entry = self._index.get(oid)
+        entry = self._index.settled(oid)
         if entry is None:
             raise POSKeyError(oid, database=self._name)
         entries: list[dict[str, Any]] = []

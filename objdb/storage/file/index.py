@@ -86,6 +86,14 @@ class Index(PageTable):
 
     # -- looking up
 
+    def settled(self, oid: Oid) -> tuple[int, Tid] | None:
+        """Return what `get` returns, read until two reads agree: the writer, where it is another
+        process, may be changing the entry."""
+        entry, again = self.get(oid), self.get(oid)
+        while entry != again:
+            entry, again = again, self.get(oid)
+        return entry
+
     def oids(self) -> Iterable[Oid]:
         """Yield the oids that have an entry, in order."""
         prefixes = {oid[:7] for oid in self.overlay} | self.pages.keys()
@@ -134,9 +142,11 @@ class Index(PageTable):
         if not self.is_writable:
             self.overlay.update((oid, (position, tid)) for oid, position in positions.items())
             return
-        mapped, pages, pack_into = self.map, self.pages, _ENTRY.pack_into
+        mapped, pages, pack = self.map, self.pages, _ENTRY.pack
         for oid, position in positions.items():
-            pack_into(mapped, pages[oid[:7]] + (oid[7] << 4), position, tid)
+            at = pages[oid[:7]] + (oid[7] << 4)
+            # Not with pack_into: it writes zeros first, which a reader beside this process sees.
+            mapped[at : at + 16] = pack(position, tid)
 
     def note_synced(self, position: int) -> None:
         """Note that the log is on the medium up to *position*: never take that for a torn tail."""

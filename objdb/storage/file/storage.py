@@ -165,7 +165,7 @@ class FileStorage(FileHistory):
         found = self._load_plain(oid, tid)
         if found is not None:
             return found
-        entry = self._index.get(oid)
+        entry = self._index.settled(oid)
         if entry is None:
             self._require_open()
             raise POSKeyError(oid, database=self._name)
