@@ -125,10 +125,12 @@ class PersistentBroken(Persistent):
 def broken_class(module: str, name: str, *, persistent: bool) -> type:
     """Return the stand-in for the missing class `module.name`, always the same one."""
     key = (module, name, persistent)
-    if key not in _classes:
+    found = _classes.get(key)
+    if found is None:
         base: Any = PersistentBroken if persistent else Broken
-        _classes[key] = type(base)(name, (base,), {"__module__": module, "__qualname__": name})
-    return _classes[key]
+        made = type(base)(name, (base,), {"__module__": module, "__qualname__": name})
+        found = _classes.setdefault(key, made)  # another thread may have been quicker
+    return found
 
 
 def is_broken(cls: Any) -> bool:

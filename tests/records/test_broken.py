@@ -7,6 +7,7 @@ import io
 import pickle
 import pickletools
 import sys
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -16,8 +17,10 @@ import transaction
 
 import objdb
 from objdb.errors import BrokenObjectError
+from objdb.records import broken
 from objdb.records.references import references
 from tests.conftest import Databases
+from tests.database.staging import Worker
 from tests.models import Person, Plain
 from tests.records.handmade import (
     GONE,
@@ -262,3 +265,21 @@ def test_modules_that_fail_to_import() -> None:
         pytest.raises(objdb.DeserializationError, match="on purpose"),
     ):
         connection.get(oid(1))
+
+
+def test_two_threads_get_one_broken_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one stand-in for a missing class, also when two threads miss it at once."""
+    both = threading.Barrier(2)
+
+    class Classes(dict):
+        def get(self, key: Any, default: Any = None) -> Any:
+            found = super().get(key, default)
+            both.wait(10)
+            return found
+
+    monkeypatch.setattr(broken, "_classes", Classes())
+    workers = [
+        Worker(lambda: broken.broken_class("gone", "Away", persistent=False)) for _ in range(2)
+    ]
+    first, second = [worker.finish() for worker in workers]
+    assert first is second
