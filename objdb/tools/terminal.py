@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 import click
 from rich.console import Console
@@ -26,13 +27,27 @@ limit_option = click.option(
 @contextmanager
 def open_database(where: str, *, read_only: bool = True) -> Iterator[DB]:
     """Open a database that exists; *read_only*: beside a process that writes it."""
-    is_uri = ":" in where and not where.startswith((".", "/"))
-    uri = where if is_uri else f"file:{where}"
-    options = ["create=false"] + ["read_only=true"] * read_only
-    if uri.startswith("file:"):
-        uri += ("&" if "?" in uri else "?") + "&".join(options)
-    with DB(uri) as db:
+    with DB(reading_uri(where) if read_only else _existing(where)) as db:
         yield db
+
+
+def reading_uri(where: str) -> str:
+    """Return the URI that opens what *where* names, which has to exist, for reading only."""
+    return _with(where, "read_only=true")
+
+
+def _existing(where: str) -> str:
+    return _with(where, "create=false")
+
+
+def _with(where: str, option: str) -> str:
+    uri = where if _is_uri(where) else "file:" + quote(where)
+    return uri + ("&" if "?" in uri else "?") + option if uri.startswith("file:") else uri
+
+
+def _is_uri(where: str) -> bool:
+    scheme, colon, _ = where.partition(":")
+    return bool(colon) and len(scheme) > 1 and "/" not in scheme
 
 
 class OidType(click.ParamType):  # type: ignore[type-arg]

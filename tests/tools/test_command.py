@@ -146,6 +146,43 @@ def state(terminal: Terminal) -> tuple[int, bool]:
         return connection.root()["person"].age, "more" in connection.root()
 
 
+def test_migrate(terminal: Terminal, tmp_path: Path) -> None:
+    """A copy is as the source is; copying once more takes what has come since."""
+    target = str(tmp_path / "copy of it.fs")
+    assert terminal.json("migrate", target, "--dry-run")["transactions_to_copy"] == 4
+    assert not Path(target).exists()
+    facts = terminal.json("migrate", target)
+    assert (facts["transactions_copied"], facts["problems"]) == (4, [])
+    newest = terminal.json("undolog")[0]["id"]
+    terminal.out("undo", newest)
+    assert terminal.json("migrate", target, "--dry-run")["transactions_to_copy"] == 1
+    assert "transactions copied: 1" in terminal.out("migrate", target)
+    assert terminal.json("migrate", target)["transactions_copied"] == 0
+    copy = Terminal(Path(target))
+    assert copy.json("undolog") == terminal.json("undolog")
+    assert state(copy) == (2, False)
+
+
+def test_migrating_to_what_is_no_copy(terminal: Terminal, tmp_path: Path) -> None:
+    """A database of its own is refused, and left as it is; so is the source itself."""
+    other = tmp_path / "other.fs"
+    with objdb.DB(other) as db, db.transaction() as connection:
+        connection.root()["mine"] = 1
+    before = other.read_bytes()
+    result = terminal.run("migrate", str(other))
+    assert result.exit_code == 1 and "no earlier copy" in result.output
+    assert other.read_bytes() == before
+    result = terminal.run("migrate", str(terminal.path))
+    assert result.exit_code == 1 and "same file" in result.output
+
+
+def test_strange_names(terminal: Terminal, tmp_path: Path) -> None:
+    """A path with characters that mean something in a URI is a path."""
+    strange = Terminal(tmp_path / "a?b=c%20 d#e.fs")
+    terminal.path.rename(strange.path)
+    assert strange.json("info")["objects"] == 3
+
+
 WRONG: list[tuple[list[str], int, str]] = [
     (["history"], 2, "Missing argument 'OID'"),
     (["history", "x"], 2, "is no oid"),
@@ -161,6 +198,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["undo"], 2, "Missing argument"),
     (["undo", "garbage"], 1, "no id of a transaction"),
     (["undo", "AAAAAAAAAAA="], 1, ""),
+    (["migrate"], 2, "Missing argument"),
     (["nonsense"], 2, "No such command"),
 ]
 

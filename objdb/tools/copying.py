@@ -1,0 +1,95 @@
+"""The subcommand that copies a storage to another: the migration tool."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from objdb.check import check
+from objdb.database.opening import open_storage
+from objdb.errors import UsageError
+from objdb.ids import NO_TID, format_tid, next_tid
+from objdb.interfaces import IStorageIteration, IStorageRestoreable
+from objdb.tools.terminal import json_option, reading_uri, show_json
+
+
+@click.command(epilog="Example: objdb migrate work.fs file:/backup/work.fs")
+@click.argument("source")
+@click.argument("destination")
+@click.option("--dry-run", is_flag=True, help="Say how much there is to copy, and copy nothing.")
+@click.option("--verify/--no-verify", default=True, help="Check the whole copy at the end.")
+@json_option
+def migrate(source: str, destination: str, dry_run: bool, verify: bool, as_json: bool) -> None:
+    """Copy all transactions of SOURCE to DESTINATION, as they are.
+
+    DESTINATION is new, or an earlier copy, which is continued: after an interruption, too.
+    """
+    if os.path.realpath(source) == os.path.realpath(destination):
+        raise UsageError(f"{source} is the same file as {destination}")
+    origin, _ = open_storage(reading_uri(source))
+    try:
+        _require(origin, IStorageIteration, "be copied: its transactions cannot be listed")
+        exists = os.path.exists(destination)
+        if dry_run and not exists:
+            facts = _remaining(origin, NO_TID)
+        else:
+            target, _ = open_storage(reading_uri(destination) if dry_run else destination)
+            try:
+                if dry_run:
+                    facts = _remaining(origin, target.lastTransaction())
+                else:
+                    facts = _copy(origin, target, verify)
+            finally:
+                target.close()
+    finally:
+        origin.close()
+    if as_json:
+        show_json(facts)
+    else:
+        click.echo("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
+    sys.exit(1 if facts.get("problems") else 0)
+
+
+def _require(storage: Any, interface: Any, what: str) -> None:
+    if not interface.providedBy(storage):
+        raise UsageError(f"{storage.getName()} cannot {what}")
+
+
+def _remaining(origin: Any, last: bytes) -> dict[str, Any]:
+    """Return how many transactions come after the tid *last*."""
+    start = None if last == NO_TID else next_tid(last)
+    count = sum(1 for _ in origin.iterator(start))
+    return {"transactions_to_copy": count, "after": format_tid(last)}
+
+
+def _copy(origin: Any, target: Any, verify: bool) -> dict[str, Any]:
+    _require(target, IStorageRestoreable, "take copies")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("copying")
+
+        def tell(done: Any) -> None:
+            progress.update(
+                task,
+                description=f"{done.transactions:,} transactions, {done.revisions:,} revisions",
+            )
+
+        count = target.copyTransactionsFrom(origin, tell)
+        facts: dict[str, Any] = {
+            "transactions_copied": count, "objects": len(target),
+            "last_transaction": format_tid(target.lastTransaction()),
+        }
+        if verify:
+            progress.update(task, description="checking the copy")
+            facts["problems"] = check(target).problems
+            if target.lastTransaction() != origin.lastTransaction():
+                facts["not_copied"] = "what was committed to the source meanwhile; copy once more"
+    return facts
+
+
+COMMANDS = (migrate,)
