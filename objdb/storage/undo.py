@@ -122,18 +122,19 @@ class UndoableStorage(RevisionStorage):
         """See `IStorageUndoable`."""
         self._require_open()
         staged = Staged(TransactionMetaData(), None, " ")
-        found: dict[Oid | None, UndoneObject] = {}
+        found: dict[Oid, UndoneObject] = {}
+        impossible: list[UndoneObject] = []
         for transaction_id in transaction_ids:
             try:
                 tid = tid_from_id(transaction_id)
                 changes = self._changes_of(tid)
             except UndoError as error:
-                found[None] = UndoneObject(None, None, None, str(error))
+                impossible.append(UndoneObject(None, None, None, str(error)))
                 continue
             for change in changes:
                 if change.oid not in found or found[change.oid].obstacle is None:
                     found[change.oid] = self._preview(staged, tid, change)
-        return list(found.values())
+        return [*found.values(), *impossible]
 
     def _preview(self, staged: Staged, tid: Tid, change: Change) -> UndoneObject:
         entry = self._find_current([change.oid])[change.oid]

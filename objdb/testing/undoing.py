@@ -426,7 +426,8 @@ class UndoConformance:
         assert found == (oid, b"three", None, None)
         [found] = undoable.preview_undo([tids[1], tids[0]])
         assert found.oid == oid and "cannot be merged" in found.obstacle
-        [found] = undoable.preview_undo(["nonsense"])
+        found, other = undoable.preview_undo(["nonsense", NO_TID])
         assert found.oid is None and "no id" in found.obstacle
+        assert other.oid is None and "no such transaction" in other.obstacle
         assert undoable.preview_undo([]) == []
         assert (undoable.load(oid)[0], undoable.lastTransaction()) == (b"three", last)
