@@ -305,9 +305,10 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
 
     def storage_commit(self, txn: Any) -> StorageCommit:
         """Return the part of *txn* that this database's storage has, the same for all who ask."""
-        commit: StorageCommit | None = None
+        if len(txn._resources) == 1:  # nobody else will ask
+            return StorageCommit(self, self.metadata_of(txn))
         try:
-            commit = txn.data(self)
+            commit: StorageCommit = txn.data(self)
         except KeyError:
             commit = StorageCommit(self, self.metadata_of(txn))
             txn.set_data(self, commit)
