@@ -18,6 +18,7 @@ from objdb.check import check
 ROOT = Path(__file__).resolve().parents[1]
 SKIPS = Path(__file__).parent / "skips.txt"
 _skipped: set[str] = set()
+_PATIENCE_SECONDS = 5.0
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -43,6 +44,8 @@ def nothing_left_behind() -> Iterator[None]:
     threads, files = set(threading.enumerate()), _open_files()
     yield
     transaction.abort()
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(_PATIENCE_SECONDS)  # one that is about to end by itself
     assert set(threading.enumerate()) <= threads, "threads left running"
     left = _open_files() - files
     if left:
