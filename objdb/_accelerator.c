@@ -546,7 +546,7 @@ typedef struct {
     PyObject *read_state;   /* (class, record) -> state */
     PyObject *before;       /* the tid that the snapshot ends before */
     unsigned long user;     /* the thread that is loading just now, or 0 */
-    PyObject *loaded;       /* dict: oid -> tid of what was loaded, or None */
+    PyObject *loaded;       /* list: oid and tid of what was loaded in turns, or None */
     Py_ssize_t load_count;
     char counts_bytes;
 } LoadPath;
@@ -623,8 +623,9 @@ load(LoadPath *self, cPersistentObject *obj)
         done = PyObject_CallMethodOneArg((PyObject *)obj, name_setstate, state);
     if (done != NULL)
         memcpy(obj->serial, PyBytes_AS_STRING(PyTuple_GET_ITEM(found, 1)), 8);
-    if (done != NULL && self->loaded != NULL && PyDict_CheckExact(self->loaded)
-            && PyDict_SetItem(self->loaded, oid, PyTuple_GET_ITEM(found, 1)) < 0)
+    if (done != NULL && self->loaded != NULL && PyList_CheckExact(self->loaded)
+            && (PyList_Append(self->loaded, oid) < 0
+                || PyList_Append(self->loaded, PyTuple_GET_ITEM(found, 1)) < 0))
         Py_CLEAR(done);
     if (done != NULL && self->counts_bytes)
         Py_SETREF(done, PyObject_CallMethodObjArgs((PyObject *)self, name_note_size, oid, obj,

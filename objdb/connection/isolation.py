@@ -106,13 +106,15 @@ class ReadSet:
         if self._marker._p_changed is None:  # it left the cache with others
             self._marker = self._new_marker()
         _ = self._marker.touch
-        # oid -> serial of what was loaded; filled by the load path
-        self._loaded: dict[Oid, Tid] = {}
+        # Oid and serial of what was loaded, in turns; filled by the load path. A dict would take
+        # longer, and only commits that write need one.
+        self._loaded: list[bytes] = []
         self._jar._loaded = self._loaded
         self._found_loaded = self._cache.cache_non_ghost_count
 
     def _collect(self) -> None:
-        read, loaded = read_since(self._cache, self._marker), self._loaded
+        read = read_since(self._cache, self._marker)
+        loaded = dict(zip(self._loaded[::2], self._loaded[1::2], strict=True))
         if read is None:
             self.is_complete = False
             read = {}
