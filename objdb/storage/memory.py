@@ -53,7 +53,7 @@ class MappingStorage(UndoableStorage):
 
     def getSize(self) -> int:
         """Return the size of all records, in bytes."""
-        revisions = self._revisions.values()
+        revisions = list(self._revisions.values())  # another may be committing
         return sum(len(record or b"") for history in revisions for _, record in history)
 
     def loadBefore(self, oid: Oid, tid: Tid) -> tuple[bytes, Tid, Tid | None] | None:
@@ -79,13 +79,16 @@ class MappingStorage(UndoableStorage):
 
     def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
         """See `IStorageHistory`."""
-        if oid not in self._revisions:
-            raise POSKeyError(oid, database=self._name)
-        metadata = {tid: transaction for tid, transaction, _, _ in self._transactions}
-        return [
+        revisions = list(self._revisions.get(oid, ()))
+        metadata = {tid: transaction for tid, transaction, _, _ in list(self._transactions)}
+        # One that is being committed at this moment has no transaction yet.
+        entries = [
             history_entry(tid, metadata[tid], len(record or b""))
-            for tid, record in reversed(self._revisions[oid])
-        ][:size]
+            for tid, record in reversed(revisions) if tid in metadata
+        ]
+        if not entries:
+            raise POSKeyError(oid, database=self._name)
+        return entries[:size]
 
     def iterator(
         self, start: Tid | None = None, stop: Tid | None = None
