@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import objdb
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID
 from objdb.storage.file.index import Index
 from objdb.storage.file.storage import FileStorage
@@ -94,3 +95,18 @@ def test_an_entry_is_written_in_one_piece(tmp_path: Path) -> None:
         assert index.get(ROOT_OID) == (77, tid) != entry
         index.map = mapped
     assert written == [(slice(page, page + 16, None), (77).to_bytes(8, "big") + tid)]
+
+
+def test_a_reader_counts_objects(tmp_path: Path) -> None:
+    """A reader that follows a writer knows how many objects there are, though the index that
+    both have mapped has the new ones already."""
+    path = tmp_path / "data.fs"
+    objdb.DB(path).close()
+    with objdb.DB(path) as db, FileStorage(path, read_only=True) as reader:
+        for number in range(3):
+            with db.transaction() as connection:
+                connection.root()[number] = objdb.PersistentMapping()
+            with db.transaction() as connection:
+                connection.root()[number]["changed"] = True
+            reader.poll()
+            assert len(reader) == len(db.storage) == 2 + number

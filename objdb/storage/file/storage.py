@@ -387,10 +387,12 @@ class FileStorage(FileHistory):
                 header = next_transaction(self._log, self._end, size, self._last_tid)
                 if header is None:
                     return
-                positions = {r.oid: r.position for r in self._log.records(header)}
+                records = list(self._log.records(header))
             except CorruptedDataError:
                 return  # the writer is in the middle of it
-            self._objects += sum(self._index.get(oid) is None for oid in positions)
+            positions = {record.oid: record.position for record in records}
+            # The writer may have entered them into the index that we share.
+            self._objects += len({record.oid for record in records if not record.previous})
             self._reader.end = header.end  # before the index leads there
             self._index.set_many(positions, header.tid)
             if self._db is not None:
