@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import objdb
@@ -99,6 +99,8 @@ def test_damaged_pickles(reader: ObjectReader, state: Any, changes: list[tuple[i
     pickled = bytearray(pickle.dumps(state, 3))
     for position, value in changes:
         pickled[2 + position % (len(pickled) - 2)] = value
+    # With that opcode, LONG_BINPUT, pickle allocates a memo as large as a damaged number says.
+    assume(b"r" not in pickled)
     same(reader, bytes(pickled))
 
 
