@@ -17,7 +17,7 @@ from transaction.interfaces import NoTransaction
 
 from objdb.connection import outcome
 from objdb.connection.changes import ChangeSet
-from objdb.connection.isolation import ReadSet, kept
+from objdb.connection.isolation import kept
 from objdb.connection.loading import ObjectLoader, Phase, complete_error
 from objdb.connection.mutations import MutationDetector, error_for
 from objdb.connection.savepoint import Mark, Savepoint, SavepointStore
@@ -75,7 +75,6 @@ class ObjectCommitter(ObjectLoader):
     def isReadOnly(self) -> bool:
         """Whether objects cannot be changed through this connection."""
         return self._past is not None or bool(self._storage.isReadOnly())
-
 
     # -- change
 
@@ -248,15 +247,15 @@ class ObjectCommitter(ObjectLoader):
                     record, base_tid = self._savepoints.load(oid)
                     store(oid, base_tid, record, "", metadata)
                     self._stored[oid] = None
-        if self._reads is not None:
-            self._check_reads(self._reads)
+
+    def _check_reads(self) -> None:
+        """Let the vote fail unless all that was to be current, or was read, is still as it was."""
         for oid, serial in self._must_be_current.items():
             if oid not in self._stored:
-                self._storage.checkCurrentSerialInTransaction(oid, serial, metadata)
-        self.store_count += len(self._stored)
-
-    def _check_reads(self, reads: ReadSet) -> None:
-        """Let the vote fail unless all that was read is still as it was."""
+                self._storage.checkCurrentSerialInTransaction(oid, serial, self._metadata)
+        reads = self._reads
+        if reads is None:
+            return
         serials = reads.serials()
         if IStorageReadChecks.providedBy(self._storage):
             unchanged_since = None if reads.is_complete else self._snapshot
@@ -271,9 +270,13 @@ class ObjectCommitter(ObjectLoader):
             self._storage.checkCurrentSerialInTransaction(oid, serial, self._metadata)
 
     def tpc_vote(self, txn: Any) -> None:
-        """Let the storage do everything that can fail. `ConflictError` when it is too late."""
-        if self._changes.registered or self._changes.added:  # by another participant's commit
+        """Let the storage do everything that can fail. `ConflictError` when it is too late.
+
+        Until here, the commits of other participants may have read and changed objects.
+        """
+        if self._changes.registered or self._changes.added:
             self._write_changes(self._storage.store)
+        self._check_reads()
         self._phase = Phase.VOTING
         created = self._changes.created  # what is new is in nobody's cache
         oids = [oid for oid in self._stored if oid not in created]
@@ -302,6 +305,7 @@ class ObjectCommitter(ObjectLoader):
                 raise
             raise partial from error
         outcome.note_committed(txn, self)
+        self.store_count += len(self._stored)
         cache = self._cache
         for oid, obj in self._stored.items():
             if obj is None:  # it went from the savepoint's file to the storage

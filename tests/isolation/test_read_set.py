@@ -219,6 +219,53 @@ def test_written_objects_are_read(db: objdb.DB, party: Party) -> None:
     assert party.root["counter"].value == 1
 
 
+class LateParticipant:
+    """Somebody else's data manager, which calls *action* when it is to commit, after the
+    connections."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self.action = action
+
+    def sortKey(self) -> str:
+        return "~late"
+
+    def commit(self, txn: Any) -> None:
+        self.action()
+
+    def nothing(self, txn: Any) -> None:
+        """Do nothing in the other phases."""
+
+    tpc_begin = tpc_vote = tpc_finish = tpc_abort = abort = nothing
+
+
+@pytest.mark.parametrize("is_hot", [False, True], ids=["loaded", "touched"])
+@pytest.mark.parametrize("changes_too", [False, True], ids=["reads", "changes"])
+def test_what_another_participant_reads(
+    db: objdb.DB, party: Party, is_hot: bool, changes_too: bool
+) -> None:
+    """What another participant's commit reads through the connection counts, and what it
+    relies on when it changes something."""
+
+    def act() -> None:
+        if first(party.root).data == 0 and changes_too:
+            party.root["people"][1].data += 1
+
+    for changed_meanwhile in (False, True):
+        if is_hot:
+            assert first(party.root).data == 0
+            party.manager.begin()
+        party.root["mine"].data += 1
+        party.manager.get().join(LateParticipant(act))
+        if not changed_meanwhile:
+            party.commit()
+            continue
+        change(db, first)
+        with pytest.raises(objdb.ReadConflictError) as caught:
+            party.commit()
+        assert caught.value.oid == first(party.root)._p_oid
+        party.manager.abort()
+
+
 def test_retries_succeed(databases: Databases, where: Any) -> None:
     """`db.run` tries again after a read conflict."""
     db = databases.open(f"{where}2" if where else None, isolation="serializable")
