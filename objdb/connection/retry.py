@@ -63,11 +63,8 @@ class Attempt:
             if txn is not None:
                 txn.commit()
         except BaseException as failure:
-            partial = _partial(txn, failure)
-            if self._end(partial or failure):
+            if self._has_failed(txn, failure):
                 return True
-            if partial is not None:
-                raise partial from failure
             raise
         return self._end(error)
 
@@ -88,11 +85,8 @@ class Attempt:
             if txn is not None:
                 await acommit(txn, ends_here=True)
         except BaseException as failure:
-            partial = _partial(txn, failure)
-            if self._end(partial or failure):
+            if self._has_failed(txn, failure):
                 return True
-            if partial is not None:
-                raise partial from failure
             raise
         return self._end(error)
 
@@ -129,13 +123,14 @@ class Attempt:
             self._connection.close()
         return isinstance(error, TransientError) and not self._is_last
 
-
-
-def _partial(txn: Any, failure: BaseException) -> PartialCommitError | None:
-    """Return the error that says where *txn* is committed, although it failed, if anywhere."""
-    if not isinstance(failure, Exception) or isinstance(failure, PartialCommitError):
-        return None
-    return committed_in_part(txn)
+    def _has_failed(self, txn: Any, failure: BaseException) -> bool:
+        """Give the connection back after a commit that failed; return whether the next attempt
+        makes up for it. `PartialCommitError` if *txn* is committed somewhere all the same."""
+        partial = committed_in_part(txn) if isinstance(failure, Exception) else None
+        if partial is None or isinstance(failure, PartialCommitError):
+            return self._end(failure)
+        self._end(partial)
+        raise partial from failure
 
 
 class Block(Attempt):
