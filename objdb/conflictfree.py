@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, MutableMapping
 from fractions import Fraction
 from types import BuiltinFunctionType, FunctionType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from persistent import Persistent
 from persistent.wref import WeakRef
@@ -45,10 +45,11 @@ class _Mergeable(Persistent):
         others = [{k: v for k, v in state.items() if k not in self._own} for state in states]
         return {**_merge_by_key(*others), **self._merge(*states)}
 
-    def _merge(
-        self, old: dict[str, Any], committed: dict[str, Any], new: dict[str, Any]
-    ) -> dict[str, Any]:
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def _merge(
+            self, old: dict[str, Any], committed: dict[str, Any], new: dict[str, Any]
+        ) -> dict[str, Any]: ...
 
 
 class Counter(_Mergeable):

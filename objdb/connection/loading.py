@@ -11,7 +11,7 @@ import enum
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from persistent import Persistent, PickleCache
 
@@ -189,9 +189,10 @@ class ObjectLoader(LoadPath):
             oid=oid, class_name=class_name(cls),
             serials=None if found is None else (serial, found[1]),
         )
-    def _refuse_commit(self, error: ReadConflictError) -> None:
-        """Let this transaction not be committed any more, whatever the program makes of *error*."""
-        raise NotImplementedError
+
+    if TYPE_CHECKING:  # see `committing`
+
+        def _refuse_commit(self, error: ReadConflictError) -> None: ...
 
     def _load_with_savepoints(self, oid: Oid, before: Tid) -> Any:
         """Return what a savepoint has put away for *oid*, else what the storage has."""
