@@ -25,6 +25,9 @@ from objdb.ids import Oid, Tid, format_oid
 
 # A transaction that stages more than this keeps it in a temporary file.
 SPOOL_BYTES = 32 * 1024 * 1024
+# Items of a transaction's extension that are about the bytes in its file (see `file/format`).
+# They do not go where the transaction is copied to.
+INTEGRITY_KEYS = ("_objdb_position", "_crc32")
 
 
 class TransactionMetaData:
@@ -74,6 +77,11 @@ def loads_extension(data: bytes) -> dict[str, Any]:
     except Exception as error:
         raise CorruptedDataError(f"a transaction's extension cannot be read: {error}") from error
     return extension if isinstance(extension, dict) else {}
+
+
+def without_integrity(extension: dict[str, Any]) -> dict[str, Any]:
+    """Return the extension as applications see it."""
+    return {key: value for key, value in extension.items() if key not in INTEGRITY_KEYS}
 
 
 class Spooled(NamedTuple):

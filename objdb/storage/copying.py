@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 
 from objdb.errors import StorageError, UsageError
 from objdb.ids import NO_TID, Oid, Tid, format_tid, next_tid
-from objdb.storage.commit import TransactionMetaData
-from objdb.storage.file.format import without_integrity
+from objdb.storage.commit import TransactionMetaData, without_integrity
 
 _MOST_WAITING = 64  # transactions
 

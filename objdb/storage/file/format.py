@@ -51,7 +51,7 @@ import re
 import struct
 from typing import Any
 
-from objdb.storage.commit import loads_extension
+from objdb.storage.commit import INTEGRITY_KEYS, loads_extension, without_integrity
 
 MAGIC = b"FS30"
 PYTHON_TWO_MAGIC = b"FS21"
@@ -68,7 +68,7 @@ COMMITTED, VOTED, PACKED, UNDONE = b" ", b"c", b"p", b"u"
 
 assert TRANSACTION.size == 23 and RECORD.size == 42 and VERSION.size == 16
 
-_POSITION_KEY, _CRC_KEY = "_objdb_position", "_crc32"
+_POSITION_KEY, _CRC_KEY = INTEGRITY_KEYS
 _ZEROS = {_POSITION_KEY: bytes(8), _CRC_KEY: bytes(4)}
 # Pickle protocol 3 writes 8 and 4 zero bytes as these; the zeros begin after 2 bytes.
 _POSITION_PLACE, _CRC_PLACE = b"C\x08" + bytes(8), b"C\x04" + bytes(4)
@@ -107,11 +107,6 @@ _INTEGRITY_SHAPE = re.compile(
     + rb"X\x06\0\0\0(?P<second>.{6})" + _MEMO + rb"C\x04(?P<crc>.{4})" + _MEMO + rb"u\.\Z",
     re.DOTALL,
 )
-
-
-def without_integrity(extension: dict[str, Any]) -> dict[str, Any]:
-    """Return the extension as applications see it."""
-    return {key: value for key, value in extension.items() if key not in _ZEROS}
 
 
 def visible_extension(extension: bytes) -> bytes:

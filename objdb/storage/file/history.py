@@ -14,14 +14,13 @@ from typing import Any
 
 from objdb.errors import CorruptedDataError, POSKeyError
 from objdb.ids import NO_TID, Oid, Tid
-from objdb.storage.commit import Repeat, TransactionMetaData, loads_extension
-from objdb.storage.file.format import (
-    COMMITTED,
-    PACKED,
-    START,
-    visible_extension,
+from objdb.storage.commit import (
+    Repeat,
+    TransactionMetaData,
+    loads_extension,
     without_integrity,
 )
+from objdb.storage.file.format import COMMITTED, PACKED, START, visible_extension
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import Header, Log, Record
 from objdb.storage.file.lookup import RecordReader
