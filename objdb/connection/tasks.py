@@ -33,8 +33,6 @@ from objdb.connection.loading import ObjectLoader
 from objdb.connection.workers import Job, run_elsewhere
 from objdb.errors import StorageFailedError
 
-_LATER = object()  # the key under which a transaction keeps the list of what to wait for later
-
 
 def current_task() -> asyncio.Task[Any] | None:
     """Return the task that is running in this thread, or None."""
@@ -66,7 +64,7 @@ async def acommit(txn: Any, *, ends_here: bool = False) -> None:
 
 async def _commit_together(txn: Any, db: Any) -> None:
     later: list[Any] = []
-    txn.set_data(_LATER, later)
+    txn._objdb_later = later
     try:
         await db.committer.submit(Job(txn.commit, later)).outcome()
     except BaseException as error:
@@ -78,10 +76,7 @@ async def _commit_together(txn: Any, db: Any) -> None:
 def later_of(txn: Any) -> Any:
     """Return the list for what is to be waited for after the commit of *txn*, or None if its
     commit is to wait."""
-    try:
-        return txn.data(_LATER)
-    except KeyError:
-        return None
+    return getattr(txn, "_objdb_later", None)
 
 
 def _is_plain(txn: Any) -> bool:
