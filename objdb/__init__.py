@@ -1,7 +1,8 @@
 """objdb: a transactional object database.
 
     database/    1  hands out connections: db, aio, pool, past, caches, invalidations,
-                    conflicts, together (who commits), undoing, opening by path or URI
+                    conflicts, together (who commits), undoing, differences, opening by path or
+                    URI
     connection/  2  binds objects to one snapshot in one transaction: loading, committing,
                     connection (views), isolation, savepoints, subtransactions, retry,
                     outcome, mutations; for asyncio: tasks, workers, prefetch
@@ -33,6 +34,7 @@ from objdb.connection.connection import Connection
 from objdb.connection.subtransactions import get_transaction
 from objdb.connection.tasks import TaskTransactionManager, task_manager
 from objdb.database.db import DB, open_database
+from objdb.database.differences import diff
 from objdb.database.pool import LeakedConnectionWarning
 from objdb.errors import (
     BrokenObjectError,
@@ -128,6 +130,7 @@ __all__ = [
     "UsageError",
     "WeakRef",
     "__version__",
+    "diff",
     "get_transaction",
     "object_state",
     "open",

@@ -28,6 +28,7 @@ from objdb.errors import (
     ReadOnlyError,
     ReadOnlyHistoryError,
     SerializationError,
+    UsageError,
 )
 from objdb.ids import NO_TID, Oid, Tid, format_oid, format_tid
 from objdb.interfaces import IStorageReadChecks
@@ -109,6 +110,21 @@ class ObjectCommitter(ObjectLoader):
         obj._p_activate()
         if obj._p_serial != NO_TID:
             self._must_be_current[obj._p_oid] = obj._p_serial
+
+    def committed_record(self, oid: Oid) -> bytes:
+        """Return the record of *oid* that this transaction sees; it counts as read. `UsageError`
+        for an object with changes that are not committed."""
+        self._require_usable()
+        obj = self._cache.get(oid)
+        is_put_away = self._savepoints is not None and oid in self._savepoints
+        if is_put_away or oid in self._changes.added or (obj is not None and obj._p_changed):
+            raise UsageError(
+                f"object {format_oid(oid)} has changes that are not committed. Commit them first"
+            )
+        record, tid = self._load_revision(oid)
+        if self._reads is not None:
+            self._must_be_current[oid] = tid
+        return record
 
     def _join(self) -> None:
         if self._phase is Phase.IDLE:

@@ -202,11 +202,13 @@ class ObjectLoader(LoadPath):
 
     def _load(self, oid: Oid) -> bytes:
         """Return the record of *oid* as this transaction sees it."""
+        return self._load_revision(oid)[0]
+
+    def _load_revision(self, oid: Oid) -> tuple[bytes, Tid]:
         found = self._load_before(oid, self._before)
         if found is None:
             raise POSKeyError(oid, database=self._db.name)
-        record: bytes = found[0]
-        return record
+        return found[0], found[1]
 
     def _is_gone(self, oid: Oid) -> NoReturn:
         raise ReadConflictError(

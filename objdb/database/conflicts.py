@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from objdb.errors import ConflictError, ObjdbError
 from objdb.ids import Oid, Tid
 from objdb.interfaces import IStorageHistory
-from objdb.records.conflicts import differences
+from objdb.records.differences import differences
 
 MOST_KEPT = 300
 

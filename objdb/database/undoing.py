@@ -19,7 +19,7 @@ from objdb.database.together import StorageCommit
 from objdb.errors import ReadOnlyError, UndoError, Unsupported
 from objdb.ids import Oid, Tid
 from objdb.interfaces import IStorageHistory, IStorageUndoable
-from objdb.records.conflicts import changed_attributes
+from objdb.records.differences import changed_attributes
 from objdb.records.references import record_class_name
 from objdb.storage.undo import tid_from_id
 

@@ -65,22 +65,24 @@ class PersistentReference:
         return f"<{weak}reference to {format_oid(self.oid)}>"
 
 
-_References = dict[tuple[Oid, "str | None", bool], PersistentReference]
+References = dict[tuple[Oid, "str | None", bool], PersistentReference]
 
 
-class _StateReader(pickle.Unpickler):
-    """Reads one of the three states. *references* is shared by all of them: the same object is
+class StateReader(pickle.Unpickler):
+    """Reads a state. *references* is shared by all that belong together: the same object is
     the same `PersistentReference` everywhere, as BTrees compare references by identity."""
 
-    def __init__(self, record: bytes, references: _References) -> None:
+    def __init__(self, record: bytes, references: References) -> None:
         self.file = io.BytesIO(record)
         self.references = references
         super().__init__(self.file)
 
     def find_class(self, module: str, name: str) -> Any:
+        """Import a class; a broken one stands in for one that is missing."""
         return import_global(module, name)
 
     def persistent_load(self, data: Any) -> PersistentReference:
+        """Return what stands for a persistent object."""
         reference = PersistentReference(data)
         key = (reference.oid, reference.database_name, reference.weak)
         return self.references.setdefault(key, reference)
@@ -109,8 +111,8 @@ def resolve(
     facts: dict[str, Any] = {
         "oid": oid, "class_name": record_class_name(new), "serials": serials,
     }
-    references: _References = {}
-    reader = _StateReader(new, references)
+    references: References = {}
+    reader = StateReader(new, references)
     try:
         cls, arguments = class_and_arguments(reader.load())
         class_end = reader.file.tell()
@@ -136,67 +138,7 @@ def resolve(
     return new[:class_end] + buffer.getvalue()
 
 
-def differences(
-    old: bytes | None, committed: bytes | None, new: bytes | None
-) -> dict[str, tuple[Any, Any, Any]]:
-    """Return which attributes the records differ in: by name, the three values, `...` where
-    there is none. A state that is no dict is the attribute `""`."""
-    references: _References = {}
-    records = (old, committed, new)
-    states = [{} if record is None else _state(record, references) for record in records]
-    by_name = [state if isinstance(state, dict) else {"": state} for state in states]
-    names = dict.fromkeys(name for state in by_name for name in state)
-    found = {name: tuple(state.get(name, ...) for state in by_name) for name in names}
-    present = [i for i, record in enumerate(records) if record is not None]
-    return {
-        name: (values[0], values[1], values[2]) for name, values in found.items()
-        if any(not is_stored_alike(values[present[0]], values[i]) for i in present[1:])
-    }
-
-
-def changed_attributes(
-    one: bytes | None, other: bytes | None
-) -> dict[str, tuple[Any, Any]]:
-    """Return which attributes two records differ in, as `differences` does: by name, both values.
-    None is no object, which has no attribute."""
-    if one is not None and other is not None:
-        return {name: (a, c) for name, (a, _, c) in differences(one, None, other).items()}
-    record = one or other
-    state = {} if record is None else _state(record, {})
-    by_name = state if isinstance(state, dict) else {"": state}
-    return {
-        name: (value, ...) if other is None else (..., value) for name, value in by_name.items()
-    }
-
-
-def is_stored_alike(one: Any, other: Any) -> bool:
-    """Whether two values of such states are stored alike. Their `__eq__` is not asked: 1 and True
-    are equal, and references to different objects cannot be compared."""
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, (set, frozenset)):
-        return {_stored(part) for part in one} == {_stored(part) for part in other}
-    return _stored(one) == _stored(other)
-
-
-def _stored(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    _ValuePickler(buffer, PROTOCOL).dump(value)
-    return buffer.getvalue()
-
-
-class _ValuePickler(pickle.Pickler):
-    """Pickles a value to compare it."""
-
-    def persistent_id(self, obj: Any) -> Any:
-        if isinstance(obj, PersistentReference):
-            return (obj.oid, obj.database_name, obj.weak)
-        return None
-
-
-def _state(record: bytes, references: _References) -> Any:
-    reader = _StateReader(record, references)
+def _state(record: bytes, references: References) -> Any:
+    reader = StateReader(record, references)
     reader.load()
     return reader.load()

@@ -7,11 +7,9 @@ import sys
 import click
 
 from objdb.check import check as check_storage
-from objdb.errors import Unsupported
+from objdb.database.differences import diff as diff_revisions
 from objdb.ids import NO_TID, Oid, Tid, format_oid, format_tid, time_from_tid
-from objdb.interfaces import IStorageHistory
-from objdb.records.conflicts import differences
-from objdb.records.references import record_class_name
+from objdb.records.broken import class_name
 from objdb.tools.terminal import (
     OidType,
     TidType,
@@ -19,8 +17,9 @@ from objdb.tools.terminal import (
     json_option,
     limit_option,
     open_database,
-    plain_texts,
+    plain_changes,
     show_bytes,
+    show_changes,
     show_json,
     show_table,
     show_time,
@@ -84,9 +83,7 @@ def check(database: str, as_json: bool) -> None:
 def history(database: str, oid: Oid, limit: int, as_json: bool) -> None:
     """List the revisions of an object, newest first."""
     with open_database(database) as db:
-        if not IStorageHistory.providedBy(db.storage):
-            raise Unsupported(f"{db.name} keeps no history")
-        entries = [plain_texts(entry) for entry in db.storage.history(oid, limit)]
+        entries = db.history(oid, limit)
     if as_json:
         show_json(entries)
         return
@@ -109,23 +106,23 @@ def history(database: str, oid: Oid, limit: int, as_json: bool) -> None:
 @click.argument("new", type=TidType())
 @json_option
 def diff(database: str, oid: Oid, old: Tid, new: Tid, as_json: bool) -> None:
-    """Show which attributes of an object differ between two of its revisions, named by tid.
+    """Show which attributes and items of an object differ between two transactions, named by
+    tid.
 
-    `objdb history` lists them.
+    `objdb history` lists those that changed it.
     """
-    with open_database(database) as db:
-        records = [db.storage.loadSerial(oid, tid) for tid in (old, new)]
-    found = differences(records[0], records[1], records[1])
+    with (
+        open_database(database) as db, db.open(at=old) as past, db.open(at=new) as present,
+    ):
+        obj = present.get(oid)
+        found = diff_revisions(past.get(oid), obj)
     if as_json:
-        show_json({name: [repr(values[0]), repr(values[1])] for name, values in found.items()})
+        show_json(plain_changes(found))
         return
     click.echo(
-        f"{record_class_name(records[1])} {format_oid(oid)}, from {format_tid(old)} to "
-        f"{format_tid(new)}"
+        f"{class_name(type(obj))} {format_oid(oid)}, from {format_tid(old)} to {format_tid(new)}"
     )
-    for name, values in found.items():
-        before, after = ("(nothing)" if value is ... else repr(value) for value in values[:2])
-        click.echo(f"  {name}: {before} -> {after}")
+    show_changes(found)
 
 
 COMMANDS = (info, check, history, diff)

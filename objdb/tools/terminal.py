@@ -125,6 +125,25 @@ def _plain(value: Any) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
+def show_changes(changes: dict[Any, tuple[Any, Any]]) -> None:
+    """Print what attributes were, and are then, a line for each."""
+    for name, values in changes.items():
+        before, after = ("(nothing)" if value is ... else repr(value) for value in values)
+        click.echo(f"  {_name(name)}: {before} -> {after}")
+
+
+def plain_changes(changes: dict[Any, tuple[Any, Any]]) -> dict[str, list[str | None]]:
+    """Return changes of attributes as JSON has them: values as Python writes them, or null."""
+    return {
+        _name(name): [None if value is ... else repr(value) for value in values]
+        for name, values in changes.items()
+    }
+
+
+def _name(name: Any) -> str:
+    return name if isinstance(name, str) else repr(name)
+
+
 def plain_texts(entry: dict[str, Any]) -> dict[str, Any]:
     """Return an entry of a history or log with texts in place of bytes."""
     return {

@@ -85,6 +85,8 @@ def test_history_and_diff(terminal: Terminal) -> None:
     old, new = entries[2]["tid"], entries[0]["tid"]
     assert terminal.json("diff", "1", old, new) == {"age": ["1", "3"]}
     assert "age: 1 -> 3" in terminal.out("diff", "1", f"0x{old}", new)
+    assert terminal.json("diff", "0", old, new) == {"more": [None, "<reference to 0x2>"]}
+    assert "more: (nothing) -> <reference to 0x2>" in terminal.out("diff", "0", old, new)
 
 
 def notes(terminal: Terminal, *options: str) -> list[str]:

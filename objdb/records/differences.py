@@ -1,0 +1,170 @@
+"""What differs between revisions of an object, by attribute.
+
+    records ─► states ─► attributes by name ─► those that are not stored alike
+
+States are read as they are for merging: references to persistent objects are
+`PersistentReference`, and nothing that is referred to is loaded, nodes of a tree aside. A missing
+attribute is `...`.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from persistent.list import PersistentList
+from persistent.mapping import PersistentMapping
+
+from objdb.errors import DeserializationError, ObjdbError
+from objdb.ids import Oid, format_oid
+from objdb.records.conflicts import PersistentReference, References, StateReader
+from objdb.records.format import PROTOCOL, class_and_arguments
+from objdb.records.reader import import_global
+
+Load = Callable[[Oid], bytes]
+
+
+def differences(
+    old: bytes | None, committed: bytes | None, new: bytes | None
+) -> dict[str, tuple[Any, Any, Any]]:
+    """Return which attributes the records differ in: by name, the three values, `...` where
+    there is none. A state that is no dict is the attribute `""`."""
+    references: References = {}
+    records = (old, committed, new)
+    states = [{} if record is None else _read(record, references)[1] for record in records]
+    by_name = [state if isinstance(state, dict) else {"": state} for state in states]
+    names = dict.fromkeys(name for state in by_name for name in state)
+    found = {name: tuple(state.get(name, ...) for state in by_name) for name in names}
+    present = [i for i, record in enumerate(records) if record is not None]
+    return {
+        name: (values[0], values[1], values[2]) for name, values in found.items()
+        if any(not is_stored_alike(values[present[0]], values[i]) for i in present[1:])
+    }
+
+
+def changed_attributes(
+    one: bytes | None, other: bytes | None
+) -> dict[str, tuple[Any, Any]]:
+    """Return which attributes two records differ in, as `differences` does: by name, both values.
+    None is no object, which has no attribute."""
+    if one is not None and other is not None:
+        return {name: (a, c) for name, (a, _, c) in differences(one, None, other).items()}
+    record = one or other
+    state = {} if record is None else _read(record, {})[1]
+    by_name = state if isinstance(state, dict) else {"": state}
+    return {
+        name: (value, ...) if other is None else (..., value) for name, value in by_name.items()
+    }
+
+
+def changed_parts(oid: Oid, load_one: Load, load_other: Load) -> dict[Any, tuple[Any, Any]]:
+    """Return which attributes and items of an object differ: by name, key or position, both
+    values. *load_one* and *load_other* give the records, by oid, of one moment and another.
+
+    `DeserializationError` for a record that cannot be read.
+    """
+    references: References = {}
+    one, other = (_parts(oid, load, references) for load in (load_one, load_other))
+    pairs = {name: (one.get(name, ...), other.get(name, ...)) for name in {**one, **other}}
+    return {name: pair for name, pair in pairs.items() if not is_stored_alike(*pair)}
+
+
+def is_stored_alike(one: Any, other: Any) -> bool:
+    """Whether two values of such states are stored alike. Their `__eq__` is not asked: 1 and True
+    are equal, and references to different objects cannot be compared."""
+    if one is other:
+        return True
+    return type(one) is type(other) and _stored(one) == _stored(other)
+
+
+def _stored(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _ValuePickler(buffer, PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+class _ValuePickler(pickle.Pickler):
+    """Pickles a value to compare it: sets in an order that depends on nothing but their parts."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        if isinstance(obj, PersistentReference):
+            return (obj.oid, obj.database_name, obj.weak)
+        if type(obj) is set or type(obj) is frozenset:
+            return (type(obj).__name__, sorted(_stored(part) for part in obj))
+        return None
+
+
+def _read(record: bytes, references: References) -> tuple[Any, Any]:
+    """Return the class and the state in a record."""
+    reader = StateReader(record, references)
+    cls, _ = class_and_arguments(reader.load())
+    return import_global(*cls) if isinstance(cls, tuple) else cls, reader.load()
+
+
+def _parts(oid: Oid, load: Load, references: References) -> dict[Any, Any]:
+    """Return the attributes and items of an object, by name, key or position."""
+
+    def load_bucket(reference: PersistentReference) -> Any:
+        return _read(load(reference.oid), references)[1]
+
+    try:
+        cls, state = _read(load(oid), references)
+        items = _tree_items(cls, state, load_bucket)
+        return _attributes_and_items(cls, state) if items is None else items
+    except ObjdbError:
+        raise
+    except Exception as error:
+        raise DeserializationError(
+            f"object {format_oid(oid)} cannot be read: {type(error).__name__}: {error}", oid=oid
+        ) from error
+
+
+def _attributes_and_items(cls: type, state: Any) -> dict[Any, Any]:
+    if isinstance(state, dict):
+        if not issubclass(cls, (PersistentMapping, PersistentList)):
+            return state
+        # Mappings of old databases have their items in `_container`.
+        kept_in = "data" if "data" in state else "_container"
+        items = state.get(kept_in, ())
+        found = {f".{name}": value for name, value in state.items() if name != kept_in}
+        return {**found, **dict(enumerate(items) if isinstance(items, list) else items)}
+    if type(state) is tuple and len(state) == 2 and type(state[1]) is dict:
+        in_dict, in_slots = state
+        if in_dict is None or type(in_dict) is dict:
+            return {**(in_dict or {}), **in_slots}
+    return {} if state is None else {"": state}
+
+
+def _tree_items(
+    cls: type, state: Any, load: Callable[[PersistentReference], Any]
+) -> dict[Any, Any] | None:
+    """Return the keys and values of a BTree or one of its buckets; of a set, each element twice.
+    None for other classes."""
+    name = next((c.__name__ for c in cls.__mro__ if c.__module__.startswith("BTrees.")), "")
+    name = name.removesuffix("Py")
+    if name.endswith(("BTree", "TreeSet")):
+        buckets = _buckets(state, load)
+    elif name.endswith(("Bucket", "Set")):
+        buckets = iter([state])
+    else:
+        return None
+    flat = [part for bucket in buckets for part in bucket[0]]
+    if name.endswith("Set"):
+        return {element: element for element in flat}
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _buckets(state: Any, load: Callable[[PersistentReference], Any]) -> Iterator[Any]:
+    """Yield the states of a tree's buckets, which are a chain: each refers to the next."""
+    if state is None:  # it is empty
+        return
+    if len(state) == 1:  # the only bucket is inside
+        yield state[0][0]
+        return
+    bucket = load(state[1])
+    while len(bucket) == 2:
+        yield bucket
+        bucket = load(bucket[1])
+    yield bucket
