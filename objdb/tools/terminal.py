@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from objdb.database.db import DB
-from objdb.errors import UsageError
 from objdb.ids import Oid, Tid, oid_from_int
 
 database_argument = click.argument("database")
@@ -142,21 +141,3 @@ def plain_changes(changes: dict[Any, tuple[Any, Any]]) -> dict[str, list[str | N
 
 def _name(name: Any) -> str:
     return name if isinstance(name, str) else repr(name)
-
-
-def plain_texts(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return an entry of a history or log with texts in place of bytes."""
-    return {
-        name: value.decode("utf-8", "replace") if _is_text(name, value) else value
-        for name, value in entry.items()
-    }
-
-
-def _is_text(name: str, value: Any) -> bool:
-    return isinstance(value, bytes) and name in ("user_name", "description", "id")
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `UsageError` with *message* unless *condition*."""
-    if not condition:
-        raise UsageError(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -20,9 +21,9 @@ from objdb.tools.terminal import (
     json_option,
     limit_option,
     open_database,
-    plain_texts,
-    require,
+    plain_changes,
     show_bytes,
+    show_changes,
     show_json,
     show_table,
     show_time,
@@ -64,8 +65,7 @@ def undolog(
     with open_database(database) as db:
         tids = None if oid is None else _tids_of(db, oid)
 
-        def is_wanted(raw: dict[str, Any]) -> bool:
-            entry = plain_texts(raw)
+        def is_wanted(entry: dict[str, Any]) -> bool:
             return (
                 (user is None or entry["user_name"] == user)
                 and (text is None or text in entry["description"])
@@ -75,7 +75,7 @@ def undolog(
                 and (matches is None or matches(entry))
             )
 
-        entries = [plain_texts(entry) for entry in db.undoLog(0, -limit, is_wanted)]
+        entries = db.undoLog(0, -limit, is_wanted)
     if as_json:
         show_json(entries)
         return
@@ -113,7 +113,7 @@ def _condition(expression: str) -> Condition:
 
 def _tids_of(db: DB, oid: Oid) -> set[bytes]:
     """Return the tids of the transactions that changed an object."""
-    return {entry["tid"] for entry in db.history(oid, len(db.storage) + (1 << 62))}
+    return {entry["tid"] for entry in db.history(oid, sys.maxsize)}
 
 
 @click.command(epilog="Example: objdb undo calendar.fs A_8qjh8AAAA= --dry-run")
@@ -134,10 +134,10 @@ def undo(
     with open_database(database, read_only=dry_run) as db:
         preview = db.undo_preview(list(ids))
         _show_preview(preview, as_json)
-        require(
-            not preview.obstacles,
-            "this cannot be undone: see above. Undo what came later first, or with it",
-        )
+        if preview.obstacles:
+            raise UsageError(
+                "this cannot be undone: see above. Undo what came later first, or with it"
+            )
         if dry_run:
             return
         manager = transaction.TransactionManager(explicit=True)
@@ -157,10 +157,7 @@ def _show_preview(preview: Any, as_json: bool) -> None:
                 "changes": [
                     {
                         "oid": format_oid(change.oid), "class": change.class_name,
-                        "attributes": {
-                            name: [repr(value) for value in values]
-                            for name, values in change.attributes.items()
-                        },
+                        "attributes": plain_changes(change.attributes),
                     }
                     for change in preview.changes
                 ],
@@ -176,9 +173,7 @@ def _show_preview(preview: Any, as_json: bool) -> None:
         return
     for change in preview.changes:
         click.echo(f"{change.class_name} {format_oid(change.oid)}")
-        for name, values in change.attributes.items():
-            now, then = ("(nothing)" if value is ... else repr(value) for value in values)
-            click.echo(f"  {name}: {now} -> {then}")
+        show_changes(change.attributes)
     for found in preview.obstacles:
         what = "" if found.oid is None else f"{found.class_name} {format_oid(found.oid)}: "
         click.echo(f"in the way: {what}{found.reason}")
