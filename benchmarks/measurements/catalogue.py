@@ -62,6 +62,7 @@ def catalogue(sizes: Sizes) -> dict[str, Measurement]:
         *_loads(sizes),
         *_cache(sizes),
         *_concurrency(sizes),
+        *_isolation(sizes),
         *_opening(sizes),
         *_growth(sizes),
     ]
@@ -203,7 +204,6 @@ def _concurrency(sizes: Sizes) -> list[Measurement]:
     items = f"items:{sizes.objects}"
     contenders = f"{concurrency.CONTENDERS} threads"
     changed = f"{concurrency.SAVEPOINT_OBJECTS:,} changed objects"
-    touched, few = f"{concurrency.TOUCHED:,}", concurrency.FEW_TOUCHED
     return [
         Measurement(
             "contended-object", concurrency.contended_object, "retries", items,
@@ -251,6 +251,13 @@ def _concurrency(sizes: Sizes) -> list[Measurement]:
             ),
             writes=True,
         ),
+    ]
+
+
+def _isolation(sizes: Sizes) -> list[Measurement]:
+    items = f"items:{sizes.objects}"
+    touched, few = f"{concurrency.TOUCHED:,}", concurrency.FEW_TOUCHED
+    return [
         Measurement(
             "isolation", concurrency.isolation, "isolation", items,
             (

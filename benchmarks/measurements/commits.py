@@ -6,13 +6,13 @@ into the tree in memory is not either; pickling and writing always is.
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 from benchmarks.sizes import Sizes
 from benchmarks.systems import Store, System
+from benchmarks.threads import Start, run_threads
 
 MICROSECONDS = 1e6
 BATCH_OBJECTS = 100
@@ -69,41 +69,16 @@ def small(system: System, path: Path, sizes: Sizes) -> dict[str, float]:
 def threads(system: System, path: Path, sizes: Sizes) -> dict[str, float]:
     """Small commits by several threads, each changing an object of its own: commits per second."""
     store = system.open(path)
-    barrier = threading.Barrier(sizes.threads + 1)
-    failures: list[BaseException] = []
-    writers = [
-        threading.Thread(target=_writer, args=(store, index, barrier, sizes, failures))
-        for index in range(sizes.threads)
-    ]
-    for writer in writers:
-        writer.start()
-    barrier.wait()
-    started = perf_counter()
-    for writer in writers:
-        writer.join()
-    elapsed = perf_counter() - started
-    if failures:
-        raise failures[0]
-    store.close()
-    return {"threads_per_second": sizes.threads * sizes.thread_commits / elapsed}
 
-
-def _writer(
-    store: Store,
-    index: int,
-    barrier: threading.Barrier,
-    sizes: Sizes,
-    failures: list[BaseException],
-) -> None:
-    try:
+    def work(index: int, start: Start) -> None:
         with store.session() as session:
             key = index * (sizes.objects // sizes.threads)
             item = session.item(key)
-            barrier.wait()
+            start()
             for _ in range(sizes.thread_commits):
                 item.number += 1
                 session.save(key, item)
-    except BaseException as error:
-        failures.append(error)
-        barrier.abort()
-        raise
+
+    elapsed = run_threads(sizes.threads, work)
+    store.close()
+    return {"threads_per_second": sizes.threads * sizes.thread_commits / elapsed}

@@ -7,7 +7,6 @@ object, changed by several threads that all try again after a conflict; each cha
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -17,6 +16,7 @@ from typing import Any
 from benchmarks.sizes import Sizes
 from benchmarks.systems import System
 from benchmarks.systems.persistent_store import PersistentStore, PersistentSystem
+from benchmarks.threads import Start, run_threads
 
 MICROSECONDS = 1e6
 MILLISECONDS = 1e3
@@ -72,30 +72,14 @@ def _contend(
     store = system.open(path)
     store.root()["contended"] = shared
     store.commit()
-    barrier = threading.Barrier(CONTENDERS + 1)
-    failures: list[BaseException] = []
 
-    def work() -> None:
-        try:
-            with system.retrying(store.database) as run:
-                barrier.wait()
-                for _ in range(CONTENDED_COMMITS):
-                    run(add)
-        except BaseException as error:
-            failures.append(error)
-            barrier.abort()
-            raise
+    def work(index: int, start: Start) -> None:
+        with system.retrying(store.database) as run:
+            start()
+            for _ in range(CONTENDED_COMMITS):
+                run(add)
 
-    threads = [threading.Thread(target=work) for _ in range(CONTENDERS)]
-    for thread in threads:
-        thread.start()
-    barrier.wait()
-    started = perf_counter()
-    for thread in threads:
-        thread.join()
-    elapsed = perf_counter() - started
-    if failures:
-        raise failures[0]
+    elapsed = run_threads(CONTENDERS, work)
     store.connection.sync()
     assert value(store.root()) == CONTENDERS * CONTENDED_COMMITS, "an addition was lost"
     store.close()
@@ -224,18 +208,13 @@ def _by_tasks(database: Any, sizes: Sizes) -> None:
 
 
 def _by_threads(database: Any, sizes: Sizes) -> None:
-    def work(key: int) -> None:
+    def work(index: int, start: Start) -> None:
+        change = _change(index * (TASKS // sizes.threads))
+        start()
         for _ in range(TASKS * TASK_COMMITS // sizes.threads):
-            database.run(_change(key))
+            database.run(change)
 
-    workers = [
-        threading.Thread(target=work, args=(index * (TASKS // sizes.threads),))
-        for index in range(sizes.threads)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    run_threads(sizes.threads, work)
 
 
 class _Reader:
