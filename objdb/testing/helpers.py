@@ -17,29 +17,34 @@ def commit(
     storage: Any, changes: dict[Oid, tuple[Tid, bytes | None]], **metadata: Any
 ) -> Tid:
     """Commit {oid: (base tid, record, or None to un-create)}; return the tid."""
-    transaction = TransactionMetaData(**metadata)
-    storage.tpc_begin(transaction)
-    try:
+
+    def stage(transaction: TransactionMetaData) -> None:
         for oid, (base, record) in changes.items():
             if record is None:
                 storage.deleteObject(oid, base, transaction)
             else:
                 storage.store(oid, base, record, "", transaction)
-        storage.tpc_vote(transaction)
-    except BaseException:
-        storage.tpc_abort(transaction)
-        raise
-    tid: Tid = storage.tpc_finish(transaction)
-    return tid
+
+    return _commit(storage, stage, metadata)
 
 
 def undo(storage: Any, *transaction_ids: Any, **metadata: Any) -> Tid:
     """Undo these, in this order, in one transaction; return its tid."""
+
+    def stage(transaction: TransactionMetaData) -> None:
+        for transaction_id in transaction_ids:
+            storage.undo(transaction_id, transaction)
+
+    return _commit(storage, stage, metadata)
+
+
+def _commit(
+    storage: Any, stage: Callable[[TransactionMetaData], None], metadata: dict[str, Any]
+) -> Tid:
     transaction = TransactionMetaData(**metadata)
     storage.tpc_begin(transaction)
     try:
-        for transaction_id in transaction_ids:
-            storage.undo(transaction_id, transaction)
+        stage(transaction)
         storage.tpc_vote(transaction)
     except BaseException:
         storage.tpc_abort(transaction)
