@@ -43,6 +43,24 @@ def connection(people: objdb.DB) -> Iterator[objdb.Connection]:
         transaction.abort()
 
 
+def collide(people: objdb.DB, connection: objdb.Connection, merge: Callable[..., Any]) -> None:
+    """Change an object that another transaction changes too, for *merge* to resolve at the
+    commit."""
+    Resolving.merge = staticmethod(merge)
+    connection.root()["resolving"].value = 1
+    with people.transaction() as other:
+        other.root()["resolving"].value = 2
+
+
+def commit_unresolved() -> None:
+    """Commit, in vain, and raise what the resolver ended in."""
+    with pytest.raises(objdb.UnresolvableConflictError) as caught:
+        transaction.commit()
+    transaction.abort()
+    assert caught.value.__cause__ is not None
+    raise caught.value.__cause__
+
+
 RESOLVERS: dict[str, Callable[..., Any]] = {
     "raises": lambda self, old, committed, new: 1 / 0,
     "returns None": lambda self, old, committed, new: None,
@@ -59,14 +77,10 @@ RESOLVERS: dict[str, Callable[..., Any]] = {
 def test_resolvers(people: objdb.DB, connection: objdb.Connection, name: str) -> None:
     """A resolver that goes wrong makes it a conflict that cannot be resolved; the committed state
     stays."""
-    Resolving.merge = staticmethod(RESOLVERS[name])
     with people.transaction() as other:
         other.root()["resolving"].other = other.root()["ann"]
     connection.sync()
-    resolving = connection.root()["resolving"]
-    resolving.value = 1
-    with people.transaction() as other:
-        other.root()["resolving"].value = 2
+    collide(people, connection, RESOLVERS[name])
     last = people.storage.lastTransaction()
     with pytest.raises(objdb.UnresolvableConflictError) as caught:
         transaction.commit()
@@ -74,6 +88,7 @@ def test_resolvers(people: objdb.DB, connection: objdb.Connection, name: str) ->
     assert caught.value.__cause__ is not None
     transaction.abort()
     assert people.storage.lastTransaction() == last
+    resolving = connection.root()["resolving"]
     assert resolving.value == 2
     resolving.value = 3
     transaction.commit()
@@ -90,15 +105,9 @@ def test_a_resolver_that_changes_another_object(
         ann.age = 99
         return new
 
-    Resolving.merge = staticmethod(meddle)
-    connection.root()["resolving"].value = 1
-    with people.transaction() as other:
-        other.root()["resolving"].value = 2
-    with pytest.raises(objdb.UnresolvableConflictError) as caught:
-        transaction.commit()
-    assert isinstance(caught.value.__cause__, objdb.ConnectionStateError)
-    assert "must not touch objects" in str(caught.value.__cause__)
-    transaction.abort()
+    collide(people, connection, meddle)
+    with pytest.raises(objdb.ConnectionStateError, match="must not touch objects"):
+        commit_unresolved()
     assert ann.age == 1
 
 
@@ -111,15 +120,9 @@ def test_a_resolver_that_commits(people: objdb.DB, connection: objdb.Connection)
             inner.root()["ann"].age = 99
         return new
 
-    Resolving.merge = staticmethod(meddle)
-    connection.root()["resolving"].value = 1
-    with people.transaction() as other:
-        other.root()["resolving"].value = 2
-    with pytest.raises(objdb.UnresolvableConflictError) as caught:
-        transaction.commit()
-    assert isinstance(caught.value.__cause__, objdb.StorageTransactionError)
-    assert "_p_resolveConflict" in str(caught.value.__cause__)
-    transaction.abort()
+    collide(people, connection, meddle)
+    with pytest.raises(objdb.StorageTransactionError, match="_p_resolveConflict"):
+        commit_unresolved()
     with people.transaction() as other:  # and the storage goes on
         assert other.root()["ann"].age == 1
         other.root()["ann"].age = 2
@@ -132,10 +135,7 @@ def test_a_resolver_may_read(people: objdb.DB, connection: objdb.Connection) -> 
         with people.transaction() as inner:
             return {**new, "value": inner.root()["ann"].age + 10}
 
-    Resolving.merge = staticmethod(look)
-    connection.root()["resolving"].value = 1
-    with people.transaction() as other:
-        other.root()["resolving"].value = 2
+    collide(people, connection, look)
     transaction.commit()
     assert connection.root()["resolving"].value == 11
 

@@ -45,11 +45,16 @@ def manager() -> Iterator[Any]:
 def root(db: objdb.DB, manager: Any) -> Iterator[Any]:
     """The root object, loaded, of a connection that has loaded nothing else."""
     with db.open(transaction_manager=manager) as connection:
-        connection.cacheMinimize()
-        root = connection.root()
-        assert "ann" in root
-        yield root
+        yield root_alone(connection)
         manager.abort()
+
+
+def root_alone(connection: objdb.Connection) -> Any:
+    """Return the root object, loaded, of a connection that then has loaded nothing else."""
+    connection.cacheMinimize()
+    root = connection.root()
+    assert "ann" in root
+    return root
 
 
 def change(db: objdb.DB, *names: str, **attributes: Any) -> None:
@@ -225,9 +230,7 @@ def test_retries_begin_anew(db: objdb.DB) -> None:
     seen = []
 
     def look(connection: objdb.Connection) -> int:
-        root = connection.root()
-        connection.cacheMinimize()
-        _ = list(root)
+        root = root_alone(connection)
         if not seen:
             change(db, "ann", age=2)
         seen.append("try")
@@ -242,9 +245,7 @@ def test_swallowing_inside_a_block(db: objdb.DB) -> None:
 
     def swallow() -> None:
         with db.transaction() as connection:
-            root = connection.root()
-            connection.cacheMinimize()
-            _ = list(root)
+            root = root_alone(connection)
             change(db, "ann", age=2)
             with pytest.raises(objdb.ReadConflictError):
                 _ = root["ann"].age
@@ -259,9 +260,7 @@ def test_outside_a_transaction(db: objdb.DB) -> None:
     """With an explicit manager and no transaction begun, a refused read is just that."""
     manager = transaction.TransactionManager(explicit=True)
     with db.open(transaction_manager=manager) as connection:
-        root = connection.root()
-        connection.cacheMinimize()
-        _ = list(root)
+        root = root_alone(connection)
         change(db, "ann", age=2)
         with pytest.raises(objdb.ReadConflictError):
             _ = root["ann"].age
@@ -280,18 +279,13 @@ def test_a_connection_changes_its_mode(
     for mode in ("read-current", isolation):
         with db.open(transaction_manager=manager, isolation=mode) as connection:
             assert connection.isolation == mode
-            root = connection.root()
-            connection.cacheMinimize()
-            _ = list(root)
-            with db.open(
-                temporary=True, transaction_manager=transaction.TransactionManager()
-            ) as other:
+            root = root_alone(connection)
+            others = transaction.TransactionManager()
+            with db.open(temporary=True, transaction_manager=others) as other:
                 other.root()["index"].age += 1
-                other.transaction_manager.commit()
+                others.commit()
             age = root["index"].age
-            with db.open(
-                temporary=True, transaction_manager=transaction.TransactionManager()
-            ) as other:
+            with db.open(temporary=True, transaction_manager=others) as other:
                 now = other.root()["index"].age
             assert (age == now) == (mode == "read-current")
             manager.abort()
