@@ -1,13 +1,14 @@
 """objdb: a transactional object database.
 
     database/    1  hands out connections: db, aio, pool, past, caches, invalidations,
-                    conflicts, together (who commits), undoing, differences, opening by path or
-                    URI
+                    conflicts, together (who commits), undoing, versions, differences, opening
+                    by path or URI
     connection/  2  binds objects to one snapshot in one transaction: loading, committing,
                     connection (views), isolation, savepoints, subtransactions, retry,
                     outcome, mutations; for asyncio: tasks, workers, prefetch
     records/     3  object state to bytes and back; the only place that pickles
-    storage/     4  bytes to revisions: memory, commit, revisions, undo, copying, file/
+    storage/     4  bytes to revisions: memory, commit, revisions, versions, undo, copying,
+                    file/
       files.py   5  the seam to the operating system
     check.py        whole-database invariants
     tools/          the `objdb` command
@@ -72,6 +73,9 @@ from objdb.errors import (
     UnresolvableConflictError,
     Unsupported,
     UsageError,
+    VersionCommitError,
+    VersionError,
+    VersionLockError,
 )
 from objdb.storage.file.storage import FileStorage
 from objdb.storage.memory import MappingStorage
@@ -128,6 +132,9 @@ __all__ = [
     "UnresolvableConflictError",
     "Unsupported",
     "UsageError",
+    "VersionCommitError",
+    "VersionError",
+    "VersionLockError",
     "WeakRef",
     "__version__",
     "diff",

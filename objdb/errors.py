@@ -20,6 +20,9 @@
     │   │   └── Unsupported                this kind of storage lacks the feature
     │   ├── UndoError                      a transaction cannot be undone; says why
     │   │   └── MultipleUndoErrors         for several objects; lists each
+    │   ├── VersionError                   no name for a version, or not possible in one
+    │   │   ├── VersionLockError           the object is changed in another version
+    │   │   └── VersionCommitError         a version cannot be committed to there
     │   ├── FileFormatError                this is no database file objdb can open
     │   │   └── NeedsMigrationError        it is one, of an old kind: names the tool
     │   ├── CorruptedDataError             damage: path and position
@@ -269,6 +272,24 @@ class MultipleUndoErrors(UndoError):
 
     facts = {"reasons": ()}
     reasons: tuple[tuple[Oid, str], ...]
+
+
+class VersionError(POSError):
+    """The name of a version makes no sense, or what was asked cannot be done in a version.
+    `version`: its name; `oid`: the object that stands in the way, if it is one."""
+
+    facts = {"version": None, "oid": None}
+    version: str | None
+    oid: Oid | None
+
+
+class VersionLockError(VersionError):
+    """The object `oid` is changed in `version`, which locks it for everybody else until that
+    version is committed or aborted."""
+
+
+class VersionCommitError(VersionError):
+    """A version cannot be committed to this destination."""
 
 
 class FileFormatError(POSError):

@@ -93,9 +93,10 @@ class IStorage(Interface):
 class IStorageReadChecks(Interface):
     """A storage that checks all that a transaction has read at once."""
 
-    def checkReads(serials, unchanged_since, transaction):
+    def checkReads(serials, unchanged_since, transaction, version=""):
         """Let the vote raise ReadConflictError unless every tid in *serials* (oid: tid) is still
-        current; and, if *unchanged_since* is a tid, unless it is the last transaction."""
+        current, as seen in *version*; and, if *unchanged_since* is a tid, unless it is the last
+        transaction."""
 
 
 class IStorageHistory(Interface):
@@ -170,6 +171,47 @@ class IStorageUndoable(Interface):
 
     def undoInfo(first, last, specification=None):
         """Return the entries of undoLog in which all items of the dict *specification* are."""
+
+
+class IStorageVersions(Interface):
+    """A storage with versions: named lines of work that lock the objects they change.
+
+    An object's current revision is in at most one version. Who works in a version sees that
+    revision, everybody else the one outside. The calls of IStorage that read and store take the
+    name of a version; storing in another one than an object is in raises VersionLockError at the
+    vote. An unknown version is an empty one.
+    """
+
+    def supportsVersions():
+        """Return whether there are versions."""
+
+    def loadBefore(oid, tid, version=""):
+        """See IStorage; what is seen in *version*. POSKeyError for an object that was created in
+        another one."""
+
+    def checkCurrentSerialInTransaction(oid, serial, transaction, version=""):
+        """See IStorage; what is seen in *version*."""
+
+    def commitVersion(source, destination, transaction):
+        """Stage that all that is changed in *source* is changed in *destination* ("": outside
+        any version) instead; return the oids. VersionCommitError unless *source* is a version,
+        and another one."""
+
+    def abortVersion(version, transaction):
+        """Stage that all objects in *version* are what they are outside; those created there are
+        un-created. Return the oids. VersionError for no name."""
+
+    def versions(max=None):
+        """Return the names of the versions that are not empty, at most *max*."""
+
+    def versionEmpty(version):
+        """Return whether no object is in *version*. VersionError for no name."""
+
+    def modifiedInVersion(oid):
+        """Return the version that the current revision is in, "" if none. POSKeyError."""
+
+    def objects_in_version(version):
+        """Return the oids of the objects whose current revision is in *version*."""
 
 
 class IStorageSelfCheck(Interface):

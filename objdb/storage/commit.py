@@ -115,10 +115,13 @@ class Staged:
         self.tid = tid
         self.status = status
         self.reads: dict[Oid, Tid] = {}
+        self.version_reads: dict[str, dict[Oid, Tid]] = {}  # what was read in versions
         self.unchanged_since: Tid | None = None  # the tid that has to be the last one at the vote
         self.resolved: list[Oid] = []
-        # Since the vote: (where the current revision is, its tid) of every oid written.
+        # Since the vote: (where the current revision is, its tid) of every oid written; and of
+        # those that are in a version, which.
         self.current: dict[Oid, tuple[Any, Tid] | None] = {}
+        self.locked: dict[Oid, str] = {}
         self.medium: Any = None  # what the storage needs between vote and finish
         # oid -> the revision the staged one was made from (`NO_TID`: a new object), or None for
         # a restored revision, which is not checked.
@@ -130,53 +133,67 @@ class Staged:
         # Of the records, those that repeat an older revision. Where the medium points to that,
         # the record is None.
         self.repeats: dict[Oid, Repeat] = {}
-        self.undone: list[Tid] = []  # the transactions that this one undoes
-        self.undone_oids: set[Oid] = set()  # the objects that it changes by that
-        self.is_undo_stale = False  # not all of that is staged any more
+        self.versions: dict[Oid, str] = {}  # of the revisions staged, those that are in one
+        # Requests (to undo a transaction, to commit or abort a version): functions that stage
+        # what has to change, made from what is current; the objects that they change; and the
+        # versions that they empty, with the number of objects.
+        self.requests: list[Callable[[], object]] = []
+        self.requested: set[Oid] = set()
+        self.emptied: dict[str, int] = {}
+        self.is_stale = False  # not all of what they stage is staged any more
         self._spool: Any = None
 
     def __len__(self) -> int:
         return len(self.bases)
 
-    def write(self, oid: Oid, base_tid: Tid | None, record: bytes | None) -> None:
+    def write(
+        self, oid: Oid, base_tid: Tid | None, record: bytes | None, version: str = ""
+    ) -> None:
         """Stage a revision of *oid*; a second one of the same oid replaces the first."""
         if oid in self.bases:
-            self.require_not_undone(oid)
+            self.require_not_requested(oid)
             self.repeats.pop(oid, None)
+            self.versions.pop(oid, None)
             replaced = self.record(oid)
             self.record_bytes -= 8 if replaced is None else len(replaced)
         self.bases[oid] = base_tid
         self.record_bytes += 8 if record is None else len(record)
+        if version:
+            self.versions[oid] = version
         if self.record_bytes > SPOOL_BYTES and record is not None:
             self._records[oid] = self._to_spool(record)
         else:
             self._records[oid] = record
 
-    def write_undone(
-        self, oid: Oid, base_tid: Tid, record: bytes | None, repeat: Repeat | None
+    def write_requested(
+        self, oid: Oid, base_tid: Tid, record: bytes | None, repeat: Repeat | None, version: str
     ) -> None:
-        """Stage what undoing makes of *oid*; undoing more replaces it."""
-        self.undone_oids.discard(oid)
-        self.write(oid, base_tid, record)
-        self.undone_oids.add(oid)
+        """Stage what a request makes of *oid*; a further request replaces it."""
+        self.requested.discard(oid)
+        self.write(oid, base_tid, record, version)
+        self.requested.add(oid)
         if repeat is not None:
             self.repeats[oid] = repeat
 
-    def drop_undone(self) -> None:
-        """Take back what was staged by undoing."""
-        for oid in self.undone_oids:
+    def drop_requested(self) -> None:
+        """Take back what was staged by requests."""
+        for oid in self.requested:
             record = self.record(oid)
             self.record_bytes -= 8 if record is None else len(record)
             self.repeats.pop(oid, None)
+            self.versions.pop(oid, None)
             del self.bases[oid], self._records[oid]
-        self.undone_oids.clear()
+        self.requested.clear()
+        self.emptied.clear()
 
-    def require_not_undone(self, oid: Oid) -> None:
-        """Raise `UndoError` if this transaction undoes a change of *oid* already."""
-        if oid in self.undone_oids:
+    def require_not_requested(self, oid: Oid) -> None:
+        """Raise `UndoError` if this transaction undoes a change of *oid*, or commits or aborts
+        one made in a version."""
+        if oid in self.requested:
             raise UndoError(
                 f"object {format_oid(oid)} cannot be changed in the transaction that undoes a "
-                "change of it. Commit that first", oid=oid, reason="it is changed here as well",
+                "change of it, or commits or aborts its version. Commit that first", oid=oid,
+                reason="it is changed here as well",
             )
 
     def _to_spool(self, record: bytes) -> Spooled:

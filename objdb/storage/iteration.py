@@ -60,8 +60,8 @@ def in_range(tid: Tid, start: Tid | None, stop: Tid | None) -> bool:
     return (start is None or start <= tid) and (stop is None or tid <= stop)
 
 
-def history_entry(tid: Tid, metadata: Any, size: int) -> dict[str, Any]:
-    """Return the dict that `history()` lists for a revision of *size* bytes.
+def history_entry(tid: Tid, metadata: Any, size: int, version: str = "") -> dict[str, Any]:
+    """Return the dict that `history()` lists for a revision of *size* bytes, in *version*.
 
     *metadata* has `user`, `description` (bytes) and `extension` (a dict).
     """
@@ -73,7 +73,7 @@ def history_entry(tid: Tid, metadata: Any, size: int) -> dict[str, Any]:
         "user_name": metadata.user.decode("utf-8", "replace"),
         "description": metadata.description.decode("utf-8", "replace"),
         "size": size,
-        "version": "",
+        "version": version,
     }
 
 

@@ -2,6 +2,7 @@
 
     _revisions    oid -> [(tid, record or None), ...]      oldest first; None: un-created
     _repeats      (oid, tid) -> tid of the revision whose record this one has again
+    _versions     (oid, tid) -> (the version it is in, tid of the revision outside or None)
     _transactions [(tid, metadata, [oid, ...]), ...]       oldest first
 
 The place of a revision is (oid, tid).
@@ -25,6 +26,7 @@ from objdb.interfaces import (
     IStorageReadChecks,
     IStorageRestoreable,
     IStorageUndoable,
+    IStorageVersions,
 )
 from objdb.storage.commit import Repeat, Staged
 from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry, in_range
@@ -33,7 +35,7 @@ from objdb.storage.undo import Change, UndoableStorage
 
 @implementer(
     IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStorageRestoreable,
-    IStorageUndoable,
+    IStorageUndoable, IStorageVersions,
 )
 class MappingStorage(UndoableStorage):
     """Keeps every revision in dicts; gone when the process ends.
@@ -45,6 +47,7 @@ class MappingStorage(UndoableStorage):
         super().__init__(name)
         self._revisions: dict[Oid, list[tuple[Tid, bytes | None]]] = {}
         self._repeats: dict[tuple[Oid, Tid], Tid] = {}
+        self._versions: dict[tuple[Oid, Tid], tuple[str, Tid | None]] = {}
         self._transactions: list[tuple[Tid, Any, list[Oid], str]] = []
 
     def __len__(self) -> int:
@@ -56,8 +59,10 @@ class MappingStorage(UndoableStorage):
         revisions = list(self._revisions.values())  # another may be committing
         return sum(len(record or b"") for history in revisions for _, record in history)
 
-    def loadBefore(self, oid: Oid, tid: Tid) -> tuple[bytes, Tid, Tid | None] | None:
-        """See `RevisionStorage.loadBefore`."""
+    def loadBefore(
+        self, oid: Oid, tid: Tid, version: str = ""
+    ) -> tuple[bytes, Tid, Tid | None] | None:
+        """See `VersionedStorage.loadBefore`."""
         self._require_open()
         history = self._revisions.get(oid)
         if history is None:
@@ -65,10 +70,26 @@ class MappingStorage(UndoableStorage):
         i = bisect_left(history, (tid,))
         if i == 0:
             return None
-        found, record = history[i - 1]
+        seen = self._seen(oid, history[i - 1][0], version)
+        record = None if seen is None else self._data_at((oid, seen))
         if record is None:
             raise POSKeyError(oid, database=self._name)
-        return record, found, history[i][0] if i < len(history) else None
+        assert seen is not None
+        later = (tid for tid, _ in history[i:] if self._seen(oid, tid, version) != seen)
+        return record, seen, next(later, None)
+
+    def _seen(self, oid: Oid, tid: Tid, version: str) -> Tid | None:
+        """Return the tid of the revision that is seen in *version* when *tid* is current."""
+        own, outside = self._versions.get((oid, tid), ("", None))
+        return outside if own and own != version else tid
+
+    def loadSerial(self, oid: Oid, serial: Tid) -> bytes:
+        """See `RevisionStorage.loadSerial`."""
+        history = self._revisions.get(oid, [])
+        found = history[bisect_left(history, (serial,)) :][:1]
+        if not found or found[0][0] != serial or found[0][1] is None:
+            raise POSKeyError(oid, database=self._name)
+        return found[0][1]
 
     def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, tuple[Any, Tid] | None]:
         return {oid: self._current(oid) for oid in oids}
@@ -83,7 +104,9 @@ class MappingStorage(UndoableStorage):
         metadata = {tid: transaction for tid, transaction, _, _ in list(self._transactions)}
         # One that is being committed at this moment has no transaction yet.
         entries = [
-            history_entry(tid, metadata[tid], len(record or b""))
+            history_entry(
+                tid, metadata[tid], len(record or b""), self._version_of((oid, tid))
+            )
             for tid, record in reversed(revisions) if tid in metadata
         ]
         if not entries:
@@ -100,8 +123,41 @@ class MappingStorage(UndoableStorage):
                 yield TransactionRecord.of(tid, status, metadata, records)
 
     def _revision_record(self, oid: Oid, tid: Tid) -> RevisionRecord:
-        data_txn = self._repeats.get((oid, tid))
-        return RevisionRecord(oid, tid, self._data_at((oid, tid)), data_txn=data_txn)
+        place = oid, tid
+        return RevisionRecord(
+            oid, tid, self._data_at(place), self._version_of(place), self._repeats.get(place)
+        )
+
+    # -- versions
+
+    def _version_of(self, place: Any) -> str:
+        return self._versions.get(place, ("", None))[0]
+
+    def _outside(self, place: Any) -> tuple[Any, Tid] | None:
+        tid = self._versions[place][1]
+        return None if tid is None else ((place[0], tid), tid)
+
+    def _modified_in(self, version: str) -> dict[Oid, tuple[Any, Tid]]:
+        return {
+            place[0]: (place, place[1]) for place, (own, _) in list(self._versions.items())
+            if own == version and self._is_current(place)
+        }
+
+    def _version_names(self) -> list[str]:
+        items = list(self._versions.items())
+        return list({own for place, (own, _) in items if self._is_current(place)})
+
+    def _is_current(self, place: tuple[Oid, Tid]) -> bool:
+        return self._revisions[place[0]][-1][0] == place[1]
+
+    def _locked_among(self, entries: dict[Oid, tuple[Any, Tid] | None]) -> dict[Oid, str]:
+        versions = self._versions
+        if not versions:
+            return {}
+        return {
+            oid: versions[entry[0]][0] for oid, entry in entries.items()
+            if entry is not None and entry[0] in versions
+        }
 
     # -- undoing
 
@@ -126,7 +182,14 @@ class MappingStorage(UndoableStorage):
         record = self._data_at(place)
         if record is None:
             return None, None
-        return record, Repeat(self._repeats.get(place, place[1]), 0)
+        oid, tid = place
+        while (oid, tid) in self._repeats:
+            tid = self._repeats[oid, tid]
+        return record, Repeat(tid, 0)
+
+    def _again(self, place: Any, tid: Tid) -> tuple[bytes | None, Repeat | None]:
+        record = self._data_at(place)
+        return record, None if record is None else Repeat(tid, 0)
 
     def _repeat(self, oid: Oid, tid: Tid, data: bytes) -> tuple[bytes | None, Repeat | None]:
         history = self._revisions.get(oid, [])
@@ -161,11 +224,18 @@ class MappingStorage(UndoableStorage):
             for oid, record in staged.records():
                 if oid in staged.repeats:
                     self._repeats[oid, tid] = staged.repeats[oid].tid
+                if oid in staged.versions:
+                    self._versions[oid, tid] = staged.versions[oid], self._outside_tid(oid)
                 self._revisions.setdefault(oid, []).append((tid, record))
                 self._note_oid(oid)
                 oids.append(oid)
             self._transactions.append((tid, staged.transaction, oids, staged.status))
             self._last_tid = tid
+
+    def _outside_tid(self, oid: Oid) -> Tid | None:
+        """Return the tid of the revision that is seen outside any version now."""
+        history = self._revisions.get(oid)
+        return None if history is None else self._seen(oid, history[-1][0], "")
 
     def _discard(self, staged: Staged) -> None:
         pass

@@ -116,15 +116,19 @@ class RevisionStorage(ABC):
     # -- reading
 
     @abstractmethod
-    def loadBefore(self, oid: Oid, tid: Tid) -> tuple[bytes, Tid, Tid | None] | None:
+    def loadBefore(
+        self, oid: Oid, tid: Tid, version: str = ""
+    ) -> tuple[bytes, Tid, Tid | None] | None:
         """Return (record, its tid, tid of the next revision or None) of the last revision of
         *oid* before *tid*, or None if there was none; `POSKeyError` if there is no object."""
 
     def load(self, oid: Oid, version: str = "") -> tuple[bytes, Tid]:
         """Return (record, tid) of the current revision of *oid*; `POSKeyError` if none."""
         if version:
-            raise Unsupported(f"{self._name}: versions are not supported")
-        found = self.loadBefore(oid, MAX_TID)
+            self._require_version(version)
+            found = self.loadBefore(oid, MAX_TID, version)
+        else:
+            found = self.loadBefore(oid, MAX_TID)
         if found is None:
             raise POSKeyError(oid, database=self._name)
         return found[0], found[1]
@@ -169,10 +173,10 @@ class RevisionStorage(ABC):
     ) -> None:
         """Stage the record *data* as a revision of *oid*, made from the revision *serial*."""
         if version:
-            raise Unsupported(f"{self._name}: versions are not supported")
+            self._require_version(version)
         if not 0 < len(data) <= MAX_RECORD_BYTES:
             raise _no_record(oid, data)
-        self._slot.staged(transaction).write(oid, serial or NO_TID, data)
+        self._slot.staged(transaction).write(oid, serial or NO_TID, data, version)
 
     def restore(
         self, oid: Oid, serial: Tid, data: bytes | None, version: str, prev_txn: Tid | None,
@@ -181,17 +185,25 @@ class RevisionStorage(ABC):
         """Stage a revision copied from elsewhere: not checked for conflicts. *data* None
         un-creates the object; *prev_txn* is the tid of a revision that has the same data."""
         if version:
-            raise Unsupported(f"{self._name}: versions are not supported")
+            self._require_version(version)
         if data is not None and not 0 < len(data) <= MAX_RECORD_BYTES:
             raise _no_record(oid, data)
         staged = self._slot.staged(transaction)
         if data is None or prev_txn is None:
-            staged.write(oid, None, data)
+            staged.write(oid, None, data, version)
             return
         record, repeat = self._repeat(oid, prev_txn, data)
-        staged.write(oid, None, record)
+        staged.write(oid, None, record, version)
         if repeat is not None:
             staged.repeats[oid] = repeat
+
+    def supportsVersions(self) -> bool:
+        """See `IStorageVersions`."""
+        return False
+
+    def _require_version(self, version: str) -> None:
+        """Raise what is wrong with working in *version*: here, that there are none."""
+        raise Unsupported(f"{self._name}: versions are not supported")
 
     def _repeat(self, oid: Oid, tid: Tid, data: bytes) -> tuple[bytes | None, Repeat | None]:
         """Return what to stage for *data*, which the revision *tid* of *oid* may have already:
@@ -208,17 +220,23 @@ class RevisionStorage(ABC):
         """Stage that *oid*, at revision *serial*, exists no more."""
         self._slot.staged(transaction).write(oid, serial, None)
 
-    def checkCurrentSerialInTransaction(self, oid: Oid, serial: Tid, transaction: Any) -> None:
-        """Let the vote fail with `ReadConflictError` unless *serial* is *oid*'s current tid."""
-        self._slot.staged(transaction).reads[oid] = serial
+    def checkCurrentSerialInTransaction(
+        self, oid: Oid, serial: Tid, transaction: Any, version: str = ""
+    ) -> None:
+        """Let the vote fail with `ReadConflictError` unless *serial* is the tid of what is
+        current in *version*."""
+        self.checkReads({oid: serial}, None, transaction, version)
 
     def checkReads(
-        self, serials: dict[Oid, Tid], unchanged_since: Tid | None, transaction: Any
+        self, serials: dict[Oid, Tid], unchanged_since: Tid | None, transaction: Any,
+        version: str = "",
     ) -> None:
         """See `IStorageReadChecks`."""
         staged = self._slot.staged(transaction)
-        staged.reads.update(serials)
-        staged.unchanged_since = unchanged_since
+        reads = staged.version_reads.setdefault(version, {}) if version else staged.reads
+        reads.update(serials)
+        if unchanged_since is not None:
+            staged.unchanged_since = unchanged_since
 
     def tpc_vote(self, transaction: Any) -> list[Oid]:
         """Do everything that can fail; return the oids whose conflicts were resolved.
@@ -254,23 +272,33 @@ class RevisionStorage(ABC):
         revision; resolve what conflicts."""
         bases = staged.bases
         staged.current = self._find_current(bases)
+        self._check_locks(staged)
         if staged.reads:
-            self._check_reads(staged)
-        for oid, entry in staged.current.items():
-            base, current = bases[oid], NO_TID if entry is None else entry[1]
-            if current != base and base is not None:
-                self._resolve_conflict(staged, oid, base, current)
-
-    def _check_reads(self, staged: Staged) -> None:
-        for oid, current in self._find_changed(staged.reads):
-            error = ConflictError if oid in staged.bases else ReadConflictError
-            raise error(oid=oid, serials=(current, staged.reads[oid]))
+            self._check_reads(staged, staged.reads)
+        for version, reads in staged.version_reads.items():
+            self._check_reads(staged, reads, version)
         if staged.unchanged_since is not None and self._decided_tid() != staged.unchanged_since:
             raise ReadConflictError(
                 "something was committed meanwhile, and the program deactivated objects that it "
                 "may have read, so it is not known whether they were changed. Try the "
                 "transaction again, and leave deactivating to the connection"
             )
+        for oid, entry in staged.current.items():
+            base, current = bases[oid], NO_TID if entry is None else entry[1]
+            if current != base and base is not None:
+                self._resolve_conflict(staged, oid, base, current)
+
+    def _check_locks(self, staged: Staged) -> None:
+        """Raise `VersionLockError` for a write of what is changed in another version."""
+
+    def _check_reads(self, staged: Staged, reads: dict[Oid, Tid], version: str = "") -> None:
+        for oid, current in self._find_stale(reads, version):
+            error = ConflictError if oid in staged.bases else ReadConflictError
+            raise error(oid=oid, serials=(current, reads[oid]))
+
+    def _find_stale(self, serials: dict[Oid, Tid], version: str) -> Iterable[tuple[Oid, Tid]]:
+        """Return (oid, current tid) where *serials* has not the tid that is seen in *version*."""
+        return self._find_changed(serials)
 
     def _resolve_conflict(self, staged: Staged, oid: Oid, base: Tid, current: Tid) -> None:
         ours = staged.record(oid)
@@ -285,7 +313,7 @@ class RevisionStorage(ABC):
         except POSKeyError:
             old = None
         merged = self._merge(staged, oid, old, committed, ours, (current, base))
-        staged.write(oid, current, merged)
+        staged.write(oid, current, merged, staged.versions.get(oid, ""))
         staged.resolved.append(oid)
 
     def _merge(

@@ -24,14 +24,15 @@ import base64
 import binascii
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from objdb.errors import ConflictError, MultipleUndoErrors, UndoError
-from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, format_oid, format_tid
+from objdb.ids import ROOT_OID, Oid, Tid, format_oid, format_tid
 from objdb.storage.commit import Repeat, Staged, TransactionMetaData
 from objdb.storage.iteration import undo_entry
-from objdb.storage.revisions import RevisionStorage
 from objdb.storage.spans import span
+from objdb.storage.versions import VersionedStorage
 
 Filter = Callable[[dict[str, Any]], Any]
 _MOST_LISTED = 20  # obstacles in a message
@@ -77,12 +78,11 @@ def tid_from_id(transaction_id: Any) -> Tid:
     return tid
 
 
-class UndoableStorage(RevisionStorage):
+class UndoableStorage(VersionedStorage):
     """Base of storages that can undo. Further primitives:
 
     * `_find_transaction(tid)`: (status, what it changed); None if there is no such transaction
     * `_data_at(place)`: the record at a place, as in `_find_current`; None if it un-creates
-    * `_bring_back(place)`: what to stage to have the data at a place again: (record, repeat)
     * `_iter_undoable(stop)`: the transactions with tid <= *stop* (None: all), newest first, up
       to the first that is packed: each as (tid, metadata, size in bytes)
     """
@@ -94,10 +94,6 @@ class UndoableStorage(RevisionStorage):
     @abstractmethod
     def _data_at(self, place: Any) -> bytes | None:
         """Return the record at *place*; None if it un-creates the object."""
-
-    @abstractmethod
-    def _bring_back(self, place: Any) -> tuple[bytes | None, Repeat | None]:
-        """Return what to stage to have the data at *place* again."""
 
     @abstractmethod
     def _iter_undoable(self, stop: Tid | None) -> Iterator[tuple[Tid, Any, int]]:
@@ -113,10 +109,10 @@ class UndoableStorage(RevisionStorage):
         """See `IStorageUndoable`."""
         staged = self._slot.staged(transaction)
         tid = tid_from_id(transaction_id)
-        changes = self._changes_of(tid)
-        self._undo(staged, tid, changes)
-        staged.undone.append(tid)
-        return staged.tid, [change.oid for change in changes]
+        plan = partial(self._undo, staged, tid)
+        oids = plan()
+        staged.requests.append(plan)
+        return staged.tid, oids
 
     def preview_undo(self, transaction_ids: Iterable[Any]) -> list[UndoneObject]:
         """See `IStorageUndoable`."""
@@ -140,7 +136,7 @@ class UndoableStorage(RevisionStorage):
         entry = self._find_current([change.oid])[change.oid]
         now = None if entry is None else self._data_at(entry[0])
         try:
-            staged.write_undone(change.oid, *self._result(staged, tid, change))
+            staged.write_requested(change.oid, *self._result(staged, tid, change))
         except UndoError as error:
             return UndoneObject(change.oid, now, None, error.reason)
         return UndoneObject(change.oid, now, self._staged_data(staged, change.oid))
@@ -162,8 +158,10 @@ class UndoableStorage(RevisionStorage):
             "lists those that can", tid=tid, reason=reason,
         )
 
-    def _undo(self, staged: Staged, tid: Tid, changes: list[Change]) -> None:
-        """Stage what undoing makes of the objects, all or none."""
+    def _undo(self, staged: Staged, tid: Tid) -> list[Oid]:
+        """Stage what undoing the transaction *tid* makes of its objects, all or none; return
+        their oids."""
+        changes = self._changes_of(tid)
         results, obstacles = [], []
         for change in changes:
             try:
@@ -175,17 +173,22 @@ class UndoableStorage(RevisionStorage):
         if obstacles:
             raise _several(tid, obstacles)
         for result in results:
-            staged.write_undone(*result)
+            staged.write_requested(*result)
+        return [change.oid for change in changes]
 
     def _result(
         self, staged: Staged, tid: Tid, change: Change
-    ) -> tuple[Tid, bytes | None, Repeat | None]:
-        """Return (current tid, record, repeat) of what undoing makes of an object."""
+    ) -> tuple[Tid, bytes | None, Repeat | None, str]:
+        """Return (current tid, record, repeat, version) of what undoing makes of an object."""
         oid, place, before = change
-        if oid in staged.undone_oids:
+        version, version_before = self._version_of(place), ""
+        if before is not None:
+            version_before = self._version_of(before)
+        if oid in staged.requested:
             base = staged.bases[oid]
             assert base is not None
             current, is_undone = self._staged_data(staged, oid), False
+            current_version = staged.versions.get(oid, "")
         elif oid in staged.bases:
             raise _obstacle(tid, oid, "it is changed in the same transaction")
         else:
@@ -193,14 +196,21 @@ class UndoableStorage(RevisionStorage):
             assert entry is not None  # it has a revision
             base, is_undone = entry[1], entry[0] == place
             current = None if is_undone else self._data_at(entry[0])
+            current_version = self._version_of(entry[0])
         if not is_undone:
+            if current_version != version:
+                raise _obstacle(tid, oid, _moved(base, version, current_version))
             undone = self._data_at(place)
             if current != undone:
-                return base, self._merged(staged, tid, change, undone, current, base), None
+                if version_before not in ("", version):
+                    raise _obstacle(tid, oid, _left(base, version_before))
+                merged = self._merged(staged, tid, change, undone, current, base)
+                return base, merged, None, version
         record, repeat = (None, None) if before is None else self._bring_back(before)
-        if record is None and repeat is None and oid == ROOT_OID:
+        is_uncreated = record is None and repeat is None
+        if is_uncreated and oid == ROOT_OID:
             raise _obstacle(tid, oid, "the root object would not exist")
-        return base, record, repeat
+        return base, record, repeat, "" if is_uncreated else version_before
 
     def _merged(
         self, staged: Staged, tid: Tid, change: Change, undone: bytes | None,
@@ -229,23 +239,6 @@ class UndoableStorage(RevisionStorage):
         if record is None and oid in staged.repeats:
             return self._data_at(staged.repeats[oid].position)
         return record
-
-    def _check(self, staged: Staged) -> None:
-        if staged.undone and (staged.is_undo_stale or self._has_moved(staged)):
-            staged.is_undo_stale = True
-            staged.drop_undone()
-            for tid in staged.undone:
-                self._undo(staged, tid, self._changes_of(tid))
-            staged.is_undo_stale = False
-        super()._check(staged)
-
-    def _has_moved(self, staged: Staged) -> bool:
-        """Whether an object was changed since it was seen what undoing makes of it."""
-        entries = self._find_current(staged.undone_oids)
-        return any(
-            (NO_TID if entry is None else entry[1]) != staged.bases[oid]
-            for oid, entry in entries.items()
-        )
 
     # -- the log
 
@@ -288,6 +281,19 @@ def _obstacle(tid: Tid, oid: Oid, reason: str) -> UndoError:
     return UndoError(
         f"transaction {format_tid(tid)} cannot be undone: object {format_oid(oid)} stands in the "
         f"way, since {reason}", tid=tid, oid=oid, reason=reason,
+    )
+
+
+def _moved(tid: Tid, version: str, current: str) -> str:
+    here = f"in the version {version!r}" if version else "outside any version"
+    now = f"in the version {current!r}" if current else "outside any version"
+    return f"it was changed {here} there, and is now {now}, by transaction {format_tid(tid)}"
+
+
+def _left(tid: Tid, version: str) -> str:
+    return (
+        f"it left the version {version!r} there, and was changed since, by transaction "
+        f"{format_tid(tid)}"
     )
 
 

@@ -25,7 +25,6 @@ from objdb.errors import (
     ReadConflictError,
     StorageClosedError,
     StorageTransactionError,
-    Unsupported,
     UsageError,
 )
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid, next_tid
@@ -41,9 +40,12 @@ from objdb.testing.copying import CopyConformance
 from objdb.testing.helpers import Make, commit, require, undo
 from objdb.testing.undoing import UndoConformance
 from objdb.testing.undolog import UndoLogConformance
+from objdb.testing.versions import VersionConformance
 
 
-class StorageConformance(UndoConformance, UndoLogConformance, CopyConformance):
+class StorageConformance(
+    UndoConformance, UndoLogConformance, CopyConformance, VersionConformance
+):
     """The suite. Each test gets a fresh, empty storage."""
 
     persistent = True
@@ -255,14 +257,6 @@ class StorageConformance(UndoConformance, UndoLogConformance, CopyConformance):
                 commit(storage, {oid: (base, b"again")})
         again = commit(storage, {oid: (gone, b"again")})
         assert storage.load(oid) == (b"again", again)
-
-    def test_versions_are_refused(self, storage: Any) -> None:
-        """A version name is refused where the storage has no versions."""
-        transaction = TransactionMetaData()
-        storage.tpc_begin(transaction)
-        with pytest.raises(Unsupported):
-            storage.store(ROOT_OID, NO_TID, b"x", "a version", transaction)
-        storage.tpc_abort(transaction)
 
     def test_store_twice(self, storage: Any) -> None:
         """The second record of an oid in one transaction replaces the first."""

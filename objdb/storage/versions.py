@@ -1,0 +1,236 @@
+"""Versions: named lines of work, apart from everybody else's, that lock the objects they change.
+
+    outside ───► r0 ─────────────────────────────────► r4        commitVersion("plan"): r4 repeats
+                  └──► r1 ──► r2 ──► r3  in "plan" ─────┘        the data of r3
+
+An object has one chain of revisions, and each revision is in one version, or outside. Who works in
+"plan" sees the last revision that is in "plan" or outside; everybody else sees, while the current
+revision is in "plan", the one outside that was current when it was locked: r0.
+
+    the current revision is      storing it outside     storing it in "plan"     in another version
+    outside                      as ever                locks it                 locks it
+    in "plan"                    VersionLockError       as ever                  VersionLockError
+
+Committing and aborting a version are transactions like others: they write a revision of every
+object that is in it, which repeats the data of one that is there already. So they can be undone,
+and undoing the first change of an object in a version takes it out of the version again.
+
+What they write is planned when they are asked for, and planned again at the vote, with the commit
+slot held, if the version has changed meanwhile.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from objdb.errors import (
+    POSKeyError,
+    VersionCommitError,
+    VersionError,
+    VersionLockError,
+)
+from objdb.ids import NO_TID, Oid, Tid, format_oid
+from objdb.storage.commit import Repeat, Staged
+from objdb.storage.revisions import RevisionStorage
+
+MAX_NAME_BYTES = 0xFFFF  # what the length field of a file's records holds
+
+Entry = tuple[Any, Tid]  # where a revision is, and its tid
+
+
+def require_name(version: Any) -> str:
+    """Return *version*; `VersionError` if it is no name that a version can have."""
+    if not isinstance(version, str):
+        raise VersionError(f"{version!r} is no name of a version: that is text")
+    if not version:
+        raise VersionError("the empty name stands for no version; name one", version="")
+    try:
+        size = len(version.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise VersionError(f"{version!r} is no name of a version: {error}") from None
+    if size > MAX_NAME_BYTES:
+        raise VersionError(
+            f"the name of a version is {size} bytes long ({version[:20]!r}…); at most "
+            f"{MAX_NAME_BYTES} fit"
+        )
+    return version
+
+
+class VersionedStorage(RevisionStorage):
+    """Base of storages that have versions. Further primitives:
+
+    * `loadBefore(oid, tid, version)`: the revision before a tid, as who works in a version sees it
+    * `_version_of(place)`: the version that the revision at a place is in, "" for none
+    * `_outside(place)`: (place, tid) of the revision that others see instead of the one, in a
+      version, at *place*; None if they see no object
+    * `_modified_in(version)`: oid: (place, tid) of the objects whose current revision is in it
+    * `_version_names()`: the versions that are not empty
+    * `_locked_among(entries)`: oid: version of those entries of `_find_current` that are in one
+    * `_again(place, tid)`: what to stage to have the data of that revision again: (record, repeat)
+    * `_bring_back(place)`: the same for a revision that may repeat, or un-create, itself
+
+    All go by what is decided, visible or not.
+    """
+
+    @abstractmethod
+    def loadBefore(
+        self, oid: Oid, tid: Tid, version: str = ""
+    ) -> tuple[bytes, Tid, Tid | None] | None:
+        """Return (record, its tid, tid of the next revision or None) of the last revision of
+        *oid* before *tid* that can be seen in *version* (""; outside any), or None if there was
+        none; `POSKeyError` if there is no object."""
+
+    @abstractmethod
+    def _version_of(self, place: Any) -> str:
+        """Return the version of the revision at *place*."""
+
+    @abstractmethod
+    def _outside(self, place: Any) -> Entry | None:
+        """Return the revision that others see instead of the one at *place*."""
+
+    @abstractmethod
+    def _modified_in(self, version: str) -> dict[Oid, Entry]:
+        """Return where the current revisions of the objects in *version* are."""
+
+    @abstractmethod
+    def _version_names(self) -> list[str]:
+        """Return the versions that are not empty."""
+
+    @abstractmethod
+    def _locked_among(self, entries: dict[Oid, Entry | None]) -> dict[Oid, str]:
+        """Return the versions of those *entries* that are in one."""
+
+    @abstractmethod
+    def _again(self, place: Any, tid: Tid) -> tuple[bytes | None, Repeat | None]:
+        """Return what to stage to have the data of the revision at *place* again."""
+
+    @abstractmethod
+    def _bring_back(self, place: Any) -> tuple[bytes | None, Repeat | None]:
+        """Return what to stage to have the data at *place* again."""
+
+    # -- looking
+
+    def supportsVersions(self) -> bool:
+        """See `IStorageVersions`."""
+        return True
+
+    def versions(self, max: int | None = None) -> list[str]:
+        """See `IStorageVersions`."""
+        self._require_open()
+        return sorted(self._version_names())[:max]
+
+    def versionEmpty(self, version: str) -> bool:
+        """See `IStorageVersions`."""
+        self._require_open()
+        return not self._modified_in(require_name(version))
+
+    def modifiedInVersion(self, oid: Oid) -> str:
+        """See `IStorageVersions`."""
+        self._require_open()
+        entry = self._find_current([oid])[oid]
+        if entry is None:
+            raise POSKeyError(oid, database=self._name)
+        return self._version_of(entry[0])
+
+    def objects_in_version(self, version: str) -> list[Oid]:
+        """See `IStorageVersions`."""
+        self._require_open()
+        return list(self._modified_in(require_name(version)))
+
+    # -- committing and aborting versions
+
+    def commitVersion(self, source: str, destination: str, transaction: Any) -> list[Oid]:
+        """See `IStorageVersions`."""
+        if not source or source == destination:
+            to = repr(destination) if destination else "what is outside any version"
+            raise VersionCommitError(
+                f"{source!r} cannot be committed to {to}: it takes two different ones, and the "
+                "first has to be a version", version=source,
+            )
+        if destination:
+            require_name(destination)
+        return self._request(transaction, require_name(source), destination)
+
+    def abortVersion(self, version: str, transaction: Any) -> list[Oid]:
+        """See `IStorageVersions`."""
+        return self._request(transaction, require_name(version), None)
+
+    def _request(self, transaction: Any, version: str, destination: str | None) -> list[Oid]:
+        staged = self._slot.staged(transaction)
+        plan = partial(self._empty, staged, version, destination)
+        oids = plan()
+        staged.requests.append(plan)
+        return oids
+
+    def _empty(self, staged: Staged, version: str, destination: str | None) -> list[Oid]:
+        """Stage what takes every object out of *version*: to *destination*; or, if that is None,
+        back to what it was outside. Return their oids."""
+        modified = self._modified_in(version)
+        both = modified.keys() & staged.bases.keys()
+        if both:
+            oid = min(both)
+            raise VersionError(
+                f"object {format_oid(oid)}, which is in the version {version!r}, is changed in "
+                "the same transaction that commits or aborts it. Commit that change first",
+                version=version, oid=oid,
+            )
+        for oid, (place, tid) in modified.items():
+            if destination is not None:
+                record, repeat = self._again(place, tid)
+            else:
+                outside = self._outside(place)
+                record, repeat = (None, None) if outside is None else self._bring_back(outside[0])
+            staged.write_requested(oid, tid, record, repeat, destination or "")
+        staged.emptied[version] = len(modified)
+        return list(modified)
+
+    # -- what the vote checks
+
+    def _require_version(self, version: str) -> None:
+        require_name(version)
+
+    def _check(self, staged: Staged) -> None:
+        if staged.requests and (staged.is_stale or self._has_moved(staged)):
+            staged.is_stale = True
+            staged.drop_requested()
+            for request in staged.requests:
+                request()
+            staged.is_stale = False
+        super()._check(staged)
+
+    def _has_moved(self, staged: Staged) -> bool:
+        """Whether an object was changed since what requests make of it was staged."""
+        entries = self._find_current(staged.requested)
+        return any(
+            (NO_TID if entry is None else entry[1]) != staged.bases[oid]
+            for oid, entry in entries.items()
+        ) or any(
+            len(self._modified_in(version)) != count for version, count in staged.emptied.items()
+        )
+
+    def _check_locks(self, staged: Staged) -> None:
+        staged.locked = self._locked_among(staged.current)
+        for oid, version in staged.locked.items():
+            is_checked = oid not in staged.requested and staged.bases[oid] is not None
+            if is_checked and staged.versions.get(oid, "") != version:
+                raise VersionLockError(
+                    f"object {format_oid(oid)} is changed in the version {version!r}, which "
+                    "locks it. Change it there, or commit or abort that version first",
+                    version=version, oid=oid,
+                )
+
+    def _find_stale(self, serials: dict[Oid, Tid], version: str) -> Iterable[tuple[Oid, Tid]]:
+        changed = dict(super()._find_stale(serials, version))
+        if not changed:
+            return ()
+        entries = self._find_current(changed)
+        for oid, own in self._locked_among(entries).items():
+            entry = entries[oid]
+            assert entry is not None  # it is in a version
+            seen = entry if own == version else self._outside(entry[0])
+            if seen is not None and seen[1] == serials[oid]:
+                del changed[oid]
+        return changed.items()
