@@ -260,6 +260,42 @@ class IDatabase(Interface):
     def undo_preview(transaction_ids):
         """Return what undoing would change, and what stands in the way; commit nothing."""
 
+    def commitVersion(source, destination="", txn=None):
+        """Commit a version, to another or to none, when *txn* (default: the current one) does."""
+
+    def abortVersion(version, txn=None):
+        """Drop what a version changes, when *txn* (default: the current one) commits."""
+
+    def versions(max=None):
+        """Return the names of the versions that are not empty: see IStorageVersions."""
+
+    def versionEmpty(version):
+        """Return whether nothing is changed in a version."""
+
+    def modifiedInVersion(oid):
+        """Return the version that an object is changed in, "" if in none."""
+
+    def supportsVersions():
+        """Return whether there are versions."""
+
+    def version_diff(version):
+        """Return what a version changes in each object, and which transactions did it."""
+
+    def getVersionPoolSize():
+        """Return how many connections can be out at once in each version."""
+
+    def setVersionPoolSize(size):
+        """Let *size* connections be out at once in each version."""
+
+    def getVersionCacheSize():
+        """Return how many objects each connection in a version keeps loaded."""
+
+    def setVersionCacheSize(size):
+        """Let each connection in a version keep *size* objects loaded."""
+
+    def removeVersionPool(version):
+        """Let go of the connections kept for a version, if none is out."""
+
     def history(oid, size=1):
         """Return the last *size* revisions of an object: see IStorageHistory."""
 
@@ -272,6 +308,12 @@ class IConnection(Interface):
 
     def root():
         """Return the root object, a PersistentMapping."""
+
+    def getVersion():
+        """Return the name of the version that the connection works in, "" if in none."""
+
+    def modifiedInVersion(oid):
+        """Return the version that an object is changed in, "" if in none."""
 
     def get(oid):
         """Return the object with this oid, as a ghost if it was not in the cache."""

@@ -49,8 +49,12 @@ class ObjectCommitter(ObjectLoader):
     """The part of a connection that stores: its change set, its writer, its savepoints, and its
     part in a two-phase commit."""
 
-    def __init__(self, db: Any, cache_size: int, cache_size_bytes: int) -> None:
-        super().__init__(db, cache_size, cache_size_bytes)
+    def __init__(
+        self, db: Any, cache_size: int, cache_size_bytes: int, version: str = ""
+    ) -> None:
+        super().__init__(db, cache_size, cache_size_bytes, version)
+        # What checks of reads are told besides: nothing, to storages without versions.
+        self._in_version = {"version": version} if version else {}
         self._writer = ObjectWriter(self, db.storage.new_oid)
         self._owner: int | None = None  # the thread whose transactions we join, if bound to one
         self._must_be_current: dict[Oid, Tid] = {}  # until the view moves on
@@ -193,7 +197,7 @@ class ObjectCommitter(ObjectLoader):
     def _write_pending(self, store: Callable[[Oid, Tid, bytes, str, Any], object]) -> None:
         serialize, new_objects = self._writer.serialize, self._writer.new_objects
         stored, created, cache = self._stored, self._changes.created, self._cache
-        metadata, counts_bytes = self._metadata, self._counts_bytes
+        metadata, version, counts_bytes = self._metadata, self._version, self._counts_bytes
         for first in self._changes.pending():
             stack: list[Any] = [first]
             try:
@@ -205,7 +209,7 @@ class ObjectCommitter(ObjectLoader):
                         record = serialize(obj)
                         if len(record) > LARGE_RECORD_BYTES:
                             _warn_large(obj, record)
-                        store(oid, serial, record, "", metadata)
+                        store(oid, serial, record, version, metadata)
                         stored[oid] = obj
                         if serial == NO_TID and oid not in created:
                             cache[oid] = obj
@@ -261,21 +265,25 @@ class ObjectCommitter(ObjectLoader):
             for oid in self._savepoints.oids():
                 if oid not in self._stored:
                     record, base_tid = self._savepoints.load(oid)
-                    store(oid, base_tid, record, "", metadata)
+                    store(oid, base_tid, record, self._version, metadata)
                     self._stored[oid] = None
 
     def _check_reads(self) -> None:
         """Let the vote fail unless all that was to be current, or was read, is still as it was."""
         for oid, serial in self._must_be_current.items():
             if oid not in self._stored:
-                self._storage.checkCurrentSerialInTransaction(oid, serial, self._metadata)
+                self._storage.checkCurrentSerialInTransaction(
+                    oid, serial, self._metadata, **self._in_version
+                )
         reads = self._reads
         if reads is None:
             return
         serials = reads.serials()
         if IStorageReadChecks.providedBy(self._storage):
             unchanged_since = None if reads.is_complete else self._snapshot
-            self._storage.checkReads(serials, unchanged_since, self._metadata)
+            self._storage.checkReads(
+                serials, unchanged_since, self._metadata, **self._in_version
+            )
             return
         if not reads.is_complete:
             raise ReadConflictError(
@@ -283,7 +291,9 @@ class ObjectCommitter(ObjectLoader):
                 "that nothing else was committed. Leave deactivating to the connection"
             )
         for oid, serial in serials.items():
-            self._storage.checkCurrentSerialInTransaction(oid, serial, self._metadata)
+            self._storage.checkCurrentSerialInTransaction(
+                oid, serial, self._metadata, **self._in_version
+            )
 
     def tpc_vote(self, txn: Any) -> None:
         """Let the storage do everything that can fail. `ConflictError` when it is too late.
@@ -298,7 +308,7 @@ class ObjectCommitter(ObjectLoader):
         oids = [oid for oid in self._stored if oid not in created]
 
         def committed(tid: Tid) -> None:
-            self._db.invalidate(tid, oids, origin=self.token)
+            self._db.invalidate(tid, oids, self._version, self.token)
 
         try:
             self._commit.vote(self._stored, committed)
@@ -380,7 +390,7 @@ class ObjectCommitter(ObjectLoader):
         self._reset_transaction()
         if self._phase is not Phase.CLOSED:
             self._phase = Phase.IDLE
-            self._load_before = self._storage.loadBefore
+            self._load_before = self._load_committed
 
     # -- savepoints
 

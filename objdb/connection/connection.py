@@ -30,7 +30,7 @@ from objdb.connection.committing import ObjectCommitter
 from objdb.connection.isolation import ReadSet
 from objdb.connection.loading import Phase
 from objdb.errors import ConnectionStateError, InvalidObjectReference
-from objdb.ids import MAX_TID, NO_TID, Tid, format_oid, next_tid
+from objdb.ids import MAX_TID, NO_TID, Oid, Tid, format_oid, next_tid
 from objdb.interfaces import IConnection
 from objdb.records.broken import class_name
 
@@ -43,9 +43,21 @@ class Connection(ObjectCommitter):
     next load or change and told by `ConcurrentUseError`.
     """
 
-    def __init__(self, db: Any, cache_size: int, cache_size_bytes: int) -> None:
-        super().__init__(db, cache_size, cache_size_bytes)
+    def __init__(
+        self, db: Any, cache_size: int, cache_size_bytes: int, version: str = ""
+    ) -> None:
+        super().__init__(db, cache_size, cache_size_bytes, version)
         self._generation = db.invalidations.generation
+        self.pool: Any = None  # where it goes when it is closed, if it is kept
+
+    def getVersion(self) -> str:
+        """Return the name of the version that this connection works in, "" if in none."""
+        return self._version
+
+    def modifiedInVersion(self, oid: Oid) -> str:
+        """Return the version that the object *oid* is changed in, "" if in none."""
+        version: str = self._db.modifiedInVersion(oid)
+        return version
 
     def add(self, obj: Any) -> None:
         """Give *obj* an oid now, and store it with this transaction, reachable or not.
@@ -88,7 +100,7 @@ class Connection(ObjectCommitter):
         companion: Connection | None = self._companions.get(name)
         if companion is None:
             companion = self._db.connection_to(
-                name, self.transaction_manager, self.isolation, self._past
+                name, self.transaction_manager, self.isolation, self._past, self._version
             )
             assert companion is not None
             companion._companions = self._companions
@@ -147,7 +159,7 @@ class Connection(ObjectCommitter):
         last = self._db.current_tid()
         log = self._db.invalidations
         if last != self._snapshot or log.generation != self._generation:
-            oids = log.between(self._snapshot, last, self.token)
+            oids = log.between(self._snapshot, last, self.token, self._version)
             if oids is None or log.generation != self._generation:
                 self._generation = log.generation
                 self._cache.invalidate([oid for oid, _ in self._cache.lru_items()])
@@ -193,7 +205,7 @@ class Connection(ObjectCommitter):
         self.transaction_manager = manager
         self._owner = get_ident() if is_thread_bound else None
         self._phase = Phase.IDLE
-        self._load_before = self._storage.loadBefore
+        self._load_before = self._load_committed
         self._isolation = isolation if past is None else "snapshot"
         self._past = past
         if past is not None and self._snapshot == NO_TID:  # else it was here before
@@ -247,4 +259,5 @@ class Connection(ObjectCommitter):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Connection to {self._db.name}, {self._phase.value}>"
+        version = f", in the version {self._version!r}" if self._version else ""
+        return f"<Connection to {self._db.name}{version}, {self._phase.value}>"

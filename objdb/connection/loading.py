@@ -11,6 +11,7 @@ import enum
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from persistent import Persistent, PickleCache
@@ -56,9 +57,15 @@ class ObjectLoader(LoadPath):
     `_refused` lists objects that hold a change which was refused.
     """
 
-    def __init__(self, db: Any, cache_size: int, cache_size_bytes: int) -> None:
+    def __init__(
+        self, db: Any, cache_size: int, cache_size_bytes: int, version: str = ""
+    ) -> None:
         self._db = db
         self._storage = db.storage
+        self._version = version  # which this connection works in, always
+        self._load_committed: Callable[..., Any] = db.storage.loadBefore
+        if version:
+            self._load_committed = partial(db.storage.loadBefore, version=version)
         self._load_before = self._load_when_closed
         self._cache = PickleCache(self, cache_size, cache_size_bytes)
         self._counts_bytes = cache_size_bytes > 0
@@ -175,12 +182,14 @@ class ObjectLoader(LoadPath):
 
     def _was_changed(self, oid: Oid, tid: Tid) -> bool:
         """Whether the object *oid*, of the revision *tid*, was there when the view began."""
-        changed = self._db.invalidations.between(self._snapshot, tid, self.token)
+        changed = self._db.invalidations.between(
+            self._snapshot, tid, self.token, self._version
+        )
         return changed is None or oid in changed
 
     def _is_newer(self, oid: Oid, cls: type, serial: Tid) -> ReadConflictError:
         try:
-            found = self._storage.loadBefore(oid, next_tid(self._snapshot))
+            found = self._load_committed(oid, next_tid(self._snapshot))
         except POSKeyError:
             found = None
         return ReadConflictError(
@@ -198,7 +207,7 @@ class ObjectLoader(LoadPath):
         """Return what a savepoint has put away for *oid*, else what the storage has."""
         if self._savepoints is not None and oid in self._savepoints:
             return *self._savepoints.load(oid), None
-        return self._storage.loadBefore(oid, before)
+        return self._load_committed(oid, before)
 
     def _load(self, oid: Oid) -> bytes:
         """Return the record of *oid* as this transaction sees it."""
@@ -223,7 +232,7 @@ class ObjectLoader(LoadPath):
         if self._savepoints is not None and oid in self._savepoints:
             return self._savepoints.load(oid)[0]
         try:
-            found = self._storage.loadBefore(oid, next_tid(obj._p_serial))
+            found = self._load_committed(oid, next_tid(obj._p_serial))
         except POSKeyError:
             return None
         return None if found is None else found[0]
@@ -319,7 +328,7 @@ class ObjectLoader(LoadPath):
     def record_size(self, oid: Oid) -> int:
         """Return the size of an object's record, in bytes; 0 if it has none yet."""
         try:
-            found = self._storage.loadBefore(oid, self._before)
+            found = self._load_committed(oid, self._before)
         except KeyError:  # new, and not committed yet
             return 0
         return 0 if found is None else len(found[0])

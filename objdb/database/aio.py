@@ -19,6 +19,7 @@ from objdb.connection.tasks import task_manager
 from objdb.database.past import bound
 from objdb.database.pool import ConnectionPool, Holder
 from objdb.ids import Tid
+from objdb.storage.versions import require_name
 
 Result = TypeVar("Result")
 
@@ -30,13 +31,15 @@ class AsyncDatabase:
     isolation: str
     _pool: ConnectionPool
     _require_usable: Callable[[], None]
-    _take: Callable[[bool, Tid | None], Connection]
+    _require_versions: Callable[[], None]
+    _take: Callable[[bool, str, Tid | None], Connection]
+    _pool_of: Callable[[str], ConnectionPool]
     storage: Any
     return_connection: Callable[[Connection], None]
     attempts: Callable[[int, str | None], Attempts]
 
     def aopen(
-        self, *, temporary: bool = False, transaction_manager: Any = None,
+        self, version: str = "", *, temporary: bool = False, transaction_manager: Any = None,
         isolation: str | None = None, at: Any = None, before: Any = None,
     ) -> Coroutine[Any, Any, Connection]:
         """Return a connection that takes part in the transactions of *transaction_manager*
@@ -46,6 +49,9 @@ class AsyncDatabase:
         calls this is the one that has the connection, whichever task awaits the result.
         """
         self._require_usable()
+        if version:
+            self._require_versions()
+            require_name(version)
         isolation = self.isolation if isolation is None else require_isolation(isolation)
         past = bound(at, before, self.storage.lastTransaction())
         manager = bound_to_task(
@@ -53,15 +59,15 @@ class AsyncDatabase:
         )
         waits = not temporary and past is None
         holder = self._pool.holder(frames=2) if waits else None
-        return self._aopen(holder, manager, isolation, past)
+        return self._aopen(holder, manager, isolation, version, past)
 
     async def _aopen(
-        self, holder: Holder | None, manager: Any, isolation: str, past: Tid | None
+        self, holder: Holder | None, manager: Any, isolation: str, version: str, past: Tid | None
     ) -> Connection:
         if holder is None:
-            connection = self._take(True, past)
+            connection = self._take(True, version, past)
         else:
-            connection = await self._pool.atake(holder)
+            connection = await self._pool_of(version).atake(holder)
         try:
             connection.open(manager, isolation, past)
         except BaseException:

@@ -10,6 +10,7 @@ from objdb.database.conflicts import ConflictLog
 from objdb.database.past import HistoricalPool
 from objdb.database.pool import ConnectionPool, Holder
 from objdb.database.statistics import ConnectionStatistics, DatabaseStatistics
+from objdb.database.versions import VersionPools
 
 
 class DatabaseCaches:
@@ -21,15 +22,19 @@ class DatabaseCaches:
     cache_deactivate_after: float
     _pool: ConnectionPool
     _past: HistoricalPool
+    _version_pools: VersionPools
     _cache_limits: tuple[int, int]
     _commits: int
 
     def _connections(self) -> list[tuple[Connection, Holder | None]]:
+        pools = [self._pool, *self._version_pools.all()]
+        pooled = [pair for pool in pools for pair in pool.connections()]
         past = [(connection, None) for connection in self._past.connections()]
-        return [*self._pool.connections(), *past]
+        return [*pooled, *past]
 
     def _for_each(self, action: Callable[[Connection], None]) -> None:
-        self._pool.for_each(action)
+        for pool in (self._pool, *self._version_pools.all()):
+            pool.for_each(action)
         self._past.for_each(action)
 
     def getCacheSize(self) -> int:

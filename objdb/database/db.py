@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from persistent.mapping import PersistentMapping
@@ -26,12 +27,12 @@ from objdb.database.past import HistoricalPool, bound
 from objdb.database.pool import ConnectionPool
 from objdb.database.together import StorageCommit
 from objdb.database.undoing import DatabaseUndo
+from objdb.database.versions import DatabaseVersions, VersionPools
 from objdb.errors import (
     ConflictError,
     POSKeyError,
     StorageClosedError,
     StorageForkedError,
-    Unsupported,
     UsageError,
     require_at_least,
 )
@@ -41,6 +42,7 @@ from objdb.records.conflicts import resolve
 from objdb.records.format import PROTOCOL, class_prefix
 from objdb.records.references import references
 from objdb.storage.commit import TransactionMetaData
+from objdb.storage.versions import require_name
 
 Result = TypeVar("Result")
 
@@ -49,7 +51,7 @@ os.register_at_fork(after_in_child=_after_fork._at_fork_reinit)  # type: ignore[
 
 
 @implementer(IDatabase)
-class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
+class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions):
     """A database of objects.
 
     *storage*: a storage, a path, a URI, None (in memory), or a callable that makes a storage.
@@ -65,6 +67,8 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
     tests, as it takes longer than the commit. *historical_pool_size*, *historical_timeout*,
     *historical_cache_size*: how many connections to the past are kept for the next one who wants
     that moment, for how many seconds, and how many objects each keeps loaded.
+    *version_pool_size*, *version_cache_size*: how many connections can be out at once in each
+    version, and how many objects each keeps loaded.
 
     After `os.fork()`, a database made with a callable opens a storage of its own in the child,
     when it is first used there; any other raises `StorageForkedError`.
@@ -78,7 +82,8 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
         isolation: str = "snapshot", pool_wait: float = 30, databases: dict[str, Any] | None = None,
         database_name: str = "unnamed", record_stacks: bool = False, detect_mutations: bool = False,
         historical_pool_size: int = 3, historical_timeout: float = 300,
-        historical_cache_size: int = 1000,
+        historical_cache_size: int = 1000, version_pool_size: int = 3,
+        version_cache_size: int = 100,
     ) -> None:
         self.databases = {} if databases is None else databases
         self._factory = storage if callable(storage) else None
@@ -107,12 +112,16 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
             given.get("historical_pool_size", historical_pool_size),
             given.get("historical_timeout", historical_timeout),
         )
+        self._version_pool_size: int = given.get("version_pool_size", version_pool_size)
+        self._version_cache_size: int = given.get("version_cache_size", version_cache_size)
         self._is_closed = False
         try:
             require_at_least(
                 0, cache_size=size, cache_size_bytes=size_bytes,
                 historical_cache_size=self._historical_cache_size,
+                version_cache_size=self._version_cache_size,
             )
+            require_at_least(1, version_pool_size=self._version_pool_size)
             self.isolation = require_isolation(given.get("isolation", isolation))
             self._begin()
         except BaseException:
@@ -125,7 +134,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
         self._pid = os.getpid()
         self.conflicts = ConflictLog()
         self._commits = 0
-        self._for_transaction: dict[tuple[int, Tid | None], Connection] = {}
+        self._for_transaction: dict[tuple[int, str, Tid | None], Connection] = {}
         # Threads that wait in place of coroutines: for commits together, and for the rest.
         self.committer = Workers(f"{self.name} commit", 1, MOST_TOGETHER)
         self.workers = Workers(self.name, MOST_THREADS)
@@ -133,6 +142,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
         self._pool = ConnectionPool(size, wait, self._make_connection)
         self._pool.record_stacks = record_stacks
         self._past = HistoricalPool(*self._historical_options, self._make_historical_connection)
+        self._version_pools = VersionPools(self._make_version_pool)
         self.storage.registerDB(self)
         self._require_root()
         self.invalidations = InvalidationLog(self.storage.lastTransaction())
@@ -197,19 +207,21 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
         ends. *isolation*: another mode than the database's. *at*, *before*: a connection for
         reading what was there at a moment of the past, or just before it (a tid, seconds since
         1970, a datetime with a time zone, or one in ISO form); those are not counted with the
-        others. *version*: this release has no versions; `Unsupported` unless it is empty. A first
+        others. *version*: the name of the version to work in, which has a pool of its own;
+        `VersionError` for what is no name, `Unsupported` where there are no versions. A first
         argument that is no string is taken for a transaction manager.
         """
         if not isinstance(version, str):
             version, transaction_manager = "", version
-        if version:
-            raise Unsupported(f"{self.name}: versions are not supported")
         self._require_usable()
+        if version:
+            self._require_versions()
+            require_name(version)
         isolation = self.isolation if isolation is None else require_isolation(isolation)
         past = bound(at, before, self.storage.lastTransaction())
         if transaction is not None:
-            return self._open_for(transaction, isolation, past)
-        connection = self._take(temporary, past)
+            return self._open_for(transaction, version, isolation, past)
+        connection = self._take(temporary, version, past)
         try:
             connection.open(bound_to_task(transaction_manager), isolation, past)
         except BaseException:
@@ -217,24 +229,37 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
             raise
         return connection
 
-    def _take(self, temporary: bool, past: Tid | None) -> Connection:
+    def _take(self, temporary: bool, version: str, past: Tid | None) -> Connection:
         if past is not None:
-            return self._past.take(past)
-        return self._make_connection() if temporary else self._pool.take()
+            return self._past.take(past, version)
+        if temporary:
+            return self._make_connection(version)
+        return self._pool_of(version).take()
 
-    def _make_connection(self) -> Connection:
+    def _pool_of(self, version: str) -> ConnectionPool:
+        return self._version_pools.of(version) if version else self._pool
+
+    def _make_connection(self, version: str = "") -> Connection:
+        if version:
+            return Connection(self, self._version_cache_size, self._cache_limits[1], version)
         return Connection(self, *self._cache_limits)
 
-    def _make_historical_connection(self) -> Connection:
-        return Connection(self, self._historical_cache_size, self._cache_limits[1])
+    def _make_historical_connection(self, version: str) -> Connection:
+        return Connection(self, self._historical_cache_size, self._cache_limits[1], version)
 
-    def _open_for(self, txn: Any, isolation: str, past: Tid | None) -> Connection:
-        key = id(txn), past
+    def _make_version_pool(self, version: str) -> ConnectionPool:
+        make = partial(self._make_connection, version)
+        pool = ConnectionPool(self._version_pool_size, self._pool.wait, make, "version_pool_size")
+        pool.record_stacks = self._pool.record_stacks
+        return pool
+
+    def _open_for(self, txn: Any, version: str, isolation: str, past: Tid | None) -> Connection:
+        key = id(txn), version, past
         connection = self._for_transaction.get(key)
         if connection is None:
             manager = _OneTransaction(txn)
             connection = self.open(
-                transaction_manager=manager, isolation=isolation, before=past
+                version, transaction_manager=manager, isolation=isolation, before=past
             )
             self._for_transaction[key] = connection
             txn.addBeforeCommitHook(connection.beforeCompletion, (txn,))
@@ -242,7 +267,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
             txn.addAfterAbortHook(self._transaction_ended, (True, key))
         return connection
 
-    def _transaction_ended(self, is_over: bool, key: tuple[int, Tid | None]) -> None:
+    def _transaction_ended(self, is_over: bool, key: tuple[int, str, Tid | None]) -> None:
         if is_over:  # a commit that failed is followed by an abort
             connection = self._for_transaction.pop(key, None)
             if connection is not None:
@@ -250,21 +275,22 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
 
     def return_connection(self, connection: Connection) -> None:
         """Take back a connection (called when it is closed)."""
-        self._pool.give_back(connection) or self._past.give_back(connection)
+        if connection.pool is not None:
+            connection.pool.give_back(connection)
 
     def connection_to(
-        self, name: str, transaction_manager: Any, isolation: str, past: Tid | None
+        self, name: str, transaction_manager: Any, isolation: str, past: Tid | None, version: str
     ) -> Connection:
-        """Return a connection to the database *name* of the same group, at the same moment of
-        the past if there is one; `UsageError` if there is no such database."""
+        """Return a connection to the database *name* of the same group, in the same version and
+        at the same moment of the past; `UsageError` if there is no such database."""
         if name not in self.databases:
             raise UsageError(
                 f"an object refers to the database {name!r}, which is not open here; there are "
                 f"{', '.join(map(repr, self.databases))}. Give all of them one `databases` dict"
             )
         connection: Connection = self.databases[name].open(
-            temporary=True, transaction_manager=transaction_manager, isolation=isolation,
-            before=past,
+            version, temporary=True, transaction_manager=transaction_manager,
+            isolation=isolation, before=past,
         )
         return connection
 
@@ -346,9 +372,16 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
     def invalidate(
         self, tid: Tid, oids: Iterable[Oid], version: str = "", origin: Any = None
     ) -> None:
-        """Note that the transaction *tid* changed *oids* (called by storages, and by the
-        connection that is *origin*)."""
-        self.invalidations.add(tid, oids, origin)
+        """Note that the transaction *tid* changed *oids*, in *version* (called by storages, and by
+        the connection that is *origin*)."""
+        self.note_commit(tid, oids, (version,) if version else (), origin)
+
+    def note_commit(
+        self, tid: Tid, oids: Iterable[Oid], versions: tuple[str, ...] = (), origin: Any = None
+    ) -> None:
+        """Note that the transaction *tid* changed *oids*, seen in *versions* only if any are
+        given, through the connection *origin*."""
+        self.invalidations.add(tid, oids, origin, versions)
         self._commits += 1
 
     def count_conflict(self, error: ConflictError) -> None:
@@ -366,6 +399,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo):
         self._is_closed = True
         if self._pid == os.getpid():  # a fork has neither the threads nor the locks' holders
             connections = self._pool.close() + self._past.close()
+            connections += [c for pool in self._version_pools.all() for c in pool.close()]
             self.committer.close()
             self.workers.close()
             for connection in connections:

@@ -6,6 +6,8 @@ next transaction begins, it asks what changed from there to the last transaction
     tid    T1     T2        T3       T4
     oids   a b    c         a        d        a view moving from T1 to T3 drops c and a
 
+What was changed in a version is for those who work in it.
+
 Entries are added in tid order, before `lastTransaction()` moves to their tid, so what a view asks
 for is always complete. The log keeps a limited number of oids; a connection whose view is older
 than it reaches drops its whole cache.
@@ -21,6 +23,10 @@ from objdb.ids import Oid, Tid
 
 _MOST_OIDS = 500_000
 
+# The objects, the connection that changed them, and the versions that they were changed in; none
+# for a change that all see.
+_Change = tuple[list[Oid], Any, tuple[str, ...]]
+
 
 class InvalidationLog:
     """`_lock` covers adding; readers take the lists as they are, since entries are only
@@ -28,17 +34,20 @@ class InvalidationLog:
 
     def __init__(self, start: Tid) -> None:
         self._lock = threading.Lock()
-        self._entries: tuple[list[Tid], list[tuple[list[Oid], Any]]] = ([], [])
+        self._entries: tuple[list[Tid], list[_Change]] = ([], [])
         self._start = start  # everything after this tid is in the log
         self._count = 0
         self.generation = 0  # grows each time that everything is forgotten
 
-    def add(self, tid: Tid, oids: Iterable[Oid], origin: Any = None) -> None:
-        """Note that the transaction *tid* changed *oids*, through the connection *origin*."""
+    def add(
+        self, tid: Tid, oids: Iterable[Oid], origin: Any = None, versions: tuple[str, ...] = ()
+    ) -> None:
+        """Note that the transaction *tid* changed *oids*, through the connection *origin*; seen
+        in *versions* only, if any are given."""
         oids = list(oids)
         with self._lock:
             tids, changes = self._entries
-            changes.append((oids, origin))
+            changes.append((oids, origin, versions))
             tids.append(tid)
             self._count += len(oids) + 1
             if self._count > _MOST_OIDS:
@@ -59,17 +68,21 @@ class InvalidationLog:
         half = len(tids) // 2 or 1
         self._start = tids[half - 1]
         self._entries = tids[half:], changes[half:]
-        self._count = sum(len(oids) + 1 for oids, _ in changes[half:])
+        self._count = sum(len(oids) + 1 for oids, _, _ in changes[half:])
 
-    def between(self, after: Tid, upto: Tid, origin: Any) -> list[Oid] | None:
+    def between(
+        self, after: Tid, upto: Tid, origin: Any, version: str = ""
+    ) -> list[Oid] | None:
         """Return the oids changed by transactions with *after* < tid <= *upto* through other
-        connections than *origin*; None when the log does not reach back that far."""
+        connections than *origin*, as far as it is seen in *version*; None when the log does not
+        reach back that far."""
         tids, changes = self._entries
         found: list[Oid] = []
         for i in range(len(tids) - 1, -1, -1):
             tid = tids[i]
             if tid <= after:
                 return found
-            if tid <= upto and changes[i][1] is not origin:
-                found += changes[i][0]
+            oids, changer, versions = changes[i]
+            if tid <= upto and changer is not origin and (not versions or version in versions):
+                found += oids
         return found if after >= self._start else None

@@ -94,12 +94,12 @@ def _no_time(moment: Any) -> UsageError:
 
 class HistoricalPool:
     """Keeps up to *size* connections to the past that nobody uses, each for *timeout* seconds
-    at most; *make* makes one.
+    at most; *make* makes one that works in a version.
 
     `_lock` covers the attributes below it.
     """
 
-    def __init__(self, size: int, timeout: float, make: Callable[[], Connection]) -> None:
+    def __init__(self, size: int, timeout: float, make: Callable[[str], Connection]) -> None:
         require_at_least(0, historical_pool_size=size)
         if not (isinstance(timeout, (int, float)) and timeout >= 0):
             raise UsageError(
@@ -110,20 +110,22 @@ class HistoricalPool:
         self._make = make
         self.clock = time.monotonic
         self._lock = threading.Lock()
-        self._free: list[tuple[float, Tid, Connection]] = []  # since when, of which moment
+        # Since when each is free, and which moment it is of.
+        self._free: list[tuple[float, Tid, Connection]] = []
         self._out: dict[Connection, Tid] = {}
 
-    def take(self, before: Tid) -> Connection:
+    def take(self, before: Tid, version: str = "") -> Connection:
         """Return a connection that nobody else has, if possible one that was at this moment."""
         with self._lock:
             self._drop_old()
             for i, (_, moment, free) in enumerate(self._free):
-                if moment == before:
+                if moment == before and free.getVersion() == version:
                     del self._free[i]
                     connection = free
                     break
             else:
-                connection = self._make()
+                connection = self._make(version)
+                connection.pool = self
             self._out[connection] = before
         return connection
 

@@ -139,25 +139,40 @@ class ConnectionPool:
 
     _WAITED = (
         "all {} connections were out for {:g} s. Close them when done (with db.transaction() "
-        "does), or raise pool_size."
+        "does), or raise {}."
     )
     _BLOCKS = (
         "all {} connections are out, with tasks of this event loop, which cannot give them back "
         "while the loop waits. Use `await db.aopen()`, or `async with db.transaction()`."
     )
 
-    def __init__(self, size: int, wait: float, make: Callable[[], Connection]) -> None:
-        self.size = _positive(size)
+    def __init__(
+        self, size: int, wait: float, make: Callable[[], Connection], option: str = "pool_size"
+    ) -> None:
+        self._option = option
+        self.size = self._positive(size)
         if not (isinstance(wait, (int, float)) and wait >= 0):
             raise UsageError(f"pool_wait is {wait!r}; it is a number of seconds, 0 or more")
         self.wait = wait
         self.record_stacks = False
-        self._make = make
+        self._make_connection = make
         self._lock = threading.Lock()
         self._free: list[Connection] = []
         self._out: dict[Connection, Holder] = {}
         self._waiting: deque[_Waiter] = deque()
         self._is_closed = False
+
+    def _positive(self, size: int) -> int:
+        if not isinstance(size, int) or size < 1:
+            raise UsageError(
+                f"{self._option} is {size}; at least 1 connection must be possible"
+            )
+        return size
+
+    def _make(self) -> Connection:
+        connection = self._make_connection()
+        connection.pool = self
+        return connection
 
     def take(self) -> Connection:
         """Return a connection that nobody else has; `PoolTimeoutError` when none comes free, and
@@ -283,7 +298,7 @@ class ConnectionPool:
         holders = tuple(holder.describe() for holder in self._out.values())
         hint = "" if self.record_stacks else " DB(record_stacks=True) tells where they were opened."
         return PoolTimeoutError(
-            f"{what.format(self.size, self.wait)}{hint} Held by:\n  " + "\n  ".join(holders),
+            f"{what.format(self.size, self.wait, self._option)}{hint} Held by:\n  " + "\n  ".join(holders),
             holders=holders,
         )
 
@@ -300,7 +315,7 @@ class ConnectionPool:
     def resize(self, size: int) -> None:
         """Let *size* connections be out at once."""
         with self._lock:
-            self.size = _positive(size)
+            self.size = self._positive(size)
             del self._free[: max(0, len(self._free) + len(self._out) - size)]
             self._serve()
 
@@ -331,6 +346,11 @@ class ConnectionPool:
             else:
                 connection.postpone(action)
 
+    def is_idle(self) -> bool:
+        """Whether no connection is out."""
+        with self._lock:
+            return not self._out and not self._waiting
+
     def close(self) -> list[Connection]:
         """Hand out no more; return the connections that are still out."""
         with self._lock:
@@ -348,9 +368,3 @@ def _warn_leaked(holder: Holder) -> None:
         f"Use db.transaction(), or close it.{hint} It was held by {holder.describe()}",
         LeakedConnectionWarning, stacklevel=5,
     )
-
-
-def _positive(size: int) -> int:
-    if not isinstance(size, int) or size < 1:
-        raise UsageError(f"pool_size is {size}; at least 1 connection must be possible")
-    return size

@@ -1,5 +1,5 @@
 """All that takes part in one transaction for one database commits together: several connections,
-and requests to undo.
+and requests (to undo, to commit or abort a version), one of each kind.
 
     each participant   tpc_begin        commit       tpc_vote        tpc_finish
                            │ the first    │ all          │ the last      │ the first
@@ -12,7 +12,11 @@ to finish, which it never would.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import transaction
+from transaction.interfaces import IDataManager, ISavepointDataManager
+from zope.interface import implementer
 
 from objdb.errors import ConnectionStateError
 from objdb.ids import Oid, Tid, format_oid
@@ -68,3 +72,91 @@ class StorageCommit:
     def abort(self) -> None:
         """Take back what the storage has of the transaction."""
         self._storage.tpc_abort(self.metadata)
+
+
+@implementer(IDataManager, ISavepointDataManager)
+class StorageRequest:
+    """Has the storage of *db* do what was `asked`, when the transaction it is in commits."""
+
+    transaction_manager = None
+
+    def __init__(self, db: Any, txn: Any) -> None:
+        self._db = db
+        self.asked: list[Any] = []
+        self._commit: StorageCommit | None = None
+        self._oids: list[Oid] = []
+        txn.join(self)
+
+    if TYPE_CHECKING:  # what a kind of request is about
+
+        def _stage(self, metadata: Any) -> Iterable[Oid]: ...
+        def _tell(self, tid: Tid, oids: list[Oid]) -> None: ...
+
+    def db(self) -> Any:
+        """Return the database."""
+        return self._db
+
+    def sortKey(self) -> str:
+        """Return the order in a two-phase commit: behind the database's connections."""
+        return f"{self._db.storage.sortKey()}:~{id(self)}"
+
+    def tpc_begin(self, txn: Any) -> None:
+        """Begin, with others of the database."""
+        self._commit = self._db.storage_commit(txn)
+        self._commit.begin()
+
+    def commit(self, txn: Any) -> None:
+        """Let the storage stage what was asked for. `UndoError`, `VersionError`."""
+        assert self._commit is not None
+        self._oids = list(dict.fromkeys(self._stage(self._commit.metadata)))
+
+    def tpc_vote(self, txn: Any) -> None:
+        """Vote. Raises what `commit` does, when others changed the objects meanwhile."""
+        assert self._commit is not None
+        self._commit.vote(self._oids, self._committed)
+
+    def _committed(self, tid: Tid) -> None:
+        assert self._commit is not None
+        # What the storage found at the vote, besides, is in `resolved`.
+        self._tell(tid, [*self._oids, *self._commit.resolved])
+
+    def tpc_finish(self, txn: Any) -> None:
+        """Commit."""
+        assert self._commit is not None
+        self._commit.finish()
+
+    def tpc_abort(self, txn: Any) -> None:
+        """Take everything back."""
+        if self._commit is not None:
+            self._commit.abort()
+
+    def abort(self, txn: Any) -> None:
+        """Forget what was asked for; nothing has been done about it."""
+        self.asked = []
+
+    def savepoint(self) -> _RequestSavepoint:
+        """Return the way back to what is asked for now."""
+        return _RequestSavepoint(self)
+
+
+class _RequestSavepoint:
+    def __init__(self, request: StorageRequest) -> None:
+        self._request = request
+        self._asked = list(request.asked)
+
+    def rollback(self) -> None:
+        self._request.asked = list(self._asked)
+
+
+Request = TypeVar("Request", bound=StorageRequest)
+
+
+def request_for(db: Any, txn: Any, kind: type[Request]) -> Request:
+    """Return the request of a kind that is in *txn* (default: the thread's current transaction)
+    for *db*; a new one if there is none."""
+    txn = transaction.get() if txn is None else txn
+    for participant in txn._resources:
+        if type(participant) is kind and participant.db() is db:
+            found: Request = participant
+            return found
+    return kind(db, txn)

@@ -11,11 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import transaction
-from transaction.interfaces import IDataManager, ISavepointDataManager
-from zope.interface import implementer
-
-from objdb.database.together import StorageCommit
+from objdb.database.together import StorageCommit, StorageRequest, request_for
 from objdb.errors import ReadOnlyError, UndoError, Unsupported
 from objdb.ids import Oid, Tid
 from objdb.interfaces import IStorageHistory, IStorageUndoable
@@ -61,7 +57,6 @@ class DatabaseUndo:
     storage: Any
     _require_usable: Callable[[], None]
     storage_commit: Callable[[Any], StorageCommit]
-    invalidate: Callable[[Tid, Iterable[Oid]], None]
 
     def supportsTransactionalUndo(self) -> bool:
         """Whether transactions can be undone."""
@@ -82,11 +77,7 @@ class DatabaseUndo:
         self._require_undo()
         if self.storage.isReadOnly():
             raise ReadOnlyError(f"{self.name} is open for reading only: nothing can be undone")
-        txn = transaction.get() if txn is None else txn
-        request = _request_of(txn, self)
-        if request is None:
-            request = UndoRequest(self, txn)
-        request.ids += transaction_ids
+        request_for(self, txn, UndoRequest).asked += transaction_ids
 
     def undoLog(
         self, first: Any = 0, last: Any = -20, filter: Callable[[dict[str, Any]], Any] | None = None
@@ -160,77 +151,12 @@ def _sort_key(transaction_id: Any) -> tuple[int, Tid, str]:
         return 0, b"", repr(transaction_id)
 
 
-def _request_of(txn: Any, db: Any) -> UndoRequest | None:
-    """Return the request that is in *txn* already."""
-    for participant in txn._resources:
-        if isinstance(participant, UndoRequest) and participant.db() is db:
-            return participant
-    return None
+class UndoRequest(StorageRequest):
+    """Undoes transactions when the one it is in commits. `asked` has their ids."""
 
+    def _stage(self, metadata: Any) -> Iterable[Oid]:
+        for transaction_id in newest_first(self.asked):
+            yield from self._db.storage.undo(transaction_id, metadata)[1]
 
-@implementer(IDataManager, ISavepointDataManager)
-class UndoRequest:
-    """Undoes the transactions *ids* when the one it is in commits."""
-
-    transaction_manager = None
-
-    def __init__(self, db: Any, txn: Any) -> None:
-        self._db = db
-        self.ids: list[Any] = []
-        self._commit: StorageCommit | None = None
-        self._oids: list[Oid] = []
-        txn.join(self)
-
-    def db(self) -> Any:
-        """Return the database."""
-        return self._db
-
-    def sortKey(self) -> str:
-        """Return the order in a two-phase commit: behind the database's connections."""
-        return f"{self._db.storage.sortKey()}:~{id(self)}"
-
-    def tpc_begin(self, txn: Any) -> None:
-        """Begin, with others of the database."""
-        self._commit = self._db.storage_commit(txn)
-        self._commit.begin()
-
-    def commit(self, txn: Any) -> None:
-        """Let the storage stage what undoing makes of the objects. `UndoError`."""
-        assert self._commit is not None
-        oids: dict[Oid, None] = {}
-        for transaction_id in newest_first(self.ids):
-            _, changed = self._db.storage.undo(transaction_id, self._commit.metadata)
-            oids.update(dict.fromkeys(changed))
-        self._oids = list(oids)
-
-    def tpc_vote(self, txn: Any) -> None:
-        """Vote. `UndoError` when others changed the objects meanwhile."""
-        assert self._commit is not None
-        self._commit.vote(self._oids, lambda tid: self._db.invalidate(tid, self._oids))
-
-    def tpc_finish(self, txn: Any) -> None:
-        """Commit."""
-        assert self._commit is not None
-        self._commit.finish()
-
-    def tpc_abort(self, txn: Any) -> None:
-        """Take everything back."""
-        if self._commit is not None:
-            self._commit.abort()
-
-    def abort(self, txn: Any) -> None:
-        """Forget what was asked for; nothing has been done about it."""
-        self.ids = []
-
-    def savepoint(self) -> _UndoSavepoint:
-        """Return the way back to what is asked for now."""
-        return _UndoSavepoint(self)
-
-
-class _UndoSavepoint:
-    def __init__(self, request: UndoRequest) -> None:
-        self._request = request
-        self._ids = list(request.ids)
-
-    def rollback(self) -> None:
-        self._request.ids = list(self._ids)
+    def _tell(self, tid: Tid, oids: list[Oid]) -> None:
+        self._db.note_commit(tid, oids)

@@ -199,6 +199,7 @@ class VersionedStorage(RevisionStorage):
             for request in staged.requests:
                 request()
             staged.is_stale = False
+            staged.resolved += staged.requested
         super()._check(staged)
 
     def _has_moved(self, staged: Staged) -> bool:
