@@ -4,9 +4,9 @@
     vote     conflicts checked ─► space and index pages reserved ─► written with status `c`
     finish   status byte ─► slot freed ─► shared sync ─► callback ─► index ─► lastTransaction()
 
-Locks: the commit slot (`revisions`) covers `_end`, `_decided` and writing to the log; the leader
-of a group commit alone changes index entries, `_published`, `_last_tid` and the counters;
-`_checkpoint_lock` is held while the index is made durable. Reading takes none.
+Locks: the commit slot (`revisions`) covers `_decided`, the medium's `end` and writing to its log;
+the leader of a group commit alone changes index entries, what is published, `_last_tid` and the
+counters; `_checkpoint_lock` is held while the index is made durable. Reading takes none.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from objdb.storage.file.durability import GroupCommit, Ticket
 from objdb.storage.file.history import FileHistory
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import Log, Written
-from objdb.storage.file.lookup import RecordReader
+from objdb.storage.file.medium import Medium, Published
 from objdb.storage.file.opening import create_file, require_openable, take_lock
 from objdb.storage.file.recovery import LogState, cut_tail, next_transaction, open_log
 from objdb.storage.files import Files, Lock, OSFiles
@@ -109,28 +109,30 @@ class FileStorage(FileHistory):
         files, read_only = self._files, self._is_read_only
         if create and not files.exists(path):
             create_file(files, path)
-        self._file = files.open(path, "r" if read_only else "w")
-        self._log = Log(self._file)
-        index = None
+        file = files.open(path, "r" if read_only else "w")
+        log, index = Log(file), None
         try:
-            index = self._index = self._open_index(path + ".oidx")
-            state = open_log(self._log, index)
+            index = self._open_index(path + ".oidx")
+            state = open_log(log, index)
             if not read_only:
-                cut_tail(self._log, files, state)
-                self._after_recovery(state)
+                cut_tail(log, files, state)
+                self._after_recovery(index, state)
         except BaseException:
-            self._file.close()
+            file.close()
             if index is not None:
                 index.close()
             raise
-        self._end = state.end
         self._last_tid = self._decided = state.tid
-        self._objects = state.objects
-        self._max_oid = 0
         self._note_oid(state.max_oid.to_bytes(8, "big"))
-        self._reader = RecordReader(index.get, self._file.read_at)
-        self._load_plain = self._reader.load
-        self._publish_state(state.end, state.tid, state.objects)
+        medium = Medium(file, log, index, is_shared=read_only)
+        medium.end = state.end
+        medium.publish(Published(state.end, state.tid, self._max_oid, state.objects))
+        self._use(medium)
+
+    def _use(self, medium: Medium) -> None:
+        """Read and write *medium* from now on."""
+        self._medium = medium
+        self._load_plain = medium.reader.load
 
     def _open_index(self, path: str) -> Index:
         if self._is_read_only and not self._files.exists(path):
@@ -138,13 +140,13 @@ class FileStorage(FileHistory):
         mode = "r" if self._is_read_only else "c"
         return Index(self._files.open(path, mode), writable=not self._is_read_only)
 
-    def _after_recovery(self, state: LogState) -> None:
+    def _after_recovery(self, index: Index, state: LogState) -> None:
         """Make durable what the replay found out, if it was much, or nothing was known."""
         self._since_checkpoint = state.replayed
-        checkpoint = self._index.checkpoint
+        checkpoint = index.checkpoint
         unsynced = self._durability == "os"
         if checkpoint is None or unsynced or state.replayed > self._checkpoint_records // 4:
-            self._index.write_checkpoint(
+            index.write_checkpoint(
                 state.end, state.tid, state.max_oid, state.objects, synced=not unsynced
             )
             self._since_checkpoint = 0
@@ -153,11 +155,11 @@ class FileStorage(FileHistory):
 
     def __len__(self) -> int:
         """The number of objects."""
-        return self._objects
+        return self._medium.published.objects
 
     def getSize(self) -> int:
         """Return the size of the log, without space allocated ahead, in bytes."""
-        return self._end
+        return self._medium.end
 
     def loadBefore(self, oid: Oid, tid: Tid) -> tuple[bytes, Tid, Tid | None] | None:
         """See `RevisionStorage.loadBefore`. Raises `CorruptedDataError` where the index and the
@@ -165,26 +167,27 @@ class FileStorage(FileHistory):
         found = self._load_plain(oid, tid)
         if found is not None:
             return found
-        entry = self._index.settled(oid)
+        medium = self._medium
+        entry = medium.index.settled(oid)
         if entry is None:
             self._require_open()
             raise POSKeyError(oid, database=self._name)
         position, current = entry
         if current >= tid:
-            return self._load_older(oid, tid, position, current)
-        data = self._log.data(self._current_record(oid, position, current))
+            return self._load_older(medium, oid, tid, position, current)
+        data = medium.log.data(medium.current_record(oid, position, current))
         if data is None:
             raise POSKeyError(oid, database=self._name)
         return data, current, None
 
     def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, tuple[int, Tid] | None]:
-        find = self._current if self._group.unpublished else self._index.get
+        find = self._current if self._group.unpublished else self._medium.index.get
         return {oid: find(oid) for oid in oids}
 
     def _find_changed(self, serials: dict[Oid, Tid]) -> list[tuple[Oid, Tid]]:
         # Read before the index: a ticket leaves only when its entries are in the index.
         unpublished = self._group.unpublished
-        changed = dict(self._index.changed(serials))
+        changed = dict(self._medium.index.changed(serials))
         for ticket in unpublished:
             changed.update((oid, ticket.tid) for oid in ticket.positions if oid in serials)
         return list(changed.items())
@@ -195,19 +198,22 @@ class FileStorage(FileHistory):
         for ticket in reversed(self._group.unpublished):
             if oid in ticket.positions:
                 return ticket.positions[oid], ticket.tid
-        return self._index.get(oid)
+        return self._medium.index.get(oid)
 
     def _load_decided(self, oid: Oid, tid: Tid) -> bytes:
         entry = self._current(oid)
         assert entry is not None and entry[1] == tid
-        data = self._log.data(self._log.record(entry[0]))
+        log = self._medium.log
+        data = log.data(log.record(entry[0]))
         if data is None:
             raise POSKeyError(oid, database=self._name)
         return data
 
     def self_check(self) -> list[str]:
         """See `IStorageSelfCheck`: the index against the log, and the chains of records."""
-        return check_structure(self._log, self._index, self._visible_end(), len(self))
+        medium = self._medium
+        seen = medium.published
+        return check_structure(medium.log, medium.index, seen.end, seen.objects)
 
     # -- committing
 
@@ -223,15 +229,17 @@ class FileStorage(FileHistory):
     def _prepare(self, staged: Staged) -> None:
         if self._failed is not None:
             self._require_not_failed()
-        head = self._log.head(staged, staged.transaction, self._end)
-        end = self._end + head.size
+        medium = self._medium
+        log = medium.log
+        head = log.head(staged, staged.transaction, medium.end)
+        end = medium.end + head.size
         current = staged.current
         previous = {oid: entry[0] for oid, entry in current.items() if entry is not None}
         try:
-            if end > self._log.allocated and self._preallocate_bytes:
-                self._log.allocate(end + self._preallocate_bytes)
-            self._index.reserve(current)
-            staged.medium = self._log.write(staged, head, previous)
+            if end > log.allocated and self._preallocate_bytes:
+                log.allocate(end + self._preallocate_bytes)
+            medium.index.reserve(current)
+            staged.medium = log.write(staged, head, previous)
         except OSError as error:
             self._take_back(end)
             raise StorageWriteError(
@@ -245,13 +253,14 @@ class FileStorage(FileHistory):
         They must be on the medium before the next one is written there: else a crash could keep
         the old bytes together with the status byte of the new.
         """
+        medium = self._medium
         try:
-            if end <= self._log.allocated:
-                self._log.erase(self._end, end)
+            if end <= medium.log.allocated:
+                medium.log.erase(medium.end, end)
             else:
-                self._log.truncate(self._end)
+                medium.log.truncate(medium.end)
             if self._durability == "sync":
-                self._file.sync()
+                medium.file.sync()
         except OSError as error:
             self._fail(f"an undecided transaction could not be taken back: {error}")
 
@@ -261,13 +270,14 @@ class FileStorage(FileHistory):
     def _commit(self, staged: Staged, finished: Callable[[Tid], object]) -> None:
         self._require_open()
         written: Written = staged.medium
-        assert staged.tid is not None and written.position == self._end
+        medium = self._medium
+        assert staged.tid is not None and written.position == medium.end
         try:
-            self._log.decide(written.position, staged.status.encode())
+            medium.log.decide(written.position, staged.status.encode())
         except OSError as error:
             self._fail(f"a commit could not be finished: {error}")
             self._require_not_failed()
-        self._end, self._decided = written.end, staged.tid
+        medium.end, self._decided = written.end, staged.tid
         ticket = Ticket(staged.tid, written, finished)
         later = getattr(staged.transaction, "later", None)
         self._group.join(ticket, waits_at_once=later is None)
@@ -293,7 +303,8 @@ class FileStorage(FileHistory):
         are decided and not visible yet; None if there are none. The slot is held."""
         if not self._group.unpublished:
             return None
-        nothing = Written(self._end, self._end, {}, 0)
+        end = self._medium.end
+        nothing = Written(end, end, {}, 0)
         ticket = Ticket(self._decided, nothing, lambda tid: None)
         self._group.join(ticket)
         return ticket
@@ -304,7 +315,7 @@ class FileStorage(FileHistory):
             if self._failed is not None:
                 self._require_not_failed()
             try:
-                self._file.sync()
+                self._medium.file.sync()
             except BaseException as error:
                 self._fail(f"a sync failed: {error!r}")
                 raise
@@ -314,19 +325,18 @@ class FileStorage(FileHistory):
         try:
             ticket.finished(ticket.tid)
         finally:
-            written = ticket.written
-            self._reader.end = written.end  # before the index leads there
-            self._index.set_many(written.positions, ticket.tid)
-            self._index.note_synced(written.end)
-            self._objects += written.new_objects
+            medium, written = self._medium, ticket.written
+            medium.reader.end = written.end  # before the index leads there
+            medium.index.set_many(written.positions, ticket.tid)
+            medium.index.note_synced(written.end)
             if written.positions:
                 self._note_oid(max(written.positions))
             self._since_checkpoint += len(written.positions) + 1
-            self._publish_state(written.end, ticket.tid, self._objects)
+            objects = medium.published.objects + written.new_objects
+            self._publish_state(medium, written.end, ticket.tid, objects)
 
-    def _publish_state(self, end: int, tid: Tid, objects: int) -> None:
-        self._published = end, tid, self._max_oid, objects
-        self._reader.end = end
+    def _publish_state(self, medium: Medium, end: int, tid: Tid, objects: int) -> None:
+        medium.publish(Published(end, tid, self._max_oid, objects))
         self._last_tid = tid
 
     def _write_checkpoint(self) -> None:
@@ -335,7 +345,9 @@ class FileStorage(FileHistory):
             return
         try:
             self._since_checkpoint = 0
-            self._index.write_checkpoint(*self._published, synced=self._durability == "sync")
+            medium = self._medium
+            synced = self._durability == "sync"
+            medium.index.write_checkpoint(*medium.published, synced=synced)
         except OSError as error:
             self._fail(f"the index could not be synced: {error}")
         finally:
@@ -360,14 +372,13 @@ class FileStorage(FileHistory):
             ticket = self._join_group()
             if ticket is not None:
                 self._group.wait(ticket)
+            medium = self._medium
             if not self._is_read_only and self._failed is None:
-                self._log.truncate(self._end)
-                self._file.sync()
-                self._index.write_checkpoint(*self._published)
+                medium.log.truncate(medium.end)
+                medium.file.sync()
+                medium.index.write_checkpoint(*medium.published)
         finally:
-            self._index.close()
-            self._file.close()
-            self._reader.read_at = self._file.read_at
+            self._medium.close()
             if self._lock is not None:
                 self._lock.release()
 
@@ -381,24 +392,26 @@ class FileStorage(FileHistory):
             self._read_on()
 
     def _read_on(self) -> None:
-        size = self._file.size()
+        medium = self._medium
+        log, size = medium.log, medium.file.size()
         while True:
             try:
-                header = next_transaction(self._log, self._end, size, self._last_tid)
+                header = next_transaction(log, medium.end, size, self._last_tid)
                 if header is None:
                     return
-                records = list(self._log.records(header))
+                records = list(log.records(header))
             except CorruptedDataError:
                 return  # the writer is in the middle of it
             positions = {record.oid: record.position for record in records}
             # The writer may have entered them into the index that we share.
-            self._objects += len({record.oid for record in records if not record.previous})
-            self._reader.end = header.end  # before the index leads there
-            self._index.set_many(positions, header.tid)
+            new = len({record.oid for record in records if not record.previous})
+            medium.reader.end = header.end  # before the index leads there
+            medium.index.set_many(positions, header.tid)
             if self._db is not None:
                 self._db.invalidate(header.tid, list(positions))
-            self._end = header.end
-            self._publish_state(header.end, header.tid, self._objects)
+            medium.end = header.end
+            objects = medium.published.objects + new
+            self._publish_state(medium, header.end, header.tid, objects)
 
     def registerDB(self, db: Any) -> None:
         """See `RevisionStorage.registerDB`."""

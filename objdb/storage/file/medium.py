@@ -1,0 +1,129 @@
+"""What a FileStorage reads and writes: a log, its index, and how far others see into them.
+
+    storage._medium ──────────────► Medium: log, index, reader, published      the file
+                   ╲
+                    ╰─ after pack ► Medium: log, index, reader, published      the packed one
+
+Packing puts a new medium in the place of the old, in one assignment. Whoever reads takes the
+medium once and works on it to the end, so a read that began before finishes in the old file. A
+position means something in its own medium only.
+
+The old file is not closed by anybody: it closes when the last who reads it lets go of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from objdb.errors import CorruptedDataError
+from objdb.ids import NO_TID, Oid, Tid
+from objdb.storage.file.format import START
+from objdb.storage.file.index import Index
+from objdb.storage.file.log import Header, Log, Record
+from objdb.storage.file.lookup import RecordReader
+from objdb.storage.file.seeking import position_behind, position_by_walking
+from objdb.storage.files import File
+
+
+class Published(NamedTuple):
+    """What others can see: the log up to `end`, its last `tid`, and what is true there."""
+
+    end: int
+    tid: Tid
+    max_oid: int
+    objects: int
+
+
+class Medium:
+    """One log with its index.
+
+    `end` is where the next transaction goes (under the commit slot); `published` is replaced,
+    never changed, so that it is read in one piece. *is_shared*: another process writes it.
+    """
+
+    __slots__ = ("end", "file", "index", "is_shared", "log", "published", "reader")
+
+    def __init__(self, file: File, log: Log, index: Index, *, is_shared: bool) -> None:
+        self.file = file
+        self.log = log
+        self.index = index
+        self.is_shared = is_shared
+        self.reader = RecordReader(index.get, file.read_at)
+        self.end = START
+        self.published = Published(START, NO_TID, 0, 0)
+
+    def publish(self, published: Published) -> None:
+        """Let others see more."""
+        self.published = published
+        self.reader.end = published.end
+
+    def close(self) -> None:
+        """Close the files; reads under way raise `StorageClosedError`."""
+        self.index.close()
+        self.file.close()
+        self.reader.read_at = self.file.read_at
+
+    # -- an object's records
+
+    def chain(self, oid: Oid, position: int, tid: Tid) -> Iterator[Record]:
+        """Yield the object's records, newest first; the index says that the first, of the
+        revision *tid*, is at *position*."""
+        record = self.current_record(oid, position, tid)
+        yield record
+        while record.previous:
+            older = self.log.record(record.previous)
+            if older.oid != oid or older.tid >= record.tid:
+                raise self.log.damaged(record.position, "the previous position is wrong", oid)
+            yield older
+            record = older
+
+    def current_record(self, oid: Oid, position: int, tid: Tid) -> Record:
+        """Return the record that the index names; `CorruptedDataError` if it is not there."""
+        # Where another process writes, the index leads to what this one has not read on to.
+        if position < self.reader.end or self.is_shared:
+            record = self.log.record(position)
+            if record.oid == oid and record.tid == tid:
+                return record
+        raise self.log.damaged(
+            position, "the record here is not the one the index says. If the file itself is "
+            "whole, removing the index beside it (.oidx) lets it be built again", oid,
+        )
+
+    # -- transactions
+
+    def position_behind(self, tid: Tid) -> int:
+        """Return where the last transaction ends whose tid is not greater than *tid*, `START` if
+        there is none; whatever objects hold that looks like transactions."""
+        end, last = self.published[:2]
+        position = position_behind(self.log, end, last, tid)
+        return position if self.is_genuine(position) else position_by_walking(self.log, end, tid)
+
+    def last_records(self, header: Header) -> dict[Oid, Record]:
+        """Return a transaction's records. ZODB writes an object once for each transaction that is
+        undone: the last one counts."""
+        return {record.oid: record for record in self.log.records(header)}
+
+    def is_genuine(self, position: int) -> bool:
+        """Whether a transaction ends at *position*, and not data that look like one: then it, or
+        the last one before it that has records, is in the chain of an object."""
+        try:
+            while position > START:
+                header = self.log.header_before(position)
+                records = self.last_records(header)
+                if records:
+                    # The object that was changed least since has the shortest way there.
+                    oid = min(records, key=lambda oid: (self.index.get(oid) or (0, NO_TID))[1])
+                    return self._is_in_chain(records[oid])
+                position = header.position
+        except CorruptedDataError:
+            return False
+        return True
+
+    def _is_in_chain(self, record: Record) -> bool:
+        entry = self.index.get(record.oid)
+        if entry is not None:
+            for own in self.chain(record.oid, *entry):
+                if own.tid <= record.tid:
+                    return own.position == record.position
+        return False
