@@ -197,6 +197,9 @@ static PyTypeObject PageTable_type = {
 
 /* ---- RecordReader: plain current records, read with one read or none ---- */
 
+#define IN_VERSION (UINT64_C(1) << 63)
+#define VERSION_HEADER 16
+
 typedef struct {
     PyObject_HEAD
     PyObject *find;     /* oid -> (position, tid), or None */
@@ -257,15 +260,22 @@ RecordReader_read(RecordReader *self, Py_ssize_t position)
 static PyObject *
 RecordReader_load(RecordReader *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 2 || !is_oid(args[0]) || !is_oid(args[1]))
+    if ((count != 2 && (count != 3 || !PyBytes_CheckExact(args[2])))
+            || !is_oid(args[0]) || !is_oid(args[1]))
         Py_RETURN_NONE;
     PyObject *entry = PyObject_CallOneArg(self->find, args[0]);
     if (entry == NULL || entry == Py_None)
         return entry;
     PyObject *tid = PyTuple_GET_ITEM(entry, 1), *result = NULL, *block = NULL;
-    Py_ssize_t position = PyLong_AsSsize_t(PyTuple_GET_ITEM(entry, 0));
-    if (position == -1)
+    uint64_t place = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(entry, 0));
+    if (place == (uint64_t)-1)
         PyErr_Clear();  /* larger than a position can be */
+    Py_ssize_t name_size = 0;
+    if (place >= IN_VERSION && count == 3) {
+        place -= IN_VERSION;
+        name_size = PyBytes_GET_SIZE(args[2]);
+    }
+    Py_ssize_t position = (Py_ssize_t)place;
     if (position < 0 || position >= self->end || memcmp(PyBytes_AS_STRING(tid), PyBytes_AS_STRING(args[1]), 8) >= 0)
         goto unusual;
     Py_ssize_t at = position - self->start;
@@ -282,11 +292,18 @@ RecordReader_load(RecordReader *self, PyObject *const *args, Py_ssize_t count)
         Py_SETREF(self->block, Py_NewRef(block));
     }
     const char *header = PyBytes_AS_STRING(block) + at;
-    uint64_t size = number_at(header + 34), there = PyBytes_GET_SIZE(block) - at - RECORD_HEADER;
-    if (memcmp(header, PyBytes_AS_STRING(args[0]), 8) || memcmp(header + 8,
-            PyBytes_AS_STRING(tid), 8) || header[32] || header[33] || !size || size > there)
+    Py_ssize_t more = name_size ? VERSION_HEADER + name_size : 0;
+    Py_ssize_t there = PyBytes_GET_SIZE(block) - at - RECORD_HEADER - more;
+    uint64_t size = number_at(header + 34);
+    if (memcmp(header, PyBytes_AS_STRING(args[0]), 8)
+            || memcmp(header + 8, PyBytes_AS_STRING(tid), 8)
+            || (((unsigned char)header[32] << 8) | (unsigned char)header[33]) != name_size
+            || !size || there < 0 || size > (uint64_t)there)
         goto unusual;
-    result = tuple_of(PyBytes_FromStringAndSize(header + RECORD_HEADER, (Py_ssize_t)size),
+    header += RECORD_HEADER + more;
+    if (memcmp(header - name_size, count == 3 ? PyBytes_AS_STRING(args[2]) : "", name_size))
+        goto unusual;
+    result = tuple_of(PyBytes_FromStringAndSize(header, (Py_ssize_t)size),
                       Py_NewRef(tid), Py_NewRef(Py_None));
     goto done;
 unusual:

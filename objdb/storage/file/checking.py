@@ -5,7 +5,8 @@ from __future__ import annotations
 from objdb.ids import NO_TID, Oid, Tid, format_oid
 from objdb.storage.file.format import START
 from objdb.storage.file.index import Index
-from objdb.storage.file.log import Log
+from objdb.storage.file.log import POSITION, Log
+from objdb.storage.file.lookup import IN_VERSION
 from objdb.storage.file.recovery import next_transaction
 
 
@@ -16,6 +17,7 @@ def check_structure(log: Log, index: Index, end: int, objects: int) -> list[str]
     """
     problems: list[str] = []
     last: dict[Oid, tuple[int, Tid]] = {}
+    outside: dict[Oid, int] = {}  # the last record outside any version
     position, tid = START, NO_TID
     while position < end:
         header = next_transaction(log, position, end, tid)
@@ -25,15 +27,24 @@ def check_structure(log: Log, index: Index, end: int, objects: int) -> list[str]
         here: dict[Oid, tuple[int, Tid]] = {}
         for record in log.records(header):
             # Where ZODB wrote an object several times, all lead to the transaction before.
-            before = last.get(record.oid, (0, NO_TID))[0]
+            before = last.get(record.oid, (0, NO_TID))[0] & POSITION
             # A packed file has forgotten older records, and their positions.
             if record.previous not in (before, 0):
                 problems.append(
                     f"the record of {format_oid(record.oid)} at {record.position} says its "
                     f"previous one is at {record.previous}; it is at {before}"
                 )
-            here[record.oid] = record.position, record.tid
+            if record.version and record.outside != outside.get(record.oid, 0):
+                problems.append(
+                    f"the record of {format_oid(record.oid)} at {record.position}, in the version "
+                    f"{record.version!r}, says that outside it is at {record.outside}; it is at "
+                    f"{outside.get(record.oid, 0)}"
+                )
+            here[record.oid] = record.place, record.tid
         last.update(here)
+        outside.update(
+            (oid, place) for oid, (place, _) in here.items() if place < IN_VERSION
+        )
         position, tid = header.end, header.tid
     for oid, entry in last.items():
         if index.get(oid) != entry:

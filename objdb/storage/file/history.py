@@ -21,7 +21,7 @@ from objdb.storage.commit import (
     without_integrity,
 )
 from objdb.storage.file.format import COMMITTED, PACKED, START, visible_extension
-from objdb.storage.file.log import Header, Log, Record
+from objdb.storage.file.log import POSITION, Header, Log, Record
 from objdb.storage.file.medium import Medium
 from objdb.storage.file.recovery import next_transaction
 from objdb.storage.file.seeking import position_behind
@@ -35,17 +35,41 @@ class FileHistory(UndoableStorage):
     _medium: Medium
 
     def _load_older(
-        self, medium: Medium, oid: Oid, tid: Tid, position: int, current: Tid
+        self, medium: Medium, oid: Oid, tid: Tid, version: str, entry: tuple[int, Tid]
     ) -> tuple[bytes, Tid, Tid | None] | None:
-        following: Tid | None = None
-        for record in medium.chain(oid, position, current):
+        later: list[Record] = []
+        for record in medium.chain(oid, *entry):
             if record.tid < tid:
-                data = medium.log.data(record)
-                if data is None:
-                    raise POSKeyError(oid, database=self._name)
-                return data, record.tid, following
-            following = record.tid
-        return None
+                break
+            later.append(record)
+        else:
+            return None
+        seen = _seen(record, version)
+        if seen != record.position:
+            outside = medium.log.outside(record)
+            if outside is None:
+                raise POSKeyError(oid, database=self._name)
+            record = outside
+        data = medium.log.data(record)
+        if data is None:
+            raise POSKeyError(oid, database=self._name)
+        following = (other.tid for other in reversed(later) if _seen(other, version) != seen)
+        return data, record.tid, next(following, None)
+
+    def loadSerial(self, oid: Oid, serial: Tid) -> bytes:
+        """See `RevisionStorage.loadSerial`."""
+        medium = self._medium
+        entry = medium.index.settled(oid)
+        if entry is None:
+            self._require_open()
+            raise POSKeyError(oid, database=self._name)
+        for record in medium.chain(oid, *entry):
+            if record.tid <= serial:
+                data = medium.log.data(record) if record.tid == serial else None
+                if data is not None:
+                    return data
+                break
+        raise POSKeyError(oid, database=self._name)
 
     def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
         """See `IStorageHistory`."""
@@ -58,7 +82,7 @@ class FileHistory(UndoableStorage):
             if len(entries) == size:
                 break
             header = medium.log.header(record.transaction, medium.file.size())
-            entries.append(history_entry(record.tid, _metadata(header), record.size))
+            entries.append(history_entry(record.tid, _metadata(header), record.size, record.version))
         return entries
 
     def iterator(
@@ -82,6 +106,19 @@ class FileHistory(UndoableStorage):
                 )
             position, last = header.end, header.tid
 
+    # -- versions
+
+    def _version_of(self, place: Any) -> str:
+        return self._medium.log.record(place).version
+
+    def _outside(self, place: Any) -> tuple[Any, Tid] | None:
+        log = self._medium.log
+        outside = log.outside(log.record(place))
+        return None if outside is None else (outside.position, outside.tid)
+
+    def _again(self, place: Any, tid: Tid) -> tuple[bytes | None, Repeat | None]:
+        return None, Repeat(tid, place & POSITION)
+
     # -- undoing
 
     def _find_transaction(self, tid: Tid) -> tuple[str, list[Change]] | None:
@@ -96,7 +133,7 @@ class FileHistory(UndoableStorage):
             return None
         medium.log.check_crc(header)
         return header.status.decode("ascii"), [
-            Change(oid, record.position, record.previous or None)
+            Change(oid, record.place, record.previous or None)
             for oid, record in medium.last_records(header).items()
         ]
 
@@ -113,7 +150,7 @@ class FileHistory(UndoableStorage):
 
     def _repeat(self, oid: Oid, tid: Tid, data: bytes) -> tuple[bytes | None, Repeat | None]:
         log, entry = self._medium.log, self._find_current([oid])[oid]
-        position = 0 if entry is None else entry[0]
+        position = 0 if entry is None else entry[0] & POSITION
         while position:
             record = log.record(position)
             if record.tid <= tid:
@@ -146,6 +183,11 @@ def _before(medium: Medium, tid: Tid) -> tuple[int, Tid]:
     return position, medium.log.header_before(position).tid
 
 
+def _seen(record: Record, version: str) -> int:
+    """Return where the record is that is seen in *version* while this one is current."""
+    return record.outside if record.version not in ("", version) else record.position
+
+
 def _metadata(header: Header) -> TransactionMetaData:
     extension = without_integrity(loads_extension(header.extension))
     return TransactionMetaData(header.user, header.description, extension)
@@ -160,8 +202,9 @@ class _Records:
 
     def __iter__(self) -> Iterator[RevisionRecord]:
         for record in self._log.records(self._header):
-            target = None if record.size else self._log.target(record)
+            data = self._log.data(record)
+            target = None if record.size or data is None else self._log.target(record)
             yield RevisionRecord(
-                record.oid, record.tid, self._log.data(record),
-                data_txn=None if target is None else target.tid,
+                record.oid, record.tid, data, record.version,
+                None if target is None else target.tid,
             )

@@ -1,4 +1,5 @@
-"""Where each object's current record is: oid → (position, tid), in a mapped file.
+"""Where each object's current record is: oid → (position, tid), in a mapped file. The first bit of
+the position is set where that record is in a version.
 
 The index lies beside the log as `<path>.oidx`. Integers are unsigned, big-endian, 8 bytes.
 
@@ -28,11 +29,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from objdb.ids import Oid, Tid
-from objdb.storage.file.lookup import PageTable
+from objdb.storage.file.lookup import IN_VERSION, PageTable
 from objdb.storage.files import File
 
 PAGE = 4096
@@ -102,6 +103,22 @@ class Index(PageTable):
                 oid = prefix + bytes([last])
                 if self.get(oid) is not None:
                     yield oid
+
+    def in_versions(self) -> Iterator[tuple[Oid, tuple[int, Tid]]]:
+        """Yield (oid, entry) of the objects whose current record is in a version."""
+        for prefix, page in list(self.pages.items()):
+            first_bytes = self.map[page : page + PAGE : 16]
+            if max(first_bytes, default=0) >= 0x80:
+                yield from self._in_versions(prefix + bytes([last]) for last in range(_ENTRIES))
+        # What is in memory only; where there is such, the file is another process's.
+        pages = self.pages
+        yield from self._in_versions(oid for oid in list(self.overlay) if oid[:7] not in pages)
+
+    def _in_versions(self, oids: Iterable[Oid]) -> Iterator[tuple[Oid, tuple[int, Tid]]]:
+        for oid in oids:
+            entry = self.get(oid)
+            if entry is not None and entry[0] >= IN_VERSION:
+                yield oid, entry
 
     # -- changing
 

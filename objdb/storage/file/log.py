@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from objdb.errors import CorruptedDataError, StorageError, Unsupported
+from objdb.errors import CorruptedDataError, StorageError
 from objdb.ids import Oid, Tid, format_oid
 from objdb.storage.commit import Staged, TransactionMetaData
 from objdb.storage.file.format import (
@@ -31,10 +31,12 @@ from objdb.storage.file.format import (
     STATUS_AT,
     TRANSACTION,
     UNDONE,
+    VERSION,
     VOTED,
     find_crc,
     pack_extension,
 )
+from objdb.storage.file.lookup import IN_VERSION
 from objdb.storage.files import File
 
 _CHUNK = 4 * 1024 * 1024
@@ -42,7 +44,7 @@ _CHUNK = 4 * 1024 * 1024
 # map stays resident.
 _MOST_MAPPED = 256 * 1024
 _CRC = struct.Struct(">I")
-_LAST_POSITION = 2**63 - 1  # of a file
+POSITION = IN_VERSION - 1  # the part of an index entry's position that is one
 
 
 class Header(NamedTuple):
@@ -59,7 +61,11 @@ class Header(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A data record, at `position`: its data (`size` bytes) or back pointer is at `data_at`."""
+    """A data record, at `position`: its data (`size` bytes) or back pointer is at `data_at`.
+
+    In a `version`, `outside` is the position of the record outside any version, and `fellow` of
+    the one written before in this version; 0 for none.
+    """
 
     position: int
     oid: Oid
@@ -68,6 +74,14 @@ class Record(NamedTuple):
     transaction: int
     size: int
     data_at: int
+    version: str = ""
+    outside: int = 0
+    fellow: int = 0
+
+    @property
+    def place(self) -> int:
+        """Its position, as the index has it."""
+        return self.position | IN_VERSION if self.version else self.position
 
     @property
     def end(self) -> int:
@@ -86,13 +100,24 @@ class Head(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A transaction on the medium, undecided: `positions` of its records by oid, and how many
-    of those objects are new."""
+    """A transaction on the medium, undecided: `positions` of its records by oid, as the index
+    has them, how many of those objects are new, and the `versions` of those that are, or were,
+    in one ("": they are in none now)."""
 
     position: int
     end: int
     positions: dict[Oid, int]
     new_objects: int
+    versions: dict[Oid, str]
+
+
+class Before(NamedTuple):
+    """What the records of a transaction point to: the `previous` record of each object that has
+    one; for those in a version, the record `outside`; and the `latest` record of each version."""
+
+    previous: dict[Oid, int]
+    outside: dict[Oid, int]
+    latest: dict[str, int]
 
 
 class Log:
@@ -191,22 +216,30 @@ class Log:
             raise self.damaged(header.position, "the transaction's checksum does not fit")
         return True
 
-    def record(self, position: int) -> Record:
-        """Return the data record at *position*, without its data."""
-        if position > _LAST_POSITION:
-            raise self.damaged(position, "no file is as long as that")
+    def record(self, place: int) -> Record:
+        """Return the data record at a position, as the index has it, without its data."""
+        position = place & POSITION
         return self._parse_record(self.file.read_at(RECORD.size, position), position)
 
     def _parse_record(self, block: bytes, position: int) -> Record:
         if len(block) < RECORD.size:
             raise self.damaged(position, "the file ends inside a data record")
         oid, tid, previous, transaction, version_size, size = RECORD.unpack(block)
-        if version_size:
-            raise Unsupported(
-                f"{self.file.path}: object {format_oid(oid)} at position {position} was changed "
-                "in a version, which this release does not read",
-            )
-        return Record(position, oid, tid, previous, transaction, size, position + RECORD.size)
+        data_at = position + RECORD.size
+        if not version_size:
+            return Record(position, oid, tid, previous, transaction, size, data_at)
+        block = self._exactly(VERSION.size + version_size, data_at)
+        outside, fellow = VERSION.unpack_from(block)
+        try:
+            version = block[VERSION.size :].decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.damaged(position, "the name of its version is no UTF-8", oid) from None
+        if max(outside, fellow) >= position:
+            raise self.damaged(position, "a record in a version points forward", oid)
+        data_at += len(block)
+        return Record(
+            position, oid, tid, previous, transaction, size, data_at, version, outside, fellow
+        )
 
     def data(self, record: Record) -> bytes | None:
         """Return a record's data, following back pointers; None if it un-creates the object."""
@@ -231,6 +264,19 @@ class Log:
                 record.oid,
             )
         return target
+
+    def outside(self, record: Record) -> Record | None:
+        """Return the record outside any version of an object that is in one; None if there it
+        does not exist."""
+        if not record.outside:
+            return None
+        outside = self.record(record.outside)
+        if outside.oid != record.oid or outside.version:
+            raise self.damaged(
+                record.position, "what should be the record outside of its version is none",
+                record.oid,
+            )
+        return outside
 
     def _exactly(self, size: int, position: int) -> bytes:
         if size > _CHUNK and position + size > self.file.size():
@@ -286,6 +332,9 @@ class Log:
         before = TRANSACTION.size + len(user) + len(description)
         size = before + len(extension) + len(staged) * RECORD.size
         size += staged.record_bytes + NUMBER.size
+        if staged.versions:
+            names = staged.versions.values()
+            size += sum(VERSION.size + len(name.encode()) for name in names)
         block = bytearray(
             TRANSACTION.pack(
                 staged.tid, size - NUMBER.size, COMMITTED, len(user), len(description),
@@ -307,25 +356,26 @@ class Log:
             f"{MAX_TEXT_BYTES} fit. Make it shorter"
         )
 
-    def write(self, staged: Staged, head: Head, previous_position: dict[Oid, int]) -> Written:
-        """Write the staged transaction, undecided.
-
-        *previous_position* gives the position of each object's current record, where it has one.
-        """
+    def write(self, staged: Staged, head: Head, before: Before) -> Written:
+        """Write the staged transaction, undecided."""
         position, size, block, _ = head
         parts: list[bytes | bytearray] = [block]
-        add, pack, get, tid = parts.append, RECORD.pack, previous_position.get, staged.tid
-        repeats = staged.repeats
+        add, pack, get, tid = parts.append, RECORD.pack, before.previous.get, staged.tid
+        repeats, versions = staged.repeats, staged.versions
         positions: dict[Oid, int] = {}
         at, flushed, crc = position + len(block), position, 0
         for oid, record in staged.records():
-            positions[oid] = at
+            positions[oid], in_version, name_size = at, b"", 0
+            if oid in versions:
+                in_version = _version_head(oid, at, versions[oid], before)
+                positions[oid], name_size = at | IN_VERSION, len(in_version) - VERSION.size
+                at += len(in_version)
             if record is None:
-                pointer = repeats[oid].position if oid in repeats else 0
-                add(pack(oid, tid, get(oid, 0), position, 0, 0) + NUMBER.pack(pointer))
+                pointer = NUMBER.pack(repeats[oid].position if oid in repeats else 0)
+                add(pack(oid, tid, get(oid, 0), position, name_size, 0) + in_version + pointer)
                 at += RECORD.size + NUMBER.size
                 continue
-            add(pack(oid, tid, get(oid, 0), position, 0, len(record)))
+            add(pack(oid, tid, get(oid, 0), position, name_size, len(record)) + in_version)
             add(record)
             at += RECORD.size + len(record)
             if at - flushed > _CHUNK:
@@ -333,7 +383,9 @@ class Log:
         add(NUMBER.pack(size - NUMBER.size))
         flushed, _ = self._write_piece(head, parts, flushed, crc, is_last=True)
         assert flushed == position + size == at + NUMBER.size
-        return Written(position, flushed, positions, len(positions) - len(previous_position))
+        changed = {**dict.fromkeys(staged.locked, ""), **versions}
+        new_objects = len(positions) - len(before.previous)
+        return Written(position, flushed, positions, new_objects, changed)
 
     def _write_piece(
         self, head: Head, parts: list[bytes | bytearray], at: int, crc: int, *, is_last: bool
@@ -367,3 +419,11 @@ class Log:
             size = min(_CHUNK, end - position)
             self._write_at(bytes(size), position)
             position += size
+
+
+def _version_head(oid: Oid, position: int, version: str, before: Before) -> bytes:
+    """Return what a record at *position* has more when it is in a version."""
+    name = version.encode()
+    pointers = VERSION.pack(before.outside.get(oid, 0), before.latest.get(version, 0))
+    before.latest[version] = position
+    return pointers + name

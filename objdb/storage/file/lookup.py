@@ -3,6 +3,8 @@
     oid ─► PageTable.get: pages[first 7 bytes] ─► page + 16 * (last byte) ─► (position, tid)
         ─► RecordReader.load: one read at the position, or none ─► header checked ─► record
 
+The position of a record that is in a version has its first bit set (`IN_VERSION`).
+
 These classes are the reference. Where the accelerator was built, its classes of the same names
 take their place.
 """
@@ -14,8 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 from objdb.ids import NO_TID, Oid, Tid
-from objdb.storage.file.format import RECORD
+from objdb.storage.file.format import RECORD, VERSION
 
+IN_VERSION = 1 << 63
 _RECORD_BYTES = RECORD.size
 _unpack_record = RECORD.unpack_from
 _unpack_entry = struct.Struct(">Q8s").unpack_from
@@ -78,13 +81,20 @@ class RecordReader:
         self.end = 0
         self._window: tuple[int, bytes] = 0, b""
 
-    def load(self, oid: Oid, before: Tid) -> tuple[bytes, Tid, None] | None:
+    def load(
+        self, oid: Oid, before: Tid, version: bytes = b""
+    ) -> tuple[bytes, Tid, None] | None:
         """Return (record, tid, None) of the current revision of *oid*; None unless it is older
-        than *before* and a plain record of at most some kilobytes."""
+        than *before*, in *version* or none, and a plain record of at most some kilobytes."""
         entry = self._find(oid)
-        if entry is None or entry[0] >= self.end or entry[1] >= before:
+        if entry is None:
             return None
         position, current = entry
+        name = b""
+        if version and position >= IN_VERSION:
+            position, name = position - IN_VERSION, version
+        if position >= self.end or current >= before:
+            return None
         start, block = self._window
         at = position - start
         if at < 0 or at + _RECORD_BYTES > len(block):
@@ -92,8 +102,15 @@ class RecordReader:
             if len(block) < _RECORD_BYTES:
                 return None
         found, serial, _, _, version_size, size = _unpack_record(block, at)
-        data = block[at + _RECORD_BYTES : at + _RECORD_BYTES + size]
-        if found != oid or serial != current or len(data) != size or not size or version_size:
+        data_at = at + _RECORD_BYTES
+        if name:
+            data_at += VERSION.size + len(name)
+            if block[data_at - len(name) : data_at] != name:
+                return None
+        data = block[data_at : data_at + size]
+        if found != oid or serial != current or len(data) != size or not size:
+            return None
+        if version_size != len(name):
             return None
         return data, current, None
 

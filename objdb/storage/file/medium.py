@@ -20,9 +20,10 @@ from objdb.errors import CorruptedDataError
 from objdb.ids import NO_TID, Oid, Tid
 from objdb.storage.file.format import START
 from objdb.storage.file.index import Index
-from objdb.storage.file.log import Header, Log, Record
+from objdb.storage.file.log import POSITION, Header, Log, Record
 from objdb.storage.file.lookup import RecordReader
 from objdb.storage.file.seeking import position_behind, position_by_walking
+from objdb.storage.file.versions import FileVersions
 from objdb.storage.files import File
 
 
@@ -42,7 +43,7 @@ class Medium:
     never changed, so that it is read in one piece. *is_shared*: another process writes it.
     """
 
-    __slots__ = ("end", "file", "index", "is_shared", "log", "published", "reader")
+    __slots__ = ("end", "file", "index", "is_shared", "log", "published", "reader", "versions")
 
     def __init__(self, file: File, log: Log, index: Index, *, is_shared: bool) -> None:
         self.file = file
@@ -50,6 +51,7 @@ class Medium:
         self.index = index
         self.is_shared = is_shared
         self.reader = RecordReader(index.get, file.read_at)
+        self.versions = FileVersions(log, index)
         self.end = START
         self.published = Published(START, NO_TID, 0, 0)
 
@@ -69,7 +71,7 @@ class Medium:
     def chain(self, oid: Oid, position: int, tid: Tid) -> Iterator[Record]:
         """Yield the object's records, newest first; the index says that the first, of the
         revision *tid*, is at *position*."""
-        record = self.current_record(oid, position, tid)
+        record = self.current_record(oid, position & POSITION, tid)
         yield record
         while record.previous:
             older = self.log.record(record.previous)

@@ -23,7 +23,7 @@ from objdb.errors import CorruptedDataError
 from objdb.ids import NO_TID, Oid, Tid, format_tid
 from objdb.storage.file.format import NUMBER, START, TRANSACTION, VOTED
 from objdb.storage.file.index import Index
-from objdb.storage.file.log import Header, Log
+from objdb.storage.file.log import POSITION, Header, Log
 from objdb.storage.files import Files
 
 logger = logging.getLogger("objdb.storage.file")
@@ -102,10 +102,12 @@ def replay(log: Log, index: Index, state: LogState) -> CorruptedDataError | None
             positions: dict[Oid, int] = {}
             for record in log.records(header):
                 is_first = record.oid not in positions  # ZODB may write an object twice
-                positions[record.oid] = record.position
+                positions[record.oid] = record.place
                 entry = index.get(record.oid)
                 is_torn = entry is not None and entry[1] == NO_TID
-                is_new = entry is None or is_torn or (entry[0] >= start and not record.previous)
+                is_new = entry is None or is_torn or (
+                    entry[0] & POSITION >= start and not record.previous
+                )
                 state.objects += is_first and is_new
             index.reserve(positions)
             index.set_many(positions, header.tid)

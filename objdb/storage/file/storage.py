@@ -37,13 +37,15 @@ from objdb.interfaces import (
     IStorageRestoreable,
     IStorageSelfCheck,
     IStorageUndoable,
+    IStorageVersions,
 )
 from objdb.storage.commit import Staged
 from objdb.storage.file.checking import check_structure
 from objdb.storage.file.durability import GroupCommit, Ticket
 from objdb.storage.file.history import FileHistory
 from objdb.storage.file.index import Index
-from objdb.storage.file.log import Log, Written
+from objdb.storage.file.log import POSITION, Before, Log, Written
+from objdb.storage.file.lookup import IN_VERSION
 from objdb.storage.file.medium import Medium, Published
 from objdb.storage.file.opening import create_file, require_openable, take_lock
 from objdb.storage.file.recovery import LogState, cut_tail, next_transaction, open_log
@@ -54,7 +56,7 @@ DURABILITIES = ("sync", "os")
 
 @implementer(
     IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStoragePolling,
-    IStorageSelfCheck, IStorageRestoreable, IStorageUndoable,
+    IStorageSelfCheck, IStorageRestoreable, IStorageUndoable, IStorageVersions,
 )
 class FileStorage(FileHistory):
     """Keeps every revision in one file, in ZODB's format.
@@ -161,10 +163,15 @@ class FileStorage(FileHistory):
         """Return the size of the log, without space allocated ahead, in bytes."""
         return self._medium.end
 
-    def loadBefore(self, oid: Oid, tid: Tid) -> tuple[bytes, Tid, Tid | None] | None:
-        """See `RevisionStorage.loadBefore`. Raises `CorruptedDataError` where the index and the
+    def loadBefore(
+        self, oid: Oid, tid: Tid, version: str = ""
+    ) -> tuple[bytes, Tid, Tid | None] | None:
+        """See `VersionedStorage.loadBefore`. Raises `CorruptedDataError` where the index and the
         log disagree."""
-        found = self._load_plain(oid, tid)
+        if version:
+            found = self._load_plain(oid, tid, version.encode())
+        else:
+            found = self._load_plain(oid, tid)
         if found is not None:
             return found
         medium = self._medium
@@ -173,8 +180,8 @@ class FileStorage(FileHistory):
             self._require_open()
             raise POSKeyError(oid, database=self._name)
         position, current = entry
-        if current >= tid:
-            return self._load_older(medium, oid, tid, position, current)
+        if current >= tid or position >= IN_VERSION:
+            return self._load_older(medium, oid, tid, version, entry)
         data = medium.log.data(medium.current_record(oid, position, current))
         if data is None:
             raise POSKeyError(oid, database=self._name)
@@ -209,6 +216,42 @@ class FileStorage(FileHistory):
             raise POSKeyError(oid, database=self._name)
         return data
 
+    # -- versions
+
+    def _modified_in(self, version: str) -> dict[Oid, tuple[int, Tid]]:
+        unpublished = self._group.unpublished  # read before what is published
+        found = self._medium.versions.objects(version)
+        for ticket in unpublished:
+            for oid, own in ticket.written.versions.items():
+                found.pop(oid, None)
+                if own == version:
+                    found[oid] = ticket.positions[oid], ticket.tid
+        return found
+
+    def _version_names(self) -> list[str]:
+        names = set(self._medium.versions.names())
+        for ticket in self._group.unpublished:
+            names.update(ticket.written.versions.values())
+        return [name for name in names if name and self._modified_in(name)]
+
+    def _locked_among(self, entries: dict[Oid, tuple[int, Tid] | None]) -> dict[Oid, str]:
+        version_of = self._medium.versions.of
+        return {
+            oid: version_of(oid, entry) for oid, entry in entries.items()
+            if entry is not None and entry[0] >= IN_VERSION
+        }
+
+    def _latest_in(self, version: str) -> int:
+        """Return where the last record in *version* is, 0 if there is none. The slot is held."""
+        for ticket in reversed(self._group.unpublished):
+            here = [
+                ticket.positions[oid] & POSITION for oid, own in ticket.written.versions.items()
+                if own == version
+            ]
+            if here:
+                return max(here)
+        return self._medium.versions.latest(version)
+
     def self_check(self) -> list[str]:
         """See `IStorageSelfCheck`: the index against the log, and the chains of records."""
         medium = self._medium
@@ -233,19 +276,32 @@ class FileStorage(FileHistory):
         log = medium.log
         head = log.head(staged, staged.transaction, medium.end)
         end = medium.end + head.size
-        current = staged.current
-        previous = {oid: entry[0] for oid, entry in current.items() if entry is not None}
+        current, before = staged.current, self._before(staged)
         try:
             if end > log.allocated and self._preallocate_bytes:
                 log.allocate(end + self._preallocate_bytes)
             medium.index.reserve(current)
-            staged.medium = log.write(staged, head, previous)
+            staged.medium = log.write(staged, head, before)
         except OSError as error:
             self._take_back(end)
             raise StorageWriteError(
                 f"{self._name}: the transaction ({head.size} bytes) could not be written: {error}. "
                 "Nothing was committed; make space, or see to the disk, and try again"
             ) from error
+
+    def _before(self, staged: Staged) -> Before:
+        """Return what the records that are staged point to."""
+        current, locked = staged.current, staged.locked
+        previous = {oid: entry[0] for oid, entry in current.items() if entry is not None}
+        for oid in locked:
+            previous[oid] &= POSITION
+        outside = {}
+        for oid in staged.versions.keys() & previous.keys():
+            outside[oid] = previous[oid]
+            if oid in locked:
+                outside[oid] = self._medium.log.record(previous[oid]).outside
+        latest = {version: self._latest_in(version) for version in set(staged.versions.values())}
+        return Before(previous, outside, latest)
 
     def _take_back(self, end: int) -> None:
         """Leave zeros where a transaction was written that will not be.
@@ -304,7 +360,7 @@ class FileStorage(FileHistory):
         if not self._group.unpublished:
             return None
         end = self._medium.end
-        nothing = Written(end, end, {}, 0)
+        nothing = Written(end, end, {}, 0, {})
         ticket = Ticket(self._decided, nothing, lambda tid: None)
         self._group.join(ticket)
         return ticket
@@ -329,6 +385,8 @@ class FileStorage(FileHistory):
             medium.reader.end = written.end  # before the index leads there
             medium.index.set_many(written.positions, ticket.tid)
             medium.index.note_synced(written.end)
+            if written.versions:
+                medium.versions.update(written.versions, written.positions, ticket.tid)
             if written.positions:
                 self._note_oid(max(written.positions))
             self._since_checkpoint += len(written.positions) + 1
@@ -402,11 +460,13 @@ class FileStorage(FileHistory):
                 records = list(log.records(header))
             except CorruptedDataError:
                 return  # the writer is in the middle of it
-            positions = {record.oid: record.position for record in records}
+            positions = {record.oid: record.place for record in records}
+            versions = {record.oid: record.version for record in records}
             # The writer may have entered them into the index that we share.
             new = len({record.oid for record in records if not record.previous})
             medium.reader.end = header.end  # before the index leads there
             medium.index.set_many(positions, header.tid)
+            medium.versions.update(versions, positions, header.tid)
             if self._db is not None:
                 self._db.invalidate(header.tid, list(positions))
             medium.end = header.end
