@@ -197,7 +197,7 @@ static PyTypeObject PageTable_type = {
 
 /* ---- RecordReader: plain current records, read with one read or none ---- */
 
-#define IN_VERSION (UINT64_C(1) << 63)
+#define IN_VERSION (UINT64_C(3) << 62)
 #define VERSION_HEADER 16
 
 typedef struct {

@@ -17,7 +17,7 @@ from typing import Any
 
 from objdb.errors import CorruptedDataError, ObjdbError, POSKeyError
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid, format_oid, format_tid
-from objdb.interfaces import IStorageIteration, IStorageSelfCheck
+from objdb.interfaces import IStorageIteration, IStorageSelfCheck, IStorageVersions
 from objdb.records.references import record_class_name, references
 
 
@@ -64,7 +64,8 @@ def check(storage: Any) -> CheckReport:
         report.problems.append(str(error))
     living = [oid for oid, tid in current.items() if tid is not None]
     report.objects = len(living)
-    referred = dict(_check_objects(storage, report, living))
+    in_version = _versions_of(storage)
+    referred = dict(_check_objects(storage, report, living, in_version))
     if ROOT_OID in referred:
         report.reachable = len(_reachable(referred))
     elif living:
@@ -106,26 +107,51 @@ def _check_revision(storage: Any, report: CheckReport, revision: Any) -> None:
     )
 
 
+def _versions_of(storage: Any) -> dict[Oid, str]:
+    """Return the versions of the objects that are in one."""
+    if not IStorageVersions.providedBy(storage):
+        return {}
+    return {
+        oid: version
+        for version in storage.versions() for oid in storage.objects_in_version(version)
+    }
+
+
 def _check_objects(
-    storage: Any, report: CheckReport, living: list[Oid]
+    storage: Any, report: CheckReport, living: list[Oid], in_version: dict[Oid, str]
 ) -> Iterator[tuple[Oid, list[Oid]]]:
-    """Yield (oid, the oids it refers to), noting references that lead nowhere."""
+    """Yield (oid, the oids it refers to, in its version or outside), noting references that lead
+    nowhere."""
     exists = set(living)
     for oid in living:
+        targets: list[Oid] = []
         try:
-            found = storage.loadBefore(oid, MAX_TID)
-            record = found[0] if found else b""
-            targets = references(record)
+            for record in _records(storage, oid, in_version.get(oid, "")):
+                here = references(record)
+                targets += here
+                for target in here:
+                    if target not in exists:
+                        report.problems.append(
+                            f"object {format_oid(oid)} ({record_class_name(record)}) refers to "
+                            f"{format_oid(target)}, which does not exist"
+                        )
         except ObjdbError as error:
             report.problems.append(f"object {format_oid(oid)}: {error}")
             continue
-        for target in targets:
-            if target not in exists:
-                report.problems.append(
-                    f"object {format_oid(oid)} ({record_class_name(record)}) refers to "
-                    f"{format_oid(target)}, which does not exist"
-                )
         yield oid, targets
+
+
+def _records(storage: Any, oid: Oid, version: str) -> Iterator[bytes]:
+    """Yield the current record of an object, and, if it is in a version, the one outside."""
+    if not version:
+        found = storage.loadBefore(oid, MAX_TID)
+        yield found[0] if found else b""
+        return
+    yield storage.loadBefore(oid, MAX_TID, version)[0]
+    try:
+        yield storage.loadBefore(oid, MAX_TID)[0]
+    except POSKeyError:  # it was created in the version
+        return
 
 
 def _reachable(referred: dict[Oid, list[Oid]]) -> set[Oid]:

@@ -168,7 +168,8 @@ EXAMPLES: dict[str, Any] = {
     "record": b"r", "position": 4096, "pid": 42, "host": "machine", "size": 10, "limit": 5,
     "attribute_path": "Person.x", "committed": ("a.fs",), "unknown": ("b.fs",),
     "not_committed": ("c.fs",), "holders": ("thread 'a' for 1.0 s",), "tid": b"\3" * 8,
-    "reason": "it is packed", "reasons": ((bytes(7) + b"\x2a", "it was changed"),),
+    "version": "plan", "reason": "it is packed",
+    "reasons": ((bytes(7) + b"\x2a", "it was changed"),),
 }
 
 

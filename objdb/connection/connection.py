@@ -205,7 +205,7 @@ class Connection(ObjectCommitter):
         self.transaction_manager = manager
         self._owner = get_ident() if is_thread_bound else None
         self._phase = Phase.IDLE
-        self._load_before = self._load_committed
+        self._bind_storage()
         self._isolation = isolation if past is None else "snapshot"
         self._past = past
         if past is not None and self._snapshot == NO_TID:  # else it was here before

@@ -63,9 +63,6 @@ class ObjectLoader(LoadPath):
         self._db = db
         self._storage = db.storage
         self._version = version  # which this connection works in, always
-        self._load_committed: Callable[..., Any] = db.storage.loadBefore
-        if version:
-            self._load_committed = partial(db.storage.loadBefore, version=version)
         self._load_before = self._load_when_closed
         self._cache = PickleCache(self, cache_size, cache_size_bytes)
         self._counts_bytes = cache_size_bytes > 0
@@ -202,6 +199,13 @@ class ObjectLoader(LoadPath):
     if TYPE_CHECKING:  # see `committing`
 
         def _refuse_commit(self, error: ReadConflictError) -> None: ...
+
+    def _bind_storage(self) -> None:
+        """Load what this connection's version shows from its storage."""
+        self._load_committed: Callable[..., Any] = self._storage.loadBefore
+        if self._version:
+            self._load_committed = partial(self._load_committed, version=self._version)
+        self._load_before = self._load_committed
 
     def _load_with_savepoints(self, oid: Oid, before: Tid) -> Any:
         """Return what a savepoint has put away for *oid*, else what the storage has."""

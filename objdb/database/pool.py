@@ -297,9 +297,9 @@ class ConnectionPool:
     def _timeout(self, what: str) -> PoolTimeoutError:
         holders = tuple(holder.describe() for holder in self._out.values())
         hint = "" if self.record_stacks else " DB(record_stacks=True) tells where they were opened."
+        what = what.format(self.size, self.wait, self._option)
         return PoolTimeoutError(
-            f"{what.format(self.size, self.wait, self._option)}{hint} Held by:\n  " + "\n  ".join(holders),
-            holders=holders,
+            f"{what}{hint} Held by:\n  " + "\n  ".join(holders), holders=holders
         )
 
     def give_back(self, connection: Connection) -> bool:

@@ -20,7 +20,7 @@ from objdb.database.together import StorageCommit, StorageRequest, request_for
 from objdb.errors import POSKeyError, ReadOnlyError, Unsupported, VersionCommitError
 from objdb.ids import MAX_TID, Oid, Tid
 from objdb.interfaces import IStorageHistory, IStorageVersions
-from objdb.records.conflicts import changed_attributes
+from objdb.records.differences import changed_attributes
 from objdb.records.references import record_class_name
 from objdb.storage.versions import require_name
 

@@ -272,7 +272,8 @@ class RevisionStorage(ABC):
         revision; resolve what conflicts."""
         bases = staged.bases
         staged.current = self._find_current(bases)
-        self._check_locks(staged)
+        if self.supportsVersions():
+            self._check_locks(staged)
         if staged.reads:
             self._check_reads(staged, staged.reads)
         for version, reads in staged.version_reads.items():
@@ -288,8 +289,9 @@ class RevisionStorage(ABC):
             if current != base and base is not None:
                 self._resolve_conflict(staged, oid, base, current)
 
-    def _check_locks(self, staged: Staged) -> None:
-        """Raise `VersionLockError` for a write of what is changed in another version."""
+    if TYPE_CHECKING:  # of storages that support versions
+
+        def _check_locks(self, staged: Staged) -> None: ...
 
     def _check_reads(self, staged: Staged, reads: dict[Oid, Tid], version: str = "") -> None:
         for oid, current in self._find_stale(reads, version):

@@ -131,7 +131,7 @@ class VersionConformance:
         r2 = self.store(versioned, oid, r1, b"in 2", "plan")
         r3 = self.commit_version(versioned, "plan")
         r4 = self.store(versioned, oid, r3, b"out 2")
-        seen = {
+        seen: dict[str, list[tuple[Tid, bytes, Tid, Tid | None]]] = {
             "": [(r0, b"out", r0, r3), (r1, b"out", r0, r3), (r2, b"out", r0, r3)],
             "plan": [(r0, b"out", r0, r1), (r1, b"in", r1, r2), (r2, b"in 2", r2, r3)],
         }
@@ -183,7 +183,7 @@ class VersionConformance:
 
     def test_conflict_in_a_version(self, versioned: Any) -> None:
         """Two who change an object in one version conflict, or are merged there."""
-        oid, first, second = self.changed_in(versioned, "plan")
+        oid, first, _ = self.changed_in(versioned, "plan")
         with pytest.raises(ConflictError):
             self.store(versioned, oid, first, b"late", "plan")
         versioned.registerDB(Joining())
@@ -297,7 +297,7 @@ class VersionConformance:
 
     def test_changed_before_the_vote(self, versioned: Any) -> None:
         """What others do in a version until the vote is committed, or aborted, with it."""
-        oid, first, second = self.changed_in(versioned, "plan")
+        oid, _, second = self.changed_in(versioned, "plan")
         transaction = begin(versioned, lambda t: versioned.commitVersion("plan", "", t))
         self.store(versioned, oid, second, b"in 2", "plan")
         joined = versioned.new_oid()

@@ -81,19 +81,19 @@ def test_a_sync_that_fails() -> None:
                 connection.root()[name]["n"] = 1
 
         async def main() -> None:
-            sync = db.storage._file.sync
+            sync = db.storage._medium.file.sync
 
             def fail() -> None:
                 raise OSError(errno.EIO, "the disk is broken")
 
-            db.storage._file.sync = fail
+            db.storage._medium.file.sync = fail
             results = await asyncio.gather(change("p"), change("q"), return_exceptions=True)
             assert {type(result) for result in results} == {objdb.StorageFailedError}
             async with db.transaction() as connection:
                 assert dict(connection.root()["p"]) == dict(connection.root()["q"]) == {}
             with pytest.raises(objdb.StorageFailedError):
                 await change("p")
-            db.storage._file.sync = sync
+            db.storage._medium.file.sync = sync
             assert_quiet(db)
 
         run(main())
@@ -106,7 +106,8 @@ def test_nobody_waits_for_who_does_not_wait_yet() -> None:
     coming, published = iter(gates), []
     group = GroupCommit(lambda: next(coming).pass_through(), lambda t: published.append(t.tid))
     first, later, last = (
-        Ticket(bytes([number]) * 8, Written(0, 0, {}, 0), lambda tid: None) for number in range(3)
+        Ticket(bytes([number]) * 8, Written(0, 0, {}, 0, {}), lambda tid: None)
+        for number in range(3)
     )
     group.join(first)
     leading = Worker(lambda: group.wait(first))
@@ -132,7 +133,8 @@ def test_alone_it_leads_when_it_waits() -> None:
     coming, published = iter(gates), []
     group = GroupCommit(lambda: next(coming).pass_through(), lambda t: published.append(t.tid))
     one, two = (
-        Ticket(bytes([number]) * 8, Written(0, 0, {}, 0), lambda tid: None) for number in range(2)
+        Ticket(bytes([number]) * 8, Written(0, 0, {}, 0, {}), lambda tid: None)
+        for number in range(2)
     )
     group.join(one, waits_at_once=False)
     group.join(two, waits_at_once=False)

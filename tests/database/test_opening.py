@@ -271,12 +271,6 @@ def test_interfaces_are_kept(databases: Databases) -> None:
         verifyObject(IConnection, connection)
 
 
-def test_versions_are_refused(databases: Databases) -> None:
-    """Opening in a version is refused until there are versions."""
-    with pytest.raises(objdb.Unsupported, match="version"):
-        databases.open(None).open("a version")
-
-
 def test_the_storage_is_closed_with_the_database(tmp_path: Path) -> None:
     """Closing closes the storage; a second close does nothing; a closed database opens no
     connection."""

@@ -34,7 +34,7 @@ class FileHistory(UndoableStorage):
 
     _medium: Medium
 
-    def _load_older(
+    def _load_unusual(
         self, medium: Medium, oid: Oid, tid: Tid, version: str, entry: tuple[int, Tid]
     ) -> tuple[bytes, Tid, Tid | None] | None:
         later: list[Record] = []
@@ -82,7 +82,8 @@ class FileHistory(UndoableStorage):
             if len(entries) == size:
                 break
             header = medium.log.header(record.transaction, medium.file.size())
-            entries.append(history_entry(record.tid, _metadata(header), record.size, record.version))
+            metadata = _metadata(header)
+            entries.append(history_entry(record.tid, metadata, record.size, record.version))
         return entries
 
     def iterator(

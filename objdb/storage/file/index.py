@@ -1,5 +1,5 @@
-"""Where each object's current record is: oid → (position, tid), in a mapped file. The first bit of
-the position is set where that record is in a version.
+"""Where each object's current record is: oid → (position, tid), in a mapped file. The first two
+bits of the position are set where that record is in a version.
 
 The index lies beside the log as `<path>.oidx`. Integers are unsigned, big-endian, 8 bytes.
 
@@ -108,7 +108,7 @@ class Index(PageTable):
         """Yield (oid, entry) of the objects whose current record is in a version."""
         for prefix, page in list(self.pages.items()):
             first_bytes = self.map[page : page + PAGE : 16]
-            if max(first_bytes, default=0) >= 0x80:
+            if max(first_bytes, default=0) >= 0xC0:
                 yield from self._in_versions(prefix + bytes([last]) for last in range(_ENTRIES))
         # What is in memory only; where there is such, the file is another process's.
         pages = self.pages

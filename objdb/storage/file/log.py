@@ -44,7 +44,7 @@ _CHUNK = 4 * 1024 * 1024
 # map stays resident.
 _MOST_MAPPED = 256 * 1024
 _CRC = struct.Struct(">I")
-POSITION = IN_VERSION - 1  # the part of an index entry's position that is one
+POSITION = (1 << 62) - 1  # the part of an index entry's position that is one
 
 
 class Header(NamedTuple):
@@ -218,7 +218,9 @@ class Log:
 
     def record(self, place: int) -> Record:
         """Return the data record at a position, as the index has it, without its data."""
-        position = place & POSITION
+        position = place - IN_VERSION if place >= IN_VERSION else place
+        if position > POSITION:
+            raise self.damaged(position, "no file is as long as that")
         return self._parse_record(self.file.read_at(RECORD.size, position), position)
 
     def _parse_record(self, block: bytes, position: int) -> Record:

@@ -3,7 +3,8 @@
     oid ─► PageTable.get: pages[first 7 bytes] ─► page + 16 * (last byte) ─► (position, tid)
         ─► RecordReader.load: one read at the position, or none ─► header checked ─► record
 
-The position of a record that is in a version has its first bit set (`IN_VERSION`).
+The position of a record that is in a version has its first two bits set (`IN_VERSION`): both, so
+that damage to one of them is noticed.
 
 These classes are the reference. Where the accelerator was built, its classes of the same names
 take their place.
@@ -18,7 +19,7 @@ from typing import Any
 from objdb.ids import NO_TID, Oid, Tid
 from objdb.storage.file.format import RECORD, VERSION
 
-IN_VERSION = 1 << 63
+IN_VERSION = 3 << 62
 _RECORD_BYTES = RECORD.size
 _unpack_record = RECORD.unpack_from
 _unpack_entry = struct.Struct(">Q8s").unpack_from

@@ -20,8 +20,8 @@ from objdb.errors import CorruptedDataError
 from objdb.ids import NO_TID, Oid, Tid
 from objdb.storage.file.format import START
 from objdb.storage.file.index import Index
-from objdb.storage.file.log import POSITION, Header, Log, Record
-from objdb.storage.file.lookup import RecordReader
+from objdb.storage.file.log import Header, Log, Record
+from objdb.storage.file.lookup import IN_VERSION, RecordReader
 from objdb.storage.file.seeking import position_behind, position_by_walking
 from objdb.storage.file.versions import FileVersions
 from objdb.storage.files import File
@@ -71,7 +71,9 @@ class Medium:
     def chain(self, oid: Oid, position: int, tid: Tid) -> Iterator[Record]:
         """Yield the object's records, newest first; the index says that the first, of the
         revision *tid*, is at *position*."""
-        record = self.current_record(oid, position & POSITION, tid)
+        if position >= IN_VERSION:
+            position -= IN_VERSION
+        record = self.current_record(oid, position, tid)
         yield record
         while record.previous:
             older = self.log.record(record.previous)

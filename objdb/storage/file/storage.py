@@ -179,13 +179,7 @@ class FileStorage(FileHistory):
         if entry is None:
             self._require_open()
             raise POSKeyError(oid, database=self._name)
-        position, current = entry
-        if current >= tid or position >= IN_VERSION:
-            return self._load_older(medium, oid, tid, version, entry)
-        data = medium.log.data(medium.current_record(oid, position, current))
-        if data is None:
-            raise POSKeyError(oid, database=self._name)
-        return data, current, None
+        return self._load_unusual(medium, oid, tid, version, entry)
 
     def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, tuple[int, Tid] | None]:
         find = self._current if self._group.unpublished else self._medium.index.get
