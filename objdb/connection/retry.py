@@ -37,9 +37,12 @@ class Attempt:
     After a conflict, the next attempt has the user, note and extension of this one.
     """
 
-    def __init__(self, db: Any, note: str | None, *, is_last: bool, before: Attempt | None) -> None:
+    def __init__(
+        self, db: Any, note: str | None, version: str, *, is_last: bool, before: Attempt | None
+    ) -> None:
         self._db = db
         self._note = note
+        self._version = version
         self._is_last = is_last
         self._before = before
         self._manager: Any = None
@@ -49,7 +52,9 @@ class Attempt:
     def __enter__(self) -> Connection:
         self._begin()
         try:
-            connection: Connection = self._db.open(transaction_manager=self._manager)
+            connection: Connection = self._db.open(
+                self._version, transaction_manager=self._manager
+            )
         except BaseException:
             self._manager.abort()
             raise
@@ -71,7 +76,9 @@ class Attempt:
     async def __aenter__(self) -> Connection:
         self._begin()
         try:
-            connection: Connection = await self._db.aopen(transaction_manager=self._manager)
+            connection: Connection = await self._db.aopen(
+                self._version, transaction_manager=self._manager
+            )
         except BaseException:
             self._manager.abort()
             raise
@@ -136,8 +143,8 @@ class Attempt:
 class Block(Attempt):
     """A transaction that is tried once: whatever its block raises goes on."""
 
-    def __init__(self, db: Any, note: str | None) -> None:
-        super().__init__(db, note, is_last=True, before=None)
+    def __init__(self, db: Any, note: str | None, version: str) -> None:
+        super().__init__(db, note, version, is_last=True, before=None)
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> Literal[False]:
         super().__exit__(kind, error, traceback)
@@ -154,12 +161,15 @@ class Attempts:
     ValueError unless *tries* is positive.
     """
 
-    def __init__(self, db: Any, tries: int, note: str | None = None) -> None:
+    def __init__(
+        self, db: Any, tries: int, note: str | None = None, version: str = ""
+    ) -> None:
         if tries < 1:
             raise ValueError(f"tries is {tries}; at least 1 makes sense")
         self._db = db
         self._tries = tries
         self._note = note
+        self._version = version
         self._number = 0
         self._attempt: Attempt | None = None
 
@@ -195,6 +205,7 @@ class Attempts:
     def _next(self) -> Attempt:
         self._number += 1
         self._attempt = Attempt(
-            self._db, self._note, is_last=self._number == self._tries, before=self._attempt
+            self._db, self._note, self._version, is_last=self._number == self._tries,
+            before=self._attempt,
         )
         return self._attempt

@@ -36,7 +36,7 @@ class AsyncDatabase:
     _pool_of: Callable[[str], ConnectionPool]
     storage: Any
     return_connection: Callable[[Connection], None]
-    attempts: Callable[[int, str | None], Attempts]
+    attempts: Callable[[int, str | None, str], Attempts]
 
     def aopen(
         self, version: str = "", *, temporary: bool = False, transaction_manager: Any = None,
@@ -77,7 +77,7 @@ class AsyncDatabase:
 
     async def arun(
         self, function: Callable[[Connection], Awaitable[Result] | Result], tries: int = 3,
-        note: str | None = None,
+        note: str | None = None, version: str = "",
     ) -> Result:
         """Call `function(connection)`, and await what it returns if that can be awaited, in a
         transaction; again after a conflict, up to *tries* times. Return its result when its
@@ -87,7 +87,7 @@ class AsyncDatabase:
         tries. When it is cancelled during the commit, the commit may have happened.
         """
         result: Any = None
-        async for attempt in self.attempts(tries, note):
+        async for attempt in self.attempts(tries, note, version):
             async with attempt as connection:
                 result = function(connection)
                 if inspect.isawaitable(result):

@@ -296,29 +296,32 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions):
 
     # -- transactions
 
-    def transaction(self, note: str | None = None) -> Block:
+    def transaction(self, note: str | None = None, version: str = "") -> Block:
         """Give a connection in a transaction of its own: committed at the end of the block,
         aborted when the block raises. For `with`, and for `async with`.
 
-        *note* describes the transaction in the history.
+        *note* describes the transaction in the history; *version* is the one to work in.
         """
-        return Block(self, note)
+        return Block(self, note, version)
 
-    def attempts(self, tries: int = 3, note: str | None = None) -> Attempts:
+    def attempts(
+        self, tries: int = 3, note: str | None = None, version: str = ""
+    ) -> Attempts:
         """Yield up to *tries* attempts at a transaction, until one succeeds.
 
         `for attempt in db.attempts(3): with attempt as connection: ...` runs the block again
         after a `ConflictError`. The last attempt's error is raised. `async for` and `async with`
         do the same.
         """
-        return Attempts(self, tries, note)
+        return Attempts(self, tries, note, version)
 
     def run(
-        self, function: Callable[[Connection], Result], tries: int = 3, note: str | None = None
+        self, function: Callable[[Connection], Result], tries: int = 3, note: str | None = None,
+        version: str = "",
     ) -> Result:
         """Call `function(connection)` in a transaction, again after a conflict, up to *tries*
         times; return what it returned when its transaction was committed."""
-        for attempt in self.attempts(tries, note):
+        for attempt in self.attempts(tries, note, version):
             with attempt as connection:
                 result = function(connection)
         return result

@@ -225,17 +225,24 @@ class MappingStorage(UndoableStorage):
                 if oid in staged.repeats:
                     self._repeats[oid, tid] = staged.repeats[oid].tid
                 if oid in staged.versions:
-                    self._versions[oid, tid] = staged.versions[oid], self._outside_tid(oid)
+                    self._versions[oid, tid] = staged.versions[oid], self._outside_tid(staged, oid)
                 self._revisions.setdefault(oid, []).append((tid, record))
                 self._note_oid(oid)
                 oids.append(oid)
             self._transactions.append((tid, staged.transaction, oids, staged.status))
             self._last_tid = tid
 
-    def _outside_tid(self, oid: Oid) -> Tid | None:
-        """Return the tid of the revision that is seen outside any version now."""
+    def _outside_tid(self, staged: Staged, oid: Oid) -> Tid | None:
+        """Return the tid of what is seen outside when the staged revision, in a version, is
+        current: see `versions`."""
         history = self._revisions.get(oid)
-        return None if history is None else self._seen(oid, history[-1][0], "")
+        if history is None:
+            return None
+        current = oid, history[-1][0]
+        repeat = staged.repeats.get(oid)
+        if current not in self._versions and repeat and (oid, repeat.tid) in self._versions:
+            return self._versions[oid, repeat.tid][1]
+        return self._seen(*current, "")
 
     def _discard(self, staged: Staged) -> None:
         pass

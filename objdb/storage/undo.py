@@ -204,6 +204,11 @@ class UndoableStorage(VersionedStorage):
             if current != undone:
                 if version_before not in ("", version):
                     raise _obstacle(tid, oid, _left(base, version_before))
+                if version and oid in staged.requested and not self._is_in(oid, version):
+                    raise _obstacle(
+                        tid, oid, f"it comes back to the version {version!r} in this transaction. "
+                        "Commit that first"
+                    )
                 merged = self._merged(staged, tid, change, undone, current, base)
                 return base, merged, None, version
         record, repeat = (None, None) if before is None else self._bring_back(before)
@@ -211,6 +216,10 @@ class UndoableStorage(VersionedStorage):
         if is_uncreated and oid == ROOT_OID:
             raise _obstacle(tid, oid, "the root object would not exist")
         return base, record, repeat, "" if is_uncreated else version_before
+
+    def _is_in(self, oid: Oid, version: str) -> bool:
+        """Whether the current revision is in a version."""
+        return self._locked_among(self._find_current([oid])).get(oid) == version
 
     def _merged(
         self, staged: Staged, tid: Tid, change: Change, undone: bytes | None,

@@ -15,6 +15,13 @@ Committing and aborting a version are transactions like others: they write a rev
 object that is in it, which repeats the data of one that is there already. So they can be undone,
 and undoing the first change of an object in a version takes it out of the version again.
 
+What is outside while an object is in a version follows from its chain, so that a copy has it too:
+
+    the revision before is in a version    what is outside of that
+    else, it repeats one in a version      what is outside of that (the commit, or abort, of a
+                                           version is undone)
+    else                                   the revision before
+
 What they write is planned when they are asked for, and planned again at the vote, with the commit
 slot held, if the version has changed meanwhile.
 """

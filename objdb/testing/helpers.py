@@ -73,7 +73,8 @@ def contents(storage: Any) -> list[Any]:
     return [
         (
             transaction.tid, transaction.status, transaction.user, transaction.description,
-            transaction.extension, [(r.oid, r.tid, r.data, r.data_txn) for r in transaction],
+            transaction.extension,
+            [(r.oid, r.tid, r.data, r.version, r.data_txn) for r in transaction],
         )
         for transaction in storage.iterator()
     ]

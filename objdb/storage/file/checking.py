@@ -17,7 +17,7 @@ def check_structure(log: Log, index: Index, end: int, objects: int) -> list[str]
     """
     problems: list[str] = []
     last: dict[Oid, tuple[int, Tid]] = {}
-    outside: dict[Oid, int] = {}  # the last record outside any version
+    outside: dict[Oid, int] = {}  # which record is seen outside any version
     position, tid = START, NO_TID
     while position < end:
         header = next_transaction(log, position, end, tid)
@@ -34,12 +34,18 @@ def check_structure(log: Log, index: Index, end: int, objects: int) -> list[str]
                     f"the record of {format_oid(record.oid)} at {record.position} says its "
                     f"previous one is at {record.previous}; it is at {before}"
                 )
-            if record.version and record.outside != outside.get(record.oid, 0):
-                problems.append(
-                    f"the record of {format_oid(record.oid)} at {record.position}, in the version "
-                    f"{record.version!r}, says that outside it is at {record.outside}; it is at "
-                    f"{outside.get(record.oid, 0)}"
-                )
+            if record.version:
+                expected = [outside.get(record.oid, 0)]
+                target = None if record.size else log.target(record)
+                if target is not None and target.version:
+                    expected.append(target.outside)
+                if record.outside not in expected:
+                    problems.append(
+                        f"the record of {format_oid(record.oid)} at {record.position}, in the "
+                        f"version {record.version!r}, says that outside it is at "
+                        f"{record.outside}; it is at {expected[0]}"
+                    )
+                outside[record.oid] = record.outside
             here[record.oid] = record.place, record.tid
         last.update(here)
         outside.update(

@@ -289,11 +289,15 @@ class FileStorage(FileHistory):
         previous = {oid: entry[0] for oid, entry in current.items() if entry is not None}
         for oid in locked:
             previous[oid] &= POSITION
-        outside = {}
+        log, outside = self._medium.log, {}
         for oid in staged.versions.keys() & previous.keys():
             outside[oid] = previous[oid]
             if oid in locked:
-                outside[oid] = self._medium.log.record(previous[oid]).outside
+                outside[oid] = log.record(previous[oid]).outside
+            elif oid in staged.repeats:
+                repeated = log.record(staged.repeats[oid].position)
+                if repeated.version:
+                    outside[oid] = repeated.outside
         latest = {version: self._latest_in(version) for version in set(staged.versions.values())}
         return Before(previous, outside, latest)
 
