@@ -88,11 +88,11 @@ def history(database: str, oid: Oid, limit: int, as_json: bool) -> None:
         show_json(entries)
         return
     show_table(
-        ["tid", "time", "user", "size", "description"],
+        ["tid", "time", "user", "size", "version", "description"],
         (
             [
                 entry["tid"].hex(), show_time(entry["time"]), entry["user_name"],
-                show_bytes(entry["size"]), entry["description"],
+                show_bytes(entry["size"]), entry["version"], entry["description"],
             ]
             for entry in entries
         ),

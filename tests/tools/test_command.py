@@ -255,3 +255,76 @@ def test_as_a_program(terminal: Terminal) -> None:
     assert "3 objects" in done.stdout
     assert format_oid(b"\0" * 8) == "0x0"
     transaction.abort()
+
+
+@pytest.fixture
+def planned(terminal: Terminal) -> Terminal:
+    """The same, with a version, "next year", that changes one object and makes another."""
+    with (
+        objdb.DB(terminal.path) as db,
+        db.transaction(note="older, by then", version="next year") as connection,
+    ):
+        connection.transaction_manager.get().user = "ann"
+        connection.root()["person"].age = 40
+        connection.root()["person"].friend = Person("friend")
+    return terminal
+
+
+def age(terminal: Terminal, version: str = "") -> int:
+    """The age of the person in a version."""
+    with objdb.DB(terminal.path) as db, db.transaction(version=version) as connection:
+        return int(connection.root()["person"].age)
+
+
+def test_versions(planned: Terminal) -> None:
+    """The versions, and what is in one."""
+    (entry,) = planned.json("versions")
+    assert (entry["version"], entry["changed"], entry["new"]) == ("next year", 1, 1)
+    assert entry["users"] == ["ann"]
+    assert "next year" in planned.out("versions")
+    person, friend = planned.json("versions", "next year")
+    assert person["attributes"]["age"] == ["3", "40"] and not person["new"]
+    assert friend["new"] and friend["by"][0]["description"] == "older, by then"
+    shown = planned.out("versions", "next year")
+    assert "age: 3 -> 40" in shown and "ann older, by then" in shown and ", new" in shown
+    assert planned.out("versions", "of nobody") == ""
+    assert "next year" in planned.out("history", person["oid"])
+
+
+def test_the_end_of_a_version(planned: Terminal) -> None:
+    """A version is committed, moved, aborted; not with --dry-run."""
+    for option in ("--commit", "--abort"):
+        planned.out("versions", "next year", option, "--dry-run")
+        assert len(planned.json("versions")) == 1
+    assert planned.out("versions", "next year", "--commit", "--to", "2028").endswith("done\n")
+    assert (age(planned, "next year"), age(planned, "2028")) == (3, 40)
+    planned.out("versions", "2028", "--commit", "--user", "ben", "--note", "settled")
+    assert age(planned) == 40 and planned.json("versions") == []
+    (entry,) = planned.json("undolog", "--limit", "1")
+    assert (entry["user_name"], entry["description"]) == ("ben", "settled")
+    planned.out("undo", entry["id"])
+    assert age(planned) == 3
+    planned.out("versions", "2028", "--abort", "--json")
+    assert age(planned, "2028") == 3
+    (entry,) = planned.json("undolog", "--limit", "1")
+    assert entry["description"] == "abort the version 2028"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--commit"], 2, "VERSION"), (["next year", "--to", "x"], 2, "--commit"),
+        (["next year", "--commit", "--abort"], 2, "exclude"),
+        (["nobody's", "--commit"], 1, "'next year'"), (["nobody's", "--abort"], 1, "'next year'"),
+        (["next year", "--commit", "--to", "next year"], 1, "different"),
+        (["x" * 70_000], 1, "65535"), (["", "--abort"], 1, "empty name"),
+    ],
+)
+def test_wrong_words_about_versions(
+    planned: Terminal, words: list[str], code: int, told: str
+) -> None:
+    """What makes no sense is told in a sentence, and changes nothing."""
+    result = planned.run("versions", *words)
+    assert result.exit_code == code and told in result.output
+    assert "Traceback" not in result.output
+    assert (age(planned), age(planned, "next year")) == (3, 40)
