@@ -151,7 +151,7 @@ class CopyConformance:
             copy.tpc_vote(transaction)
             copy.tpc_finish(transaction)
         found = [revision for transaction in contents(copy) for revision in transaction[-1]]
-        assert [(record, repeats) for _, _, record, repeats in found] == [
+        assert [(record, repeats) for _, _, record, repeats, _ in found] == [
             (b"one", None), (b"two", None), (b"one", tids[0]), (b"three", None),
         ]
 

@@ -74,7 +74,7 @@ def contents(storage: Any) -> list[Any]:
         (
             transaction.tid, transaction.status, transaction.user, transaction.description,
             transaction.extension,
-            [(r.oid, r.tid, r.data, r.version, r.data_txn) for r in transaction],
+            [(r.oid, r.tid, r.data, r.data_txn, r.version) for r in transaction],
         )
         for transaction in storage.iterator()
     ]

@@ -164,8 +164,8 @@ class UndoConformance:
         tid = undo(undoable, tids[2])
         again = undo(undoable, undo(undoable, tid))
         _, last, _ = [t[-1] for t in contents(undoable)][-3:]
-        assert last == [(oid, last[0][1], b"three", tids[2])]
-        assert contents(undoable)[-1][-1] == [(oid, again, b"two", tids[1])]
+        assert last == [(oid, last[0][1], b"three", tids[2], "")]
+        assert contents(undoable)[-1][-1] == [(oid, again, b"two", tids[1], "")]
 
     # -- what has changed since
 

@@ -20,9 +20,10 @@ from objdb.errors import (
     VersionLockError,
 )
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid, next_tid
-from objdb.interfaces import IStorageUndoable, IStorageVersions
+from objdb.interfaces import IStorageRestoreable, IStorageUndoable, IStorageVersions
 from objdb.storage.commit import TransactionMetaData
-from objdb.testing.helpers import Make, commit, require, undo
+from objdb.storage.memory import MappingStorage
+from objdb.testing.helpers import Make, commit, contents, require, undo
 from objdb.testing.undoing import Joining
 
 Action = Callable[[Any], object]  # called with the transaction
@@ -377,6 +378,31 @@ class VersionConformance:
             with pytest.raises(VersionLockError):
                 self.store(again, oid, first, b"late")
             self.commit_version(again, "plan")
+
+    def test_copied_versions(self, make_storage: Make, versioned: Any) -> None:
+        """A copy has the versions: who sees what, at any time, and what is locked."""
+        require(versioned, IStorageRestoreable)
+        oid, _, _ = self.changed_in(versioned, "plan")
+        created = versioned.new_oid()
+        self.store(versioned, created, NO_TID, b"new", "plan")
+        tids = [self.commit_version(versioned, "plan")]
+        tids += [undo(versioned, tids[0]), self.commit_version(versioned, "plan", "better")]
+        tids.append(self.abort_version(versioned, "better"))
+        tids.append(undo(versioned, tids[-1]))
+        copy = MappingStorage()
+        copy.copyTransactionsFrom(versioned)
+        assert contents(copy) == contents(versioned)
+        assert copy.versions() == versioned.versions() == ["better"]
+        for tid in tids:
+            for version in ("", "plan", "better"):
+                question = oid, next_tid(tid), version
+                assert copy.loadBefore(*question) == versioned.loadBefore(*question)
+        if not self.persistent:  # type: ignore[attr-defined]
+            return
+        versioned.close()
+        with make_storage() as again:
+            assert contents(again) == contents(copy)
+            assert again.objects_in_version("better") == copy.objects_in_version("better")
 
     # -- undo
 
