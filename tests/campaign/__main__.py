@@ -42,7 +42,8 @@ def kills(directory: Path, seed: int) -> None:
         [{}, {"checkpoint_records": 20}, {"preallocate_bytes": 0}, {"durability": "os"}]
     )
     for _ in range(10):
-        kill_once(directory / "data.fs", chance, **options)
+        way = chance.choice(["plain", "versions", "undo"])
+        kill_once(directory / "data.fs", chance, way, **options)
 
 
 def races(directory: Path, seed: int) -> None:

@@ -17,13 +17,17 @@ THREADS = 4
 ROOT = Path(__file__).parents[2]
 
 
-def kill_once(path: Path, chance: random.Random, **options: Any) -> dict[int, int]:
-    """Start a writer on *path*, kill it after a random number of acknowledgements, and verify the
-    file. *options* are FileStorage's. Return the last number acknowledged to each thread."""
+def kill_once(
+    path: Path, chance: random.Random, way: str = "plain", **options: Any
+) -> dict[int, int]:
+    """Start a writer on *path*, which writes in this way, kill it after a random number of
+    acknowledgements, and verify the file. *options* are FileStorage's. Return the last number
+    acknowledged to each thread."""
     patience = chance.randrange(1, 120)
     command = [sys.executable, "-m", "tests.campaign.writer"]
     process = subprocess.Popen(
-        [*command, str(path), str(THREADS), json.dumps(options)], stdout=subprocess.PIPE, cwd=ROOT
+        [*command, str(path), str(THREADS), way, json.dumps(options)],
+        stdout=subprocess.PIPE, cwd=ROOT,
     )
     assert process.stdout is not None
     try:
@@ -56,4 +60,10 @@ def verify(path: Path, acknowledged: dict[int, int]) -> None:
                 # One commit may have been decided and not acknowledged.
                 assert least <= first, f"lost: thread {thread} was told {least}, has {first}"
                 assert first <= least + 1 or not least
+        for version in db.versions():
+            thread = int(version.split()[-1])
+            with db.transaction(version=version) as connection:
+                root = connection.root()
+                first, second = root[f"a{thread}"]["n"], root[f"b{thread}"]["n"]
+                assert first == second, f"half a version: {version}, {first}, {second}"
         check(db.storage).raise_if_damaged()

@@ -29,6 +29,7 @@ from objdb.ids import NO_TID
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.file.storage import FileStorage
 from objdb.testing.faults import FaultyFiles, Operation
+from tests.storage.version_model import Blocked, State, VersionModel
 
 PATH = "data.fs"
 OIDS = [number.to_bytes(8, "big") for number in (0, 1, 2, 3, 300, 5000, 2**40)]
@@ -36,10 +37,13 @@ SIZES = [1, 6, 101, 701, 3001]
 KINDS = {
     "commit": 8, "abort": 1, "vote and abort": 2, "conflict": 1, "stale read": 1, "reopen": 1,
     "close before the vote": 1, "close after the vote": 1, "trouble": 2, "undo": 4,
+    "in a version": 4, "commit version": 2, "abort version": 1,
 }
 
-Changes = dict[bytes, "bytes | None"]  # oid -> record, None: deleted
+Changes = dict[bytes, State]
 History = tuple[tuple[str, Changes], ...]  # of each transaction, its description and changes
+Shown = tuple[tuple[str, dict[bytes, tuple[Any, str]]], ...]  # the same, with records and versions
+VERSIONS = ["plan", "Plän B"]
 
 
 class Workload:
@@ -80,24 +84,27 @@ class Workload:
         """Return what the storage shows; AssertionError unless it may, and shows the same by
         every way of looking."""
         found = tuple(
-            (transaction.description.decode(), {r.oid: r.data for r in transaction})
+            (transaction.description.decode(), {r.oid: (r.data, r.version) for r in transaction})
             for transaction in self.storage.iterator()
         )
         possible = self.expected[-1][1]
-        assert found in possible, (self.when, names(found), [names(h) for h in possible])
-        state: Changes = {}
-        for _, changes in found:
-            state.update(changes)
+        matching = [history for history in possible if shown(history) == found]
+        assert matching, (self.when, names(found), [names(h) for h in possible])
+        model = VersionModel(changes for _, changes in matching[0])
         for oid in OIDS:
-            assert self.load(oid) == state.get(oid), (self.when, oid)
+            for version in ("", *VERSIONS):
+                expected = model.state(oid).seen(version)
+                assert self.load(oid, version) == expected, (self.when, oid, version)
+        in_use = {model.state(oid).version for oid in OIDS} - {""}
+        assert self.storage.versions() == sorted(in_use), self.when
         problems = self.storage.self_check()
         assert not problems, (self.when, problems)
-        return found
+        return matching[0]
 
-    def load(self, oid: bytes) -> bytes | None:
+    def load(self, oid: bytes, version: str) -> bytes | None:
         """The current record, None if there is no object."""
         try:
-            return self.storage.load(oid)[0]
+            return self.storage.load(oid, version)[0]
         except POSKeyError:
             return None
 
@@ -193,7 +200,11 @@ class Workload:
             self.require_trouble()
             self.reopen()
             return
-        changes = (self.undo if kind == "undo" else self.stage)(transaction)
+        stage = {
+            "undo": self.undo, "in a version": self.stage_in_a_version,
+            "commit version": self.end_version, "abort version": self.abort_version,
+        }
+        changes = stage.get(kind, self.stage)(transaction)
         if kind == "close before the vote":
             self.close()
             self.require_error(StorageClosedError, self.storage.tpc_vote, transaction)
@@ -219,29 +230,62 @@ class Workload:
     def stage(self, transaction: TransactionMetaData) -> Changes:
         """Stage a few random changes, and return them."""
         changes: Changes = {}
-        for oid in self.chance.sample(OIDS, self.chance.randrange(1, 5)):
+        for oid in self.free_for(""):
             base = self.tids.get(oid, NO_TID)
-            record = self.chance.randbytes(self.chance.choice(SIZES))
+            record: bytes | None = self.chance.randbytes(self.chance.choice(SIZES))
             if self.chance.random() < 0.2:
+                record = None
                 self.storage.deleteObject(oid, base, transaction)
-                changes[oid] = None
             elif self.chance.random() < 0.1:
-                changes[oid] = self.chance.choice([record, None])
-                self.storage.restore(oid, base, changes[oid], "", None, transaction)
+                record = self.chance.choice([record, None])
+                self.storage.restore(oid, base, record, "", None, transaction)
             else:
+                assert record is not None
                 self.storage.store(oid, base, record, "", transaction)
-                changes[oid] = record
+            changes[oid] = State(record, "", record)
         return changes
+
+    def free_for(self, version: str) -> list[bytes]:
+        """A few random objects that are not changed in another version."""
+        oids = self.chance.sample(OIDS, self.chance.randrange(1, 5))
+        return [oid for oid in oids if self.model.state(oid).version in ("", version)]
+
+    @property
+    def model(self) -> VersionModel:
+        """What is certainly committed."""
+        return VersionModel(changes for _, changes in self.history)
+
+    def stage_in_a_version(self, transaction: TransactionMetaData) -> Changes:
+        """Stage a few random changes in a version."""
+        version, model, changes = self.chance.choice(VERSIONS), self.model, {}
+        for oid in self.free_for(version):
+            record = self.chance.randbytes(self.chance.choice(SIZES))
+            base = self.tids.get(oid, NO_TID)
+            self.storage.store(oid, base, record, version, transaction)
+            changes[oid] = model.stored(oid, record, version)
+        return changes
+
+    def end_version(self, transaction: TransactionMetaData) -> Changes:
+        """Stage the commit of a version, to none or to the other."""
+        source, other = self.chance.sample(VERSIONS, 2)
+        destination = self.chance.choice(["", other])
+        self.storage.commitVersion(source, destination, transaction)
+        return self.model.committed(source, destination)
+
+    def abort_version(self, transaction: TransactionMetaData) -> Changes:
+        """Stage the abort of a version."""
+        version = self.chance.choice(VERSIONS)
+        self.storage.abortVersion(version, transaction)
+        return self.model.aborted(version)
 
     def undo(self, transaction: TransactionMetaData) -> Changes:
         """Stage the undo of one of the last transactions, if that is possible, and return what it
         changes."""
-        history = [changes for _, changes in self.history]
-        age = self.chance.randrange(4)
-        if age >= len(history):
+        model, age = self.model, self.chance.randrange(4)
+        if age >= len(model.transactions):
             return {}
-        number = len(history) - 1 - age
-        expected = undone(history, number)
+        number = len(model.transactions) - 1 - age
+        expected = undone(model, number)
         tid = [t.tid for t in self.storage.iterator()][number]
         try:
             self.storage.undo(tid, transaction)
@@ -254,7 +298,7 @@ class Workload:
     def make_conflict(self, kind: str, transaction: TransactionMetaData) -> None:
         """Stage a change made from, or note a read of, a revision that never was."""
         oid, never = self.chance.choice(OIDS), b"\1" * 8
-        if kind == "conflict":
+        if kind == "conflict" and not self.model.state(oid).version:
             self.storage.store(oid, never, b"stale", "", transaction)
         else:
             self.storage.checkCurrentSerialInTransaction(oid, never, transaction)
@@ -288,19 +332,24 @@ class Workload:
             self.tids.update(dict.fromkeys(changes, tid))
 
 
-def undone(history: list[Changes], number: int) -> Changes | None:
-    """What undoing a transaction changes, where nothing can be merged; None if it cannot be
-    done."""
-    results: Changes = {}
-    for oid, record in history[number].items():
-        before = [changes[oid] for changes in history[:number] if oid in changes]
-        since = [changes[oid] for changes in history[number + 1 :] if oid in changes]
-        if since and since[-1] != record:
-            return None
-        results[oid] = before[-1] if before else None
-    return None if results.get(OIDS[0], b"") is None else results  # the root has to stay
+def undone(model: VersionModel, number: int) -> Changes | None:
+    """What undoing a transaction changes; None if it cannot be done."""
+    try:
+        results = model.undone([number])
+    except Blocked:
+        return None
+    root = results.get(OIDS[0])
+    return None if root is not None and root.value is None else results  # the root has to stay
 
 
-def names(history: History) -> list[str]:
+def shown(history: History) -> Shown:
+    """A history as the storage's iterator shows it."""
+    return tuple(
+        (name, {oid: (state.value, state.version) for oid, state in changes.items()})
+        for name, changes in history
+    )
+
+
+def names(history: Any) -> list[str]:
     """The descriptions of a history's transactions."""
     return [description for description, _ in history]

@@ -2,14 +2,16 @@
 
 What an object is, after any transaction, is (value, version, outside): the last value written,
 the version that is in ("" for none), and the value that is seen outside. Values are whole numbers,
-which merge, and text, which does not; None: there is no object.
+which merge, and text or bytes, which do not; None: there is no object.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
-Value = int | str | None
+Value = int | str | bytes | None
+Name = str | bytes
 
 
 class Blocked(Exception):
@@ -34,27 +36,27 @@ NOTHING = State()
 class VersionModel:
     """`transactions` has what each made of the objects it changed."""
 
-    def __init__(self) -> None:
-        self.transactions: list[dict[str, State]] = []
+    def __init__(self, transactions: Iterable[dict[Name, State]] = ()) -> None:
+        self.transactions = list(transactions)
 
-    def state(self, name: str, upto: int | None = None) -> State:
+    def state(self, name: Name, upto: int | None = None) -> State:
         """What the object is after the first *upto* transactions (None: all)."""
         for changes in reversed(self.transactions[:upto]):
             if name in changes:
                 return changes[name]
         return NOTHING
 
-    def last_change(self, name: str) -> int | None:
+    def last_change(self, name: Name) -> int | None:
         """The number of the last transaction that changed the object."""
         numbers = [n for n, changes in enumerate(self.transactions) if name in changes]
         return numbers[-1] if numbers else None
 
-    def inside(self, version: str) -> list[str]:
+    def inside(self, version: str) -> list[Name]:
         """The objects that are in a version."""
         names = {name for changes in self.transactions for name in changes}
         return sorted(name for name in names if self.state(name).version == version)
 
-    def stored(self, name: str, value: Value, version: str) -> State:
+    def stored(self, name: Name, value: Value, version: str) -> State:
         """What storing a value in a version makes of an object."""
         state = self.state(name)
         if state.version and state.version != version:
@@ -63,7 +65,7 @@ class VersionModel:
             return State(value, "", value)
         return State(value, version, state.outside if state.version else state.value)
 
-    def committed(self, source: str, destination: str) -> dict[str, State]:
+    def committed(self, source: str, destination: str) -> dict[Name, State]:
         """What committing a version makes of the objects."""
         states = {name: self.state(name) for name in self.inside(source)}
         return {
@@ -71,14 +73,14 @@ class VersionModel:
             for name, s in states.items()
         }
 
-    def aborted(self, version: str) -> dict[str, State]:
+    def aborted(self, version: str) -> dict[Name, State]:
         """What aborting a version makes of the objects."""
         states = {name: self.state(name) for name in self.inside(version)}
         return {name: State(s.outside, "", s.outside) for name, s in states.items()}
 
-    def undone(self, numbers: list[int]) -> dict[str, State]:
+    def undone(self, numbers: list[int]) -> dict[Name, State]:
         """What undoing these transactions, in this order, makes of the objects."""
-        staged: dict[str, State] = {}
+        staged: dict[Name, State] = {}
         for number in numbers:
             results = {}
             for name in self.transactions[number]:
@@ -86,7 +88,7 @@ class VersionModel:
             staged.update(results)
         return staged
 
-    def _undone(self, name: str, number: int, staged: dict[str, State]) -> State:
+    def _undone(self, name: Name, number: int, staged: dict[Name, State]) -> State:
         undone, before = self.transactions[number][name], self.state(name, number)
         committed = self.state(name)
         current = staged.get(name, committed)
