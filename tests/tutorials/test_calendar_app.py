@@ -20,7 +20,7 @@ from tutorials.calendar.model import Calendar
 
 COMMANDS = [
     "init", "demo", "menu", "month", "day", "find", "add", "change", "invite", "remove", "person",
-    "holidays", "import", "export",
+    "holidays", "import", "export", "log", "undo", "plans",
 ]  # fmt: skip
 
 
@@ -248,3 +248,48 @@ def test_what_people_type():
     for text in ("", "h", "-5", "1.5h", "5m1h"):
         with pytest.raises(CalendarError, match="is no duration"):
             parse_duration(text)
+
+
+def test_log_and_undo(cal):
+    """What was done is listed with numbers, and undone by them; so is the undo."""
+    cal("add", "Board", "2026-03-02 09:00", "--with", "anna")
+    cal("remove", "Board")
+    cal("add", "Review", "2026-03-03 14:00", "--with", "anna")
+    lines = cal("log", "--last", "3").splitlines()
+    assert [line.split("  ")[-1] for line in lines] == ["add Review", "remove Board", "add Board"]
+    assert "remove Board" in cal("undo", "2")
+    assert "Board" in cal("day", "2026-03-02") and "Review" in cal("day", "2026-03-03")
+    assert "undo: remove Board" in cal("undo")
+    assert "Board" not in cal("day", "2026-03-02")
+    assert "100" in cal("undo", "100", fails=True)
+    cal("undo", "0", fails=True)
+
+
+def test_undo_books_nobody_twice(cal):
+    """What cannot come back without a second booking is refused, with a line."""
+    cal("add", "Board", "2026-03-02 09:00", "--with", "anna")
+    cal("remove", "Board")
+    cal("add", "Dentist", "2026-03-02 09:30", "--with", "anna")
+    assert "cannot be undone" in cal("undo", "2", fails=True)
+    assert "Board" not in cal("day", "2026-03-02")
+
+
+def test_plans(cal):
+    """A plan is seen with --plan only, until it is committed; or it is dropped."""
+    cal("add", "Board", "2027-01-11 09:00", "--with", "anna", "--plan", "2027")
+    cal("add", "Review", "2027-01-11 14:00", "--with", "anna", "--plan", "2027")
+    assert "Board" in cal("day", "2027-01-11", "--plan", "2027")
+    assert "Board" not in cal("day", "2027-01-11")
+    assert "2027" in cal("plans")
+    assert [line.split("  ")[-1] for line in cal("plans", "2027").splitlines()] == [
+        "add Board", "add Review",
+    ]
+    assert "2027" in cal("add", "Board", "2027-01-12 09:00", fails=True)
+    cal("plans", "2027", "--commit")
+    assert "Board" in cal("day", "2027-01-11") and cal("plans") == ""
+    cal("remove", "Board", "--plan", "cheap")
+    cal("plans", "cheap", "--drop")
+    assert "Board" in cal("day", "2027-01-11", "--plan", "cheap")
+    for words in ("--commit", "cheap --commit --drop", "nobody's", "cheap --drop"):
+        cal("plans", *words.split(), fails=True)
+    cal("day", "2027-01-11", "--plan", "x" * 70_000, fails=True)

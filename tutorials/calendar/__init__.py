@@ -13,6 +13,7 @@ In reading order:
     ics_write.py         and out
     views.py             a month and a day, drawn in the terminal
     inputs.py            what people type: dates, durations, files
+    history.py           what was done, undoing it, and plans
     app.py, menu.py      the commands, and the menu
     opening.py           the file
     check.py             is anybody double-booked after all?

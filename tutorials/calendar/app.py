@@ -1,7 +1,8 @@
 """The terminal application: a command for each thing one does with a calendar.
 
 Every command opens the file, does its work in one transaction and closes the file. What changes the
-calendar goes through `db.run`, which runs it again when another transaction got in between.
+calendar goes through `db.run`, which runs it again when another transaction got in between, with a
+note of what was done. With --plan, it happens in a version of the database.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -21,16 +22,19 @@ import objdb
 
 from .demo import is_from_demo, tell
 from .errors import CalendarError
+from .history import end_plan, list_changes, list_plans, show_plan, undo_change
 from .ics_read import import_entries, read_ics
 from .ics_write import calendar_as_ics
 from .inputs import parse_day, parse_duration, parse_month, parse_repeat, parse_when
 from .menu import Menu
+from .model import Calendar
 from .opening import calendar_in, create_calendar, open_calendar
 from .public_holidays import add_holidays, holidays_of
 from .views import day_view, describe, month_view, people_view
 from .zones import local_zone_name
 
 DEFAULT_FILE = Path("cal.fs")
+Result = TypeVar("Result")
 
 
 class OneLineErrors(click.Group):
@@ -63,6 +67,23 @@ def file_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def plan_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the option --plan, beside --file."""
+
+    def remember(ctx: click.Context, _option: click.Parameter, value: str) -> None:
+        ctx.meta["plan"] = value
+
+    return file_option(
+        click.option(
+            "--plan",
+            default="",
+            expose_value=False,
+            callback=remember,
+            help="Look at this plan, and change nothing but it.",
+        )(command)
+    )
+
+
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @file_option
 @click.pass_context
@@ -79,6 +100,21 @@ def opened(ctx: click.Context) -> Iterator[objdb.DB]:
     """Open the calendar's file for one command."""
     with open_calendar(ctx.obj) as db:
         yield db
+
+
+@contextmanager
+def calendar_of(ctx: click.Context) -> Iterator[Calendar]:
+    """Give the calendar to look at, or that of a plan."""
+    with opened(ctx) as db, db.transaction(version=ctx.meta["plan"]) as connection:
+        yield calendar_in(connection)
+
+
+def run(ctx: click.Context, note: str, work: Callable[[Calendar], Result]) -> Result:
+    """Let *work* change the calendar, or that of a plan, in a transaction with this note."""
+    with opened(ctx) as db:
+        return db.run(
+            lambda connection: work(calendar_in(connection)), note=note, version=ctx.meta["plan"]
+        )
 
 
 def say(text: str) -> None:
@@ -136,35 +172,34 @@ def menu(ctx: click.Context) -> None:
 
 
 @main.command()
-@file_option
+@plan_option
 @click.argument("month", required=False)
 @click.pass_context
 def month(ctx: click.Context, month: str | None) -> None:
     """Show a month, such as 2026-03 (default: this one)."""
     today = date.today()
     year, number = parse_month(month) if month else (today.year, today.month)
-    with opened(ctx) as db, db.transaction() as connection:
-        Console().print(month_view(calendar_in(connection), year, number, today))
+    with calendar_of(ctx) as calendar:
+        Console().print(month_view(calendar, year, number, today))
 
 
 @main.command()
-@file_option
+@plan_option
 @click.argument("day", default="today")
 @click.pass_context
 def day(ctx: click.Context, day: str) -> None:
     """Show a day, such as 2026-03-02 (default: today)."""
-    with opened(ctx) as db, db.transaction() as connection:
-        Console().print(day_view(calendar_in(connection), parse_day(day)))
+    with calendar_of(ctx) as calendar:
+        Console().print(day_view(calendar, parse_day(day)))
 
 
 @main.command()
-@file_option
+@plan_option
 @click.argument("subject", default="")
 @click.pass_context
 def find(ctx: click.Context, subject: str) -> None:
     """List the appointments whose subject begins with a text."""
-    with opened(ctx) as db, db.transaction() as connection:
-        calendar = calendar_in(connection)
+    with calendar_of(ctx) as calendar:
         found = calendar.find(subject)
         for one in found:
             rule = f" ({one.repeat})" if one.repeat else ""
@@ -174,7 +209,7 @@ def find(ctx: click.Context, subject: str) -> None:
 
 
 @main.command()
-@file_option
+@plan_option
 @click.argument("subject")
 @click.argument("when")
 @click.option("--for", "lasts", default=None, help="How long: 45m, 1h30m, 2d (default: 1h or 1d).")
@@ -202,8 +237,7 @@ def add(
         raise CalendarError("--until and --count need --repeat")
     rule = repeat and parse_repeat(repeat, parse_day(until) if until else None, count)
 
-    def make(connection: Any) -> str:
-        calendar = calendar_in(connection)
+    def make(calendar: Calendar) -> str:
         begin = parse_when(when, calendar.zone)
         appointment = calendar.make_appointment(
             begin,
@@ -216,12 +250,11 @@ def add(
         )
         return f"{describe(calendar, appointment.date)}  {appointment.subject}"
 
-    with opened(ctx) as db:
-        say(f"added: {db.run(make)}")
+    say(f"added: {run(ctx, f'add {subject}', make)}")
 
 
 @main.command()
-@file_option
+@plan_option
 @click.argument("appointment")
 @click.option("--to", default=None, help="The new date or time.")
 @click.option("--for", "lasts", default=None, help="The new duration.")
@@ -238,8 +271,7 @@ def change(
 ) -> None:
     """Move or rename an appointment: change "Board meeting" --to "2026-03-03 09:00"."""
 
-    def alter(connection: Any) -> str:
-        calendar = calendar_in(connection)
+    def alter(calendar: Calendar) -> str:
         one = calendar.pick(appointment)
         wanted = {
             "date": to and parse_when(to, calendar.zone),
@@ -250,65 +282,60 @@ def change(
         calendar.change(one, **{name: value for name, value in wanted.items() if value is not None})
         return f"{describe(calendar, one.date)}  {one.subject}"
 
-    with opened(ctx) as db:
-        say(f"changed: {db.run(alter)}")
+    say(f"changed: {run(ctx, f'change {appointment}', alter)}")
 
 
 @main.command()
-@file_option
+@plan_option
 @click.argument("appointment")
 @click.argument("people", nargs=-1, required=True)
 @click.pass_context
 def invite(ctx: click.Context, appointment: str, people: tuple[str, ...]) -> None:
     """Invite people: invite "Board meeting" anna ben."""
 
-    def ask(connection: Any) -> str:
-        calendar = calendar_in(connection)
+    def ask(calendar: Calendar) -> str:
         one = calendar.pick(appointment)
         for username in people:
             calendar.invite(one, username)
         return f"{one.subject}: {', '.join(person.realname for person in one.participants)}"
 
-    with opened(ctx) as db:
-        say(f"invited to {db.run(ask)}")
+    note = f"invite {', '.join(people)} to {appointment}"
+    say(f"invited to {run(ctx, note, ask)}")
 
 
 @main.command()
-@file_option
+@plan_option
 @click.argument("appointment")
 @click.pass_context
 def remove(ctx: click.Context, appointment: str) -> None:
     """Call an appointment off."""
 
-    def drop(connection: Any) -> str:
-        calendar = calendar_in(connection)
+    def drop(calendar: Calendar) -> str:
         one = calendar.pick(appointment)
         calendar.remove(one)
         return one.subject
 
-    with opened(ctx) as db:
-        say(f"removed: {db.run(drop)}")
+    say(f"removed: {run(ctx, f'remove {appointment}', drop)}")
 
 
 @main.command()
-@file_option
+@plan_option
 @click.argument("username", required=False)
 @click.option("--name", default="", help="The full name.")
 @click.option("--email", default="")
 @click.pass_context
 def person(ctx: click.Context, username: str | None, name: str, email: str) -> None:
     """Enter a person; without a username, list them all."""
-    with opened(ctx) as db:
-        if username:
-            db.run(lambda connection: calendar_in(connection).add_person(username, name, email))
-            say(f"entered: {username}")
-        else:
-            with db.transaction() as connection:
-                Console().print(people_view(calendar_in(connection)))
+    if username:
+        run(ctx, f"enter {username}", lambda calendar: calendar.add_person(username, name, email))
+        say(f"entered: {username}")
+    else:
+        with calendar_of(ctx) as calendar:
+            Console().print(people_view(calendar))
 
 
 @main.command("holidays")
-@file_option
+@plan_option
 @click.argument("country")
 @click.argument("year", type=click.IntRange(1000, 9000), required=False)
 @click.option("--region", default="", help="A part of the country, such as BY.")
@@ -317,40 +344,37 @@ def holidays_command(ctx: click.Context, country: str, year: int | None, region:
     """Enter the public holidays of a country and year: holidays DE 2026."""
     wanted = year or date.today().year
     found = holidays_of(country, wanted, region)
-    with opened(ctx) as db:
-        new = db.run(
-            lambda connection: add_holidays(calendar_in(connection), country, wanted, region)
-        )
+    note = f"holidays of {country} in {wanted}"
+    new = run(ctx, note, lambda calendar: add_holidays(calendar, country, wanted, region))
     for when, name in found:
         say(f"{when:%a %d %b %Y}  {name}")
     say(f"{new} of them are new in the calendar")
 
 
 @main.command("import")
-@file_option
+@plan_option
 @click.argument("ics", type=click.Path(path_type=Path))
 @click.pass_context
 def import_command(ctx: click.Context, ics: Path) -> None:
     """Bring in the events of an .ics file."""
-    with opened(ctx) as db:
-        with db.transaction() as connection:
-            zone = calendar_in(connection).zone
-        reading = read_ics(ics, zone)
-        report = db.run(lambda connection: import_entries(calendar_in(connection), reading))
+    with calendar_of(ctx) as calendar:
+        zone = calendar.zone
+    reading = read_ics(ics, zone)
+    report = run(ctx, f"import {ics.name}", lambda calendar: import_entries(calendar, reading))
     for note in report.notes:
         say(note)
     say(f"{report.added} added, {report.changed} changed")
 
 
 @main.command("export")
-@file_option
+@plan_option
 @click.argument("ics", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.pass_context
 def export_command(ctx: click.Context, ics: Path, force: bool) -> None:
     """Write the calendar as an .ics file; - writes to the standard output."""
-    with opened(ctx) as db, db.transaction() as connection:
-        text = calendar_as_ics(calendar_in(connection))
+    with calendar_of(ctx) as calendar:
+        text = calendar_as_ics(calendar)
     if str(ics) == "-":
         click.echo(text, nl=False)
         return
@@ -358,3 +382,43 @@ def export_command(ctx: click.Context, ics: Path, force: bool) -> None:
         raise CalendarError(f"{ics} exists; --force writes over it")
     ics.write_bytes(text)
     say(f"wrote {ics}")
+
+
+@main.command()
+@file_option
+@click.option("--last", type=click.IntRange(min=1), default=20, show_default=True)
+@click.pass_context
+def log(ctx: click.Context, last: int) -> None:
+    """List what was done, the newest first, with the numbers that `undo` takes."""
+    with opened(ctx) as db:
+        for number, (when, what) in enumerate(list_changes(db, last), 1):
+            say(f"{number:4}  {when:%a %d %b %Y %H:%M}  {what}")
+
+
+@main.command()
+@file_option
+@click.argument("number", type=click.IntRange(min=1), default=1)
+@click.pass_context
+def undo(ctx: click.Context, number: int) -> None:
+    """Undo what `log` lists under NUMBER (default: 1, the last). That can be undone, too."""
+    with opened(ctx) as db:
+        say(f"undone: {undo_change(db, number)}")
+
+
+@main.command()
+@file_option
+@click.argument("name", required=False)
+@click.option("--commit", is_flag=True, help="Let everybody have it.")
+@click.option("--drop", is_flag=True, help="Give it up.")
+@click.pass_context
+def plans(ctx: click.Context, name: str | None, commit: bool, drop: bool) -> None:
+    """List the plans; or show what one changes, and commit or drop it."""
+    if (commit or drop) and (name is None or (commit and drop)):
+        raise CalendarError("name one plan, and either --commit or --drop")
+    with opened(ctx) as db:
+        lines = list_plans(db) if name is None else show_plan(db, name)
+        for line in lines:
+            say(line)
+        if name is not None and (commit or drop):
+            end_plan(db, name, commit=commit)
+            say("committed" if commit else "dropped")
