@@ -36,6 +36,7 @@ from objdb.connection.subtransactions import get_transaction
 from objdb.connection.tasks import TaskTransactionManager, task_manager
 from objdb.database.db import DB, open_database
 from objdb.database.differences import diff
+from objdb.database.packing import AutoPack
 from objdb.database.pool import LeakedConnectionWarning
 from objdb.errors import (
     BrokenObjectError,
@@ -49,6 +50,7 @@ from objdb.errors import (
     MultipleUndoErrors,
     NeedsMigrationError,
     ObjdbError,
+    PackError,
     PartialCommitError,
     PoolTimeoutError,
     POSError,
@@ -64,6 +66,7 @@ from objdb.errors import (
     StorageFailedError,
     StorageForkedError,
     StorageLockedError,
+    StorageSpaceError,
     StorageTransactionError,
     StorageWriteError,
     TransientError,
@@ -79,6 +82,7 @@ from objdb.errors import (
 )
 from objdb.storage.file.storage import FileStorage
 from objdb.storage.memory import MappingStorage
+from objdb.storage.packing import PackResult
 from objdb.version import __version__
 
 open = open_database
@@ -87,6 +91,7 @@ open = open_database
 
 __all__ = [
     "DB",
+    "AutoPack",
     "BrokenObjectError",
     "ConcurrentUseError",
     "ConflictError",
@@ -106,6 +111,8 @@ __all__ = [
     "POSKeyError",
     "ObjdbError",
     "ObjectState",
+    "PackError",
+    "PackResult",
     "PartialCommitError",
     "Persistent",
     "PersistentList",
@@ -122,6 +129,7 @@ __all__ = [
     "StorageFailedError",
     "StorageForkedError",
     "StorageLockedError",
+    "StorageSpaceError",
     "StorageTransactionError",
     "StorageWriteError",
     "TaskTransactionManager",

@@ -16,6 +16,8 @@
     │   │   ├── StorageFailedError         a write's outcome is unknown: close and reopen
     │   │   ├── StorageWriteError          a write failed, nothing was committed
     │   │   ├── StorageForkedError         a storage of the parent used in a forked child
+    │   │   ├── StorageSpaceError          too little space on the disk: how much is needed
+    │   │   ├── PackError                  the storage cannot be packed now
     │   │   ├── RecordTooLargeError        one object's state is over the limit
     │   │   └── Unsupported                this kind of storage lacks the feature
     │   ├── UndoError                      a transaction cannot be undone; says why
@@ -239,6 +241,19 @@ class StorageWriteError(StorageError):
 
 class StorageForkedError(StorageError):
     """A storage opened before a fork was used in the child. Open it in the child."""
+
+
+class StorageSpaceError(StorageError):
+    """There is too little space, and nothing was begun. `needed` and `free` in bytes, `path`."""
+
+    facts = {"path": None, "needed": None, "free": None}
+    path: str | None
+    needed: int | None
+    free: int | None
+
+
+class PackError(StorageError):
+    """The storage cannot be packed now: it is being packed already."""
 
 
 class RecordTooLargeError(StorageError):

@@ -214,6 +214,29 @@ class IStorageVersions(Interface):
         """Return the oids of the objects whose current revision is in *version*."""
 
 
+class IStoragePackable(Interface):
+    """A storage that can forget what is old, and what nothing leads to any more."""
+
+    packed_tid = Attribute("Up to which transaction it was packed since it was opened, or zeros.")
+
+    def pack(time, referencesf, gc=True, *, progress=None, keep_old=False, roots=None):
+        """Keep of each object the revision that was current at *time*, and everything later.
+
+        *time*: seconds since 1970, or a tid. With *gc*, objects go that cannot be reached: not
+        from the root at that time, nor by anything that a later transaction changed or refers
+        to. `referencesf(record)` gives the oids that a record refers to; `roots()` further oids
+        that stay. Transactions up to *time* can be undone no more; one of which nothing is left
+        is gone.
+
+        `progress(phase, done, total)` is called now and then; what it raises ends the pack, with
+        everything as it was. *keep_old*: keep what there was before, where the storage has a
+        place for it. Others read and commit meanwhile.
+
+        Returns a PackResult: bytes and objects before and after. PackError while another pack
+        is under way; StorageSpaceError, ReadOnlyError, UsageError for a time to come.
+        """
+
+
 class IStorageSelfCheck(Interface):
     """A storage that can check its own structure."""
 

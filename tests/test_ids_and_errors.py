@@ -166,6 +166,7 @@ EXAMPLES: dict[str, Any] = {
     "class_name": "app.Person", "attribute": "tags[2]",
     "serials": (b"\1" * 8, b"\2" * 8), "path": "data.fs",
     "record": b"r", "position": 4096, "pid": 42, "host": "machine", "size": 10, "limit": 5,
+    "needed": 2000, "free": 1000,
     "attribute_path": "Person.x", "committed": ("a.fs",), "unknown": ("b.fs",),
     "not_committed": ("c.fs",), "holders": ("thread 'a' for 1.0 s",), "tid": b"\3" * 8,
     "version": "plan", "reason": "it is packed",

@@ -34,6 +34,7 @@ from objdb.errors import (
     require_at_least,
 )
 from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, format_oid, format_tid, next_tid
+from objdb.interfaces import IStoragePackable
 from objdb.records.broken import class_name
 from objdb.records.reader import ObjectReader
 from objdb.records.references import references
@@ -147,6 +148,8 @@ class ObjectLoader(LoadPath):
         """Raise what loading *obj* ended in, with what is known about the object."""
         oid = obj._p_oid
         if isinstance(error, POSKeyError):
+            if error.oid == oid and self._is_before_pack():
+                self._is_gone(oid)
             if error.oid == oid and error.referrer is None:
                 error.referrer = self._find_referrer(oid)
             raise error
@@ -220,8 +223,15 @@ class ObjectLoader(LoadPath):
     def _load_revision(self, oid: Oid) -> tuple[bytes, Tid]:
         found = self._load_before(oid, self._before)
         if found is None:
+            if self._is_before_pack():
+                self._is_gone(oid)
             raise POSKeyError(oid, database=self._db.name)
         return found[0], found[1]
+
+    def _is_before_pack(self) -> bool:
+        """Whether the view is at a moment of which a pack may have taken something away."""
+        storage = self._storage
+        return IStoragePackable.providedBy(storage) and bool(self._before <= storage.packed_tid)
 
     def _is_gone(self, oid: Oid) -> NoReturn:
         raise ReadConflictError(

@@ -23,6 +23,7 @@ from objdb.database.caches import DatabaseCaches
 from objdb.database.conflicts import ConflictLog, LookUp
 from objdb.database.invalidations import InvalidationLog
 from objdb.database.opening import open_storage
+from objdb.database.packing import DatabasePack, PackThread, autopack_of
 from objdb.database.past import HistoricalPool, bound
 from objdb.database.pool import ConnectionPool
 from objdb.database.together import StorageCommit
@@ -51,7 +52,7 @@ os.register_at_fork(after_in_child=_after_fork._at_fork_reinit)  # type: ignore[
 
 
 @implementer(IDatabase)
-class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions):
+class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, DatabasePack):
     """A database of objects.
 
     *storage*: a storage, a path, a URI, None (in memory), or a callable that makes a storage.
@@ -68,7 +69,8 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions):
     *historical_cache_size*: how many connections to the past are kept for the next one who wants
     that moment, for how many seconds, and how many objects each keeps loaded.
     *version_pool_size*, *version_cache_size*: how many connections can be out at once in each
-    version, and how many objects each keeps loaded.
+    version, and how many objects each keeps loaded. *autopack*: when the database packs itself
+    (an `AutoPack`, or a dict of its arguments; default: never).
 
     After `os.fork()`, a database made with a callable opens a storage of its own in the child,
     when it is first used there; any other raises `StorageForkedError`.
@@ -83,7 +85,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions):
         database_name: str = "unnamed", record_stacks: bool = False, detect_mutations: bool = False,
         historical_pool_size: int = 3, historical_timeout: float = 300,
         historical_cache_size: int = 1000, version_pool_size: int = 3,
-        version_cache_size: int = 100,
+        version_cache_size: int = 100, autopack: Any = None,
     ) -> None:
         self.databases = {} if databases is None else databases
         self._factory = storage if callable(storage) else None
@@ -115,7 +117,9 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions):
         self._version_pool_size: int = given.get("version_pool_size", version_pool_size)
         self._version_cache_size: int = given.get("version_cache_size", version_cache_size)
         self._is_closed = False
+        self._pack_thread: PackThread | None = None
         try:
+            self._autopack = autopack_of(given.get("autopack", autopack))
             require_at_least(
                 0, cache_size=size, cache_size_bytes=size_bytes,
                 historical_cache_size=self._historical_cache_size,
@@ -146,6 +150,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions):
         self.storage.registerDB(self)
         self._require_root()
         self.invalidations = InvalidationLog(self.storage.lastTransaction())
+        self._pack_thread = None if self._autopack is None else PackThread(self, self._autopack)
         self._is_polled = IStoragePolling.providedBy(self.storage) and self.storage.isReadOnly()
 
     def _require_usable(self) -> None:
@@ -400,6 +405,8 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions):
         if self._is_closed:
             return
         self._is_closed = True
+        if self._pack_thread is not None and self._pid == os.getpid():
+            self._pack_thread.close()
         if self._pid == os.getpid():  # a fork has neither the threads nor the locks' holders
             connections = self._pool.close() + self._past.close()
             connections += [c for pool in self._version_pools.all() for c in pool.close()]

@@ -67,6 +67,90 @@ class _Scanner(pickle.Unpickler):
         return _StandIn()
 
 
+class _StateScanner(pickle.Unpickler):
+    """Reads one state after the other from memory, handing its references to *found*."""
+
+    def __init__(self, found: list[Any]) -> None:
+        self._found = found
+        self._waiting = b""
+        self._given = 0
+        super().__init__(self, encoding="latin-1")  # type: ignore[arg-type]
+
+    def peek(self, size: int) -> bytes:
+        waiting, self._waiting = self._waiting, b""
+        return waiting
+
+    def read(self, size: int) -> None:
+        self._given = size
+
+    def readline(self) -> bytes:
+        raise EOFError
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _StandIn
+
+    def persistent_load(self, reference: Any) -> Any:
+        self._found.append(reference)
+
+    def scan(self, state: bytes) -> None:
+        """Read *state*; ValueError unless it is one pickle. What is there is not kept."""
+        self._waiting, self._given = state, -1
+        self.load()
+        if self._given != len(state):
+            raise ValueError("there is something behind the state")
+
+
+class ReferenceScanner:
+    """Finds the oids that records keep alive, like `references`, many records one after the
+    other: with one unpickler that goes on from state to state.
+
+    For one thread. Called as `scanner(record)`, or with a list that the oids are added to.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[Any] = []
+        self._scanner = _StateScanner(self._found)
+        self._prefix = b"\0"  # the class pickle of the last record
+
+    def __call__(self, record: bytes, oids: list[Oid] | None = None) -> list[Oid]:
+        # Text is pickled with the opcode P up to protocol 1, which begins without b"\x80".
+        has_any = b"Q" in record or record[:1] != b"\x80"
+        found = self._scan(record) if has_any else []
+        if oids is None:
+            return found
+        oids += found
+        return oids
+
+    def _scan(self, record: bytes) -> list[Oid]:
+        if not record.startswith(self._prefix):
+            self._prefix = record[: plain_prefix_length(record)] or b"\0"
+        length = len(self._prefix)
+        # Protocols above 3 number their memo entries by how many there are.
+        protocol = record[length + 1 : length + 2]
+        if length < 2 or len(record) > _LARGE_BYTES or protocol > b"\3":
+            return references(record)
+        found, scanner = self._found, self._scanner
+        found.clear()
+        try:
+            scanner.memo = _AFTER_PREFIX
+            scanner.scan(record[length:])
+            oids = [reference[0] for reference in found if type(reference) is tuple]
+            if len(oids) == len(found) and all(map(_is_oid, oids)):
+                return oids
+        except Exception:  # the long way tells what is wrong, if anything is
+            self._scanner = _StateScanner(found)
+        return references(record)
+
+
+def _is_oid(value: Any) -> bool:
+    return type(value) is bytes and len(value) == 8
+
+
+# What ZODB's class pickle leaves in the memo that the state goes on with.
+_AFTER_PREFIX: Any = {0: _StandIn}
+_LARGE_BYTES = 64 * 1024
+
+
 def references(record: bytes) -> list[Oid]:
     """Return the oids this record keeps alive in its own database: its strong references."""
     return [r.oid for r in all_references(record) if not r.weak and r.database is None]

@@ -133,6 +133,7 @@ class Staged:
         # Of the records, those that repeat an older revision. Where the medium points to that,
         # the record is None.
         self.repeats: dict[Oid, Repeat] = {}
+        self.places: Any = None  # what the positions in `repeats` are positions in
         self.versions: dict[Oid, str] = {}  # of the revisions staged, those that are in one
         # Requests (to undo a transaction, to commit or abort a version): functions that stage
         # what has to change, made from what is current; the objects that they change; and the
@@ -301,6 +302,12 @@ class CommitSlot:
             yield
         finally:
             self.resolving = 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the slot, without a transaction: nothing is committed meanwhile."""
+        with self._lock:
+            yield
 
     @contextmanager
     def quiet(self, seconds: float) -> Iterator[None]:

@@ -40,6 +40,9 @@ class File(Protocol):
     def size(self) -> int:
         """Return the file's length."""
 
+    def is_in_place(self) -> bool:
+        """Whether no other file has taken the place of this one, at `path`."""
+
     def map(self, size: int, *, read_only: bool = False) -> Any:
         """Return the first *size* bytes as a buffer whose changes go to the file (with `sync`,
         surely), or that cannot be changed."""
@@ -73,8 +76,14 @@ class Files(Protocol):
     def rename(self, old: str, new: str) -> None:
         """Put *old* in the place of *new*, at once, surviving a crash."""
 
+    def link(self, path: str, new: str) -> None:
+        """Give the file at *path* the further name *new*, in the place of what has it."""
+
     def remove(self, path: str) -> None:
-        """Remove the file."""
+        """Remove the file, surviving a crash."""
+
+    def free_space(self, path: str) -> int:
+        """Return how many bytes can be written beside *path*."""
 
     def lock(self, path: str, content: str) -> Lock | str:
         """Take the lock file *path* and write *content* into it.
@@ -112,6 +121,13 @@ class OSFile:
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
+
+    def is_in_place(self) -> bool:
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return True
+        return os.path.samestat(there, os.fstat(self._fd))
 
     def map(self, size: int, *, read_only: bool = False) -> mmap.mmap:
         access = mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE
@@ -157,8 +173,20 @@ class OSFiles:
         os.replace(old, new)
         sync_directory(os.path.dirname(os.path.abspath(new)))
 
+    def link(self, path: str, new: str) -> None:
+        temporary = new + ".new"
+        if os.path.lexists(temporary):
+            os.remove(temporary)
+        os.link(path, temporary)
+        self.rename(temporary, new)
+
     def remove(self, path: str) -> None:
         os.remove(path)
+        sync_directory(os.path.dirname(os.path.abspath(path)))
+
+    def free_space(self, path: str) -> int:
+        found = os.statvfs(os.path.dirname(os.path.abspath(path)))
+        return found.f_bavail * found.f_frsize
 
     def lock(self, path: str, content: str) -> Lock | str:
         try:

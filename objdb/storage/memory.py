@@ -10,19 +10,21 @@ The place of a revision is (oid, tid).
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from zope.interface import implementer
 
-from objdb.errors import POSKeyError
-from objdb.ids import Oid, Tid
+from objdb.errors import PackError, POSKeyError, Unsupported
+from objdb.ids import NO_TID, Oid, Tid
 from objdb.interfaces import (
     IStorage,
     IStorageHistory,
     IStorageIteration,
+    IStoragePackable,
     IStorageReadChecks,
     IStorageRestoreable,
     IStorageUndoable,
@@ -30,12 +32,35 @@ from objdb.interfaces import (
 )
 from objdb.storage.commit import Repeat, Staged
 from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry, in_range
+from objdb.storage.packing import (
+    MOST_PLANS,
+    Pacer,
+    PackResult,
+    Progress,
+    References,
+    no_roots,
+    pack_tid,
+    survivors,
+)
 from objdb.storage.undo import Change, UndoableStorage
+
+_Revisions = dict[Oid, list[tuple[Tid, "bytes | None"]]]
+_Transaction = tuple[Tid, Any, list[Oid], str]
+
+
+class _Packed(NamedTuple):
+    """What stays of the transactions up to `upto`; `stays` maps oids to what stays of them at
+    the pack time."""
+
+    stays: dict[Oid, list[Tid]]
+    revisions: _Revisions
+    transactions: list[_Transaction]
+    upto: Tid
 
 
 @implementer(
     IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStorageRestoreable,
-    IStorageUndoable, IStorageVersions,
+    IStorageUndoable, IStorageVersions, IStoragePackable,
 )
 class MappingStorage(UndoableStorage):
     """Keeps every revision in dicts; gone when the process ends.
@@ -48,7 +73,16 @@ class MappingStorage(UndoableStorage):
         self._revisions: dict[Oid, list[tuple[Tid, bytes | None]]] = {}
         self._repeats: dict[tuple[Oid, Tid], Tid] = {}
         self._versions: dict[tuple[Oid, Tid], tuple[str, Tid | None]] = {}
-        self._transactions: list[tuple[Tid, Any, list[Oid], str]] = []
+        self._transactions: list[_Transaction] = []
+        self._forgotten: set[tuple[Oid, Tid]] = set()
+        self._pack_lock = threading.Lock()
+        self._swap_lock = threading.Lock()
+        self._packs = 0
+        self.packed_tid: Tid = NO_TID
+
+    @property
+    def _places(self) -> Any:
+        return self._packs
 
     def __len__(self) -> int:
         """The number of objects."""
@@ -64,11 +98,17 @@ class MappingStorage(UndoableStorage):
     ) -> tuple[bytes, Tid, Tid | None] | None:
         """See `VersionedStorage.loadBefore`."""
         self._require_open()
+        with self._swap_lock:
+            return self._load_before(oid, tid, version)
+
+    def _load_before(
+        self, oid: Oid, tid: Tid, version: str
+    ) -> tuple[bytes, Tid, Tid | None] | None:
         history = self._revisions.get(oid)
         if history is None:
             raise POSKeyError(oid, database=self._name)
         i = bisect_left(history, (tid,))
-        if i == 0:
+        if i == 0 or (i < len(history) and (oid, history[i][0]) in self._forgotten):
             return None
         seen = self._seen(oid, history[i - 1][0], version)
         record = None if seen is None else self._data_at((oid, seen))
@@ -100,6 +140,10 @@ class MappingStorage(UndoableStorage):
 
     def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
         """See `IStorageHistory`."""
+        with self._swap_lock:
+            return self._history(oid, size)
+
+    def _history(self, oid: Oid, size: int) -> list[dict[str, Any]]:
         revisions = list(self._revisions.get(oid, ()))
         metadata = {tid: transaction for tid, transaction, _, _ in list(self._transactions)}
         # One that is being committed at this moment has no transaction yet.
@@ -117,16 +161,19 @@ class MappingStorage(UndoableStorage):
         self, start: Tid | None = None, stop: Tid | None = None
     ) -> Iterator[TransactionRecord]:
         """See `IStorageIteration`."""
-        for tid, metadata, oids, status in list(self._transactions):
+        with self._swap_lock:
+            revisions, transactions = self._revisions, list(self._transactions)
+            repeats, versions = self._repeats, self._versions
+        for tid, metadata, oids, status in transactions:
             if in_range(tid, start, stop):
-                records = [self._revision_record(oid, tid) for oid in oids]
+                records = [
+                    RevisionRecord(
+                        oid, tid, _record_of(revisions[oid], tid),
+                        versions.get((oid, tid), ("", None))[0], repeats.get((oid, tid)),
+                    )
+                    for oid in oids
+                ]
                 yield TransactionRecord.of(tid, status, metadata, records)
-
-    def _revision_record(self, oid: Oid, tid: Tid) -> RevisionRecord:
-        place = oid, tid
-        return RevisionRecord(
-            oid, tid, self._data_at(place), self._version_of(place), self._repeats.get(place)
-        )
 
     # -- versions
 
@@ -138,14 +185,16 @@ class MappingStorage(UndoableStorage):
         return None if tid is None else ((place[0], tid), tid)
 
     def _modified_in(self, version: str) -> dict[Oid, tuple[Any, Tid]]:
-        return {
-            place[0]: (place, place[1]) for place, (own, _) in list(self._versions.items())
-            if own == version and self._is_current(place)
-        }
+        with self._swap_lock:
+            return {
+                place[0]: (place, place[1]) for place, (own, _) in list(self._versions.items())
+                if own == version and self._is_current(place)
+            }
 
     def _version_names(self) -> list[str]:
-        items = list(self._versions.items())
-        return list({own for place, (own, _) in items if self._is_current(place)})
+        with self._swap_lock:
+            items = list(self._versions.items())
+            return list({own for place, (own, _) in items if self._is_current(place)})
 
     def _is_current(self, place: tuple[Oid, Tid]) -> bool:
         return self._revisions[place[0]][-1][0] == place[1]
@@ -175,8 +224,7 @@ class MappingStorage(UndoableStorage):
 
     def _data_at(self, place: Any) -> bytes | None:
         oid, tid = place
-        history = self._revisions[oid]
-        return history[bisect_left(history, (tid,))][1]
+        return _record_of(self._revisions[oid], tid)
 
     def _bring_back(self, place: Any) -> tuple[bytes | None, Repeat | None]:
         record = self._data_at(place)
@@ -208,6 +256,121 @@ class MappingStorage(UndoableStorage):
                 return
             if status == " ":
                 yield tid, metadata, sum(len(self._data_at((oid, tid)) or b"") for oid in oids)
+
+    # -- packing
+
+    def pack(
+        self, time: Any, referencesf: References, gc: bool = True, *,
+        progress: Progress | None = None, keep_old: bool = False,
+        roots: Callable[[], Iterable[Oid]] | None = None,
+    ) -> PackResult:
+        """See `IStoragePackable`. There is no place to keep the old revisions in."""
+        self._require_writable()
+        if keep_old:
+            raise Unsupported(f"{self._name} is in memory: there is no old file to keep")
+        if not self._pack_lock.acquire(blocking=False):
+            raise PackError(f"{self._name} is being packed already. Wait until that has ended")
+        try:
+            before = self.getSize(), len(self)
+            pack_to = min(pack_tid(time, self._last_tid), self._last_tid)
+            pacer = Pacer(progress, self._require_open)
+            for attempt in range(MOST_PLANS + 1):
+                collects = gc and attempt < MOST_PLANS
+                packed = self._plan(
+                    pack_to, referencesf if collects else None, roots or no_roots, pacer
+                )
+                with self._places_lock, self._slot.held():
+                    if self._forget(packed, pack_to, referencesf):
+                        break
+            pacer.report("copy", 1, 1)
+            return PackResult(before[0], self.getSize(), before[1], len(self))
+        finally:
+            self._pack_lock.release()
+
+    def _plan(
+        self, pack_to: Tid, references: References | None, roots: Callable[[], Iterable[Oid]],
+        pacer: Pacer,
+    ) -> _Packed:
+        """Return what stays; of all objects that exist, without *references*."""
+        transactions = list(self._transactions)
+        upto = transactions[-1][0] if transactions else NO_TID
+        later = ((oid, tid) for tid, _, oids, _ in transactions if tid > pack_to for oid in oids)
+        stays: dict[Oid, list[Tid]] = {}
+        for oid, tids in survivors(
+            lambda oid: self._at(oid, pack_to),
+            ((oid, self._data_at((oid, tid)) or b"") for oid, tid in later),
+            references or (lambda record: ()),
+            list(self._revisions) if references is None else roots(),
+        ):
+            stays[oid] = tids
+            pacer.report("mark", len(stays), max(len(self._revisions), len(stays)))
+            pacer.pace()
+        revisions: _Revisions = {}
+        kept: list[_Transaction] = []
+        for tid, metadata, oids, status in transactions:
+            left = [oid for oid in oids if tid > pack_to or tid in stays.get(oid, ())]
+            for oid in left:
+                revisions.setdefault(oid, []).append((tid, self._data_at((oid, tid))))
+            if left or tid > pack_to:
+                kept.append((tid, metadata, left, status if tid > pack_to else "p"))
+            pacer.pace()
+        return _Packed(stays, revisions, kept, upto)
+
+    def _at(self, oid: Oid, pack_to: Tid) -> list[tuple[Tid, bytes | None]]:
+        """Return what stays of an object if it does: the revision current at the pack time, and
+        before it, if that is in a version, the one that is seen outside."""
+        history = self._revisions.get(oid, [])
+        at = bisect_right(history, pack_to, key=itemgetter(0))
+        current = history[at - 1] if at else (NO_TID, None)
+        outside = self._versions.get((oid, current[0]), ("", None))[1]
+        before = []
+        if outside is not None:
+            data = _record_of(history, outside)
+            before = [] if data is None else [(outside, data)]
+        return [*before, current] if before or current[1] is not None else []
+
+    def _forget(self, packed: _Packed, pack_to: Tid, references: References) -> bool:
+        """Let only stay what was planned, and what was committed meanwhile; False if that
+        reaches more. The slot is held."""
+        stays, revisions, kept, upto = packed
+        later = self._transactions[bisect_right(self._transactions, upto, key=itemgetter(0)) :]
+        for tid, _, oids, _ in later:
+            for oid in oids:
+                data = self._data_at((oid, tid))
+                for reached in (oid, *(references(data) if data else ())):
+                    if reached not in stays and self._at(reached, pack_to):
+                        return False
+        for transaction in later:
+            for oid in transaction[2]:
+                entry = transaction[0], self._data_at((oid, transaction[0]))
+                revisions.setdefault(oid, []).append(entry)
+            kept.append(transaction)
+        with self._swap_lock:
+            self._keep_facts(revisions)
+            self._forgotten.update(
+                (oid, tids[1]) for oid, tids in stays.items()
+                if len(tids) == 2 and self._place_before(oid, tids[1]) != (oid, tids[0])
+            )
+            self._revisions, self._transactions = revisions, kept
+            self._packs += 1
+            self.packed_tid = pack_to
+        return True
+
+    def _keep_facts(self, revisions: _Revisions) -> None:
+        """Forget what is known of revisions that go."""
+        def stays(oid: Oid, tid: Tid | None) -> bool:
+            history = revisions.get(oid, ())
+            at = bisect_left(history, tid or NO_TID, key=itemgetter(0))
+            return at < len(history) and history[at][0] == tid
+
+        self._repeats = {
+            (oid, tid): target for (oid, tid), target in self._repeats.items()
+            if stays(oid, tid) and stays(oid, target)
+        }
+        self._versions = {
+            (oid, tid): (version, outside if stays(oid, outside) else None)
+            for (oid, tid), (version, outside) in self._versions.items() if stays(oid, tid)
+        }
 
     # -- committing
 
@@ -249,3 +412,7 @@ class MappingStorage(UndoableStorage):
 
     def _close(self) -> None:
         """Keep the data: a storage in memory can be looked at after its database closed."""
+
+
+def _record_of(history: list[tuple[Tid, bytes | None]], tid: Tid) -> bytes | None:
+    return history[bisect_left(history, (tid,))][1]

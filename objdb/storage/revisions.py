@@ -62,7 +62,8 @@ class RevisionStorage(ABC):
     * `_discard(staged)`: take back what `_prepare` wrote
     * `_close()`
 
-    `_oid_lock` covers `_max_oid`.
+    `_oid_lock` covers `_max_oid`. `_places_lock` is held where places of revisions are used
+    outside the commit slot; a pack, which changes them all, takes it first and then the slot.
     """
 
     def __init__(self, name: str, *, read_only: bool = False) -> None:
@@ -72,6 +73,7 @@ class RevisionStorage(ABC):
         self._resolve: Resolve = resolve_nothing
         self._last_tid: Tid = NO_TID
         self._oid_lock = threading.Lock()
+        self._places_lock = threading.RLock()
         self._max_oid = 0  # the last oid handed out, or known from elsewhere
         self._pid = os.getpid()
         self._closed = False
@@ -112,6 +114,11 @@ class RevisionStorage(ABC):
         if number > self._max_oid:
             with self._oid_lock:
                 self._max_oid = max(self._max_oid, number)
+
+    @property
+    def _places(self) -> Any:
+        """What places are places in: another one after a pack."""
+        return None
 
     # -- reading
 
@@ -192,10 +199,12 @@ class RevisionStorage(ABC):
         if data is None or prev_txn is None:
             staged.write(oid, None, data, version)
             return
-        record, repeat = self._repeat(oid, prev_txn, data)
-        staged.write(oid, None, record, version)
-        if repeat is not None:
-            staged.repeats[oid] = repeat
+        with self._places_lock:
+            self._renew_repeats(staged)
+            record, repeat = self._repeat(oid, prev_txn, data)
+            staged.write(oid, None, record, version)
+            if repeat is not None:
+                staged.repeats[oid] = repeat
 
     def supportsVersions(self) -> bool:
         """See `IStorageVersions`."""
@@ -209,6 +218,20 @@ class RevisionStorage(ABC):
         """Return what to stage for *data*, which the revision *tid* of *oid* may have already:
         (record, repeat)."""
         return data, None
+
+    def _renew_repeats(self, staged: Staged) -> None:
+        """Stage the data of revisions that repeat others, where a pack has moved those."""
+        if staged.places is not self._places:
+            for oid, repeat in list(staged.repeats.items()):
+                if staged.record(oid) is None:
+                    data = self._data_in(staged.places, repeat)
+                    staged.write(oid, staged.bases[oid], data, staged.versions.get(oid, ""))
+                staged.repeats.pop(oid, None)
+            staged.places = self._places
+
+    def _data_in(self, places: Any, repeat: Repeat) -> bytes | None:
+        """Return the data at the position of a repeat in *places*, those of before a pack."""
+        return None
 
     def copyTransactionsFrom(
         self, other: Any, progress: Callable[[CopyProgress], object] | None = None
@@ -270,6 +293,8 @@ class RevisionStorage(ABC):
     def _check(self, staged: Staged) -> None:
         """Check that every write was made from, and every checked read saw, the current
         revision; resolve what conflicts."""
+        if staged.repeats:
+            self._renew_repeats(staged)
         bases = staged.bases
         staged.current = self._find_current(bases)
         if self.supportsVersions():

@@ -109,14 +109,15 @@ class UndoableStorage(VersionedStorage):
         """See `IStorageUndoable`."""
         staged = self._slot.staged(transaction)
         tid = tid_from_id(transaction_id)
-        plan = partial(self._undo, staged, tid)
-        oids = plan()
-        staged.requests.append(plan)
-        return staged.tid, oids
+        return staged.tid, self._request(staged, partial(self._undo, staged, tid))
 
     def preview_undo(self, transaction_ids: Iterable[Any]) -> list[UndoneObject]:
         """See `IStorageUndoable`."""
         self._require_open()
+        with self._places_lock:
+            return self._preview_all(transaction_ids)
+
+    def _preview_all(self, transaction_ids: Iterable[Any]) -> list[UndoneObject]:
         staged = Staged(TransactionMetaData(), None, " ")
         found: dict[Oid, UndoneObject] = {}
         impossible: list[UndoneObject] = []

@@ -29,11 +29,12 @@ slot held, if the version has changed meanwhile.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from objdb.errors import (
+    CorruptedDataError,
     POSKeyError,
     VersionCommitError,
     VersionError,
@@ -137,10 +138,18 @@ class VersionedStorage(RevisionStorage):
     def modifiedInVersion(self, oid: Oid) -> str:
         """See `IStorageVersions`."""
         self._require_open()
-        entry = self._find_current([oid])[oid]
-        if entry is None:
-            raise POSKeyError(oid, database=self._name)
-        return self._version_of(entry[0])
+        while True:
+            places, version = self._places, ""
+            entry = self._find_current([oid])[oid]
+            if entry is None:
+                raise POSKeyError(oid, database=self._name)
+            try:
+                version = self._version_of(entry[0])
+            except CorruptedDataError:
+                if places is self._places:
+                    raise
+            if places is self._places:  # else a pack came between
+                return version
 
     def objects_in_version(self, version: str) -> list[Oid]:
         """See `IStorageVersions`."""
@@ -159,18 +168,34 @@ class VersionedStorage(RevisionStorage):
             )
         if destination:
             require_name(destination)
-        return self._request(transaction, require_name(source), destination)
+        return self._take_out(transaction, require_name(source), destination)
 
     def abortVersion(self, version: str, transaction: Any) -> list[Oid]:
         """See `IStorageVersions`."""
-        return self._request(transaction, require_name(version), None)
+        return self._take_out(transaction, require_name(version), None)
 
-    def _request(self, transaction: Any, version: str, destination: str | None) -> list[Oid]:
+    def _take_out(self, transaction: Any, version: str, destination: str | None) -> list[Oid]:
         staged = self._slot.staged(transaction)
-        plan = partial(self._empty, staged, version, destination)
-        oids = plan()
+        return self._request(staged, partial(self._empty, staged, version, destination))
+
+    def _request(self, staged: Staged, plan: Callable[[], list[Oid]]) -> list[Oid]:
+        """Stage what *plan* does, which returns oids; it is called again if things change."""
+        with self._places_lock:
+            if staged.requests and staged.places is not self._places:
+                self._request_again(staged)
+            oids = plan()
+            staged.places = self._places
         staged.requests.append(plan)
         return oids
+
+    def _request_again(self, staged: Staged) -> None:
+        """Stage everything requested once more, as things are now."""
+        staged.is_stale = True
+        staged.drop_requested()
+        for request in staged.requests:
+            request()
+        staged.places = self._places
+        staged.is_stale = False
 
     def _empty(self, staged: Staged, version: str, destination: str | None) -> list[Oid]:
         """Stage what takes every object out of *version*: to *destination*; or, if that is None,
@@ -201,16 +226,15 @@ class VersionedStorage(RevisionStorage):
 
     def _check(self, staged: Staged) -> None:
         if staged.requests and (staged.is_stale or self._has_moved(staged)):
-            staged.is_stale = True
-            staged.drop_requested()
-            for request in staged.requests:
-                request()
-            staged.is_stale = False
+            self._request_again(staged)
             staged.resolved += staged.requested
         super()._check(staged)
 
     def _has_moved(self, staged: Staged) -> bool:
-        """Whether an object was changed since what requests make of it was staged."""
+        """Whether an object was changed, or a pack moved all, since what requests make of them
+        was staged."""
+        if staged.places is not self._places:
+            return True
         entries = self._find_current(staged.requested)
         return any(
             (NO_TID if entry is None else entry[1]) != staged.bases[oid]

@@ -22,7 +22,7 @@ SECTOR = 512
 
 
 class Operation(NamedTuple):
-    """One change: `kind` is write, truncate, allocate, sync, create, rename or remove."""
+    """One change: `kind` is write, truncate, allocate, sync, create, rename, link or remove."""
 
     kind: str
     path: str
@@ -47,6 +47,7 @@ class FaultyFiles:
         self.fail: dict[int, int] = {}
         self.fail_after: tuple[int, int] | None = None
         self.locked: dict[str, str] = {}
+        self.free_bytes = 1 << 40
         self._initial = {path: bytes(data) for path, data in self.contents.items()}
         self._mapped: dict[str, bytes] = {}
 
@@ -69,10 +70,21 @@ class FaultyFiles:
     def rename(self, old: str, new: str) -> None:
         self.do(Operation("rename", old, to=new))
         self.contents[new] = self.contents.pop(old)
+        self._mapped.pop(new, None)
+        if old in self._mapped:
+            self._mapped[new] = self._mapped.pop(old)
 
     def remove(self, path: str) -> None:
         self.do(Operation("remove", path))
         del self.contents[path]
+        self._mapped.pop(path, None)
+
+    def link(self, path: str, new: str) -> None:
+        self.do(Operation("link", path, to=new))
+        self.contents[new] = self.contents[path]
+
+    def free_space(self, path: str) -> int:
+        return self.free_bytes
 
     def lock(self, path: str, content: str) -> Any:
         if path in self.locked:
@@ -138,14 +150,22 @@ class FaultyFiles:
                 waiting = [o for o in waiting if o.path != operation.path]
             else:
                 _apply(disk, operation)
-                if operation.kind == "rename":
-                    waiting = [
-                        o._replace(path=operation.to) if o.path == operation.path else o
-                        for o in waiting
-                    ]
+                waiting = _after_renaming(waiting, operation)
         for operation in _surviving(waiting, survival, chance):
             _apply(disk, operation)
         return FaultyFiles({path: bytes(data) for path, data in disk.items()})
+
+
+def _after_renaming(waiting: list[Operation], operation: Operation) -> list[Operation]:
+    """Return what waits to reach the medium: with the new name, and without what was done to a
+    file that is gone."""
+    gone = {"rename": operation.to, "remove": operation.path}.get(operation.kind)
+    waiting = [o for o in waiting if o.path != gone]
+    if operation.kind != "rename":
+        return waiting
+    return [
+        o._replace(path=operation.to) if o.path == operation.path else o for o in waiting
+    ]
 
 
 def _surviving(
@@ -188,6 +208,8 @@ def _apply(disk: dict[str, bytearray], operation: Operation) -> None:
         disk[path] = bytearray()
     elif operation.kind == "rename":
         disk[operation.to] = disk.pop(path)
+    elif operation.kind == "link":
+        disk[operation.to] = disk[path]
     elif operation.kind == "remove":
         disk.pop(path, None)
     elif operation.kind == "write":
@@ -254,6 +276,9 @@ class FaultyFile:
 
     def size(self) -> int:
         return len(self._content)
+
+    def is_in_place(self) -> bool:
+        return self._files.contents.get(self.path, self._content) is self._content
 
     def map(self, size: int, *, read_only: bool = False) -> Any:
         if not read_only:

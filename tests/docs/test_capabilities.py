@@ -14,6 +14,7 @@ ROWS = {
     "IStorageIteration": "list transactions in order",
     "IStorageRestoreable": "take copies of transactions as they are",
     "IStorageUndoable": "undo transactions",
+    "IStoragePackable": "forget what is old, and what nothing leads to",
     "IStorageVersions": "work apart in versions",
     "IStorageSelfCheck": "check its own structure",
     "IStoragePolling": "follow another process that writes",

@@ -36,8 +36,10 @@ Integrity, which ZODB lacks: the extension of every transaction written here end
 
 Readers that do not know them see two extension items more. Another program that rewrites the
 file (ZODB's pack, a copy) moves transactions and changes positions inside them, but copies the
-extension as it is: such a transaction is told by its `_objdb_position`, or its status `p`, and is
-taken like one from a file that never had checksums.
+extension as it is: such a transaction is told by its `_objdb_position`, and is taken like one
+from a file that never had checksums. So that one is told, too, that was packed and has not moved,
+the item of a packed transaction has its highest bit set, and the position times 2**20 combined
+with the transaction's length (exclusive or) in the others.
 
 Drawbacks: the length of user, description and extension is 65,535 bytes at most; the previous
 position makes a chain through the file that only packing shortens; zlib's CRC finds damage,
@@ -69,6 +71,7 @@ COMMITTED, VOTED, PACKED, UNDONE = b" ", b"c", b"p", b"u"
 assert TRANSACTION.size == 23 and RECORD.size == 42 and VERSION.size == 16
 
 _POSITION_KEY, _CRC_KEY = INTEGRITY_KEYS
+_PACKED_BIT, _SIZE_BITS = 1 << 63, 20
 _ZEROS = {_POSITION_KEY: bytes(8), _CRC_KEY: bytes(4)}
 # Pickle protocol 3 writes 8 and 4 zero bytes as these; the zeros begin after 2 bytes.
 _POSITION_PLACE, _CRC_PLACE = b"C\x08" + bytes(8), b"C\x04" + bytes(4)
@@ -85,9 +88,23 @@ def pack_extension(extension: dict[str, Any]) -> tuple[bytes, int, int]:
     return packed, packed.rindex(_POSITION_PLACE) + 2, packed.rindex(_CRC_PLACE) + 2
 
 
-def find_crc(extension: bytes, position: int) -> int | None:
+def place_item(position: int, size: int, status: bytes) -> bytes:
+    """Return the item that tells where a transaction of *size* bytes was written: 8 bytes."""
+    if status == PACKED:
+        return NUMBER.pack(_PACKED_BIT | (position << _SIZE_BITS ^ size) & _PACKED_BIT - 1)
+    return NUMBER.pack(position)
+
+
+def integrity_places(extension: bytes) -> tuple[int, int] | None:
+    """Return where in the extension's bytes the position and the CRC are; None if it has none."""
+    shape = _INTEGRITY_SHAPE.search(extension)
+    return None if shape is None else (shape.start("position"), shape.start("crc"))
+
+
+def find_crc(extension: bytes, position: int, size: int, status: bytes) -> int | None:
     """Return where in the extension's bytes the CRC is; None if the transaction has none, or one
-    that was made for another position. ValueError when the items are there and damaged."""
+    that was made for another position, or before it was packed. ValueError when the items are
+    there and damaged."""
     names = sum(key.encode() in extension for key in _ZEROS)
     shape = _INTEGRITY_SHAPE.search(extension) if names else None
     if shape is None:
@@ -96,7 +113,8 @@ def find_crc(extension: bytes, position: int) -> int | None:
         return None
     if (shape["first"], shape["second"]) != (_POSITION_KEY.encode(), _CRC_KEY.encode()):
         raise ValueError("the integrity items are damaged")
-    return shape.start("crc") if shape["position"] == NUMBER.pack(position) else None
+    is_here = shape["position"] == place_item(position, size, status)
+    return shape.start("crc") if is_here else None
 
 
 # How an extension ends that has the items: two keys and values, a memo opcode behind each. The

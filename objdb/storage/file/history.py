@@ -34,6 +34,10 @@ class FileHistory(UndoableStorage):
 
     _medium: Medium
 
+    @property
+    def _places(self) -> Any:
+        return self._medium
+
     def _load_unusual(
         self, medium: Medium, oid: Oid, tid: Tid, version: str, entry: tuple[int, Tid]
     ) -> tuple[bytes, Tid, Tid | None] | None:
@@ -141,6 +145,10 @@ class FileHistory(UndoableStorage):
     def _data_at(self, place: Any) -> bytes | None:
         log = self._medium.log
         return log.data(log.record(place))
+
+    def _data_in(self, places: Any, repeat: Repeat) -> bytes | None:
+        data: bytes | None = places.log.data(places.log.record(repeat.position))
+        return data
 
     def _bring_back(self, place: Any) -> tuple[bytes | None, Repeat | None]:
         log = self._medium.log

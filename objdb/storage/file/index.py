@@ -202,6 +202,10 @@ class Index(PageTable):
             self.map[:PAGE] = bytes(PAGE)
             self._file.sync()
 
+    def renamed(self, path: str) -> None:
+        """Note where the file is now."""
+        self._file.path = path
+
     def close(self) -> None:
         """Close the file."""
         self.pages.clear()

@@ -35,6 +35,7 @@ from objdb.storage.file.format import (
     VOTED,
     find_crc,
     pack_extension,
+    place_item,
 )
 from objdb.storage.file.lookup import IN_VERSION
 from objdb.storage.files import File
@@ -194,10 +195,11 @@ class Log:
     def check_crc(self, header: Header) -> bool:
         """Return whether the transaction has a checksum; `CorruptedDataError` if it is wrong."""
         try:
-            place = find_crc(header.extension, header.position)
+            size = header.end - header.position
+            place = find_crc(header.extension, header.position, size, header.status)
         except ValueError:
             raise self.damaged(header.position, "the checksum in the extension") from None
-        if place is None or header.status == PACKED:
+        if place is None:
             return False
         crc_at = header.body - len(header.extension) + place
         crc, position = 0, header.position
@@ -344,7 +346,8 @@ class Log:
             )
         )
         block += user + description + extension
-        NUMBER.pack_into(block, before + position_place, position)
+        at = before + position_place
+        block[at : at + 8] = place_item(position, size, staged.status.encode())
         return Head(position, size, block, before + crc_place)
 
     def _too_long(self, *texts: bytes) -> StorageError:

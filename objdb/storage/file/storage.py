@@ -20,7 +20,6 @@ from typing import Any
 from zope.interface import implementer
 
 from objdb.errors import (
-    CorruptedDataError,
     POSKeyError,
     StorageFailedError,
     StorageWriteError,
@@ -32,6 +31,7 @@ from objdb.interfaces import (
     IStorage,
     IStorageHistory,
     IStorageIteration,
+    IStoragePackable,
     IStoragePolling,
     IStorageReadChecks,
     IStorageRestoreable,
@@ -42,13 +42,14 @@ from objdb.interfaces import (
 from objdb.storage.commit import Staged
 from objdb.storage.file.checking import check_structure
 from objdb.storage.file.durability import GroupCommit, Ticket
-from objdb.storage.file.history import FileHistory
+from objdb.storage.file.following import FollowingFile
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import POSITION, Before, Log, Written
 from objdb.storage.file.lookup import IN_VERSION
 from objdb.storage.file.medium import Medium, Published
 from objdb.storage.file.opening import create_file, require_openable, take_lock
-from objdb.storage.file.recovery import LogState, cut_tail, next_transaction, open_log
+from objdb.storage.file.pack import PackableFile, remove_leftovers
+from objdb.storage.file.recovery import LogState, cut_tail, open_log
 from objdb.storage.files import Files, Lock, OSFiles
 
 DURABILITIES = ("sync", "os")
@@ -56,9 +57,9 @@ DURABILITIES = ("sync", "os")
 
 @implementer(
     IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStoragePolling,
-    IStorageSelfCheck, IStorageRestoreable, IStorageUndoable, IStorageVersions,
+    IStorageSelfCheck, IStorageRestoreable, IStorageUndoable, IStorageVersions, IStoragePackable,
 )
-class FileStorage(FileHistory):
+class FileStorage(FollowingFile, PackableFile):
     """Keeps every revision in one file, in ZODB's format.
 
     *path*: the file; made if it does not exist (unless *create* is false, or *read_only*).
@@ -104,6 +105,8 @@ class FileStorage(FileHistory):
             raise
         self._group = GroupCommit(self._sync, self._publish)
         self._checkpoint_lock = threading.Lock()
+        self._poll_lock = threading.Lock()
+        self._pack_lock = threading.Lock()
 
     # -- opening
 
@@ -111,6 +114,15 @@ class FileStorage(FileHistory):
         files, read_only = self._files, self._is_read_only
         if create and not files.exists(path):
             create_file(files, path)
+        if not read_only:
+            remove_leftovers(files, path)
+        medium = self._open_current(path) if read_only else self._open_medium(path)
+        self._last_tid = self._decided = medium.published.tid
+        self._use(medium)
+
+    def _open_medium(self, path: str) -> Medium:
+        """Open the log and its index, and see to what a crash left."""
+        files, read_only = self._files, self._is_read_only
         file = files.open(path, "r" if read_only else "w")
         log, index = Log(file), None
         try:
@@ -124,12 +136,11 @@ class FileStorage(FileHistory):
             if index is not None:
                 index.close()
             raise
-        self._last_tid = self._decided = state.tid
         self._note_oid(state.max_oid.to_bytes(8, "big"))
         medium = Medium(file, log, index, is_shared=read_only)
         medium.end = state.end
         medium.publish(Published(state.end, state.tid, self._max_oid, state.objects))
-        self._use(medium)
+        return medium
 
     def _use(self, medium: Medium) -> None:
         """Read and write *medium* from now on."""
@@ -391,10 +402,6 @@ class FileStorage(FileHistory):
             objects = medium.published.objects + written.new_objects
             self._publish_state(medium, written.end, ticket.tid, objects)
 
-    def _publish_state(self, medium: Medium, end: int, tid: Tid, objects: int) -> None:
-        medium.publish(Published(end, tid, self._max_oid, objects))
-        self._last_tid = tid
-
     def _write_checkpoint(self) -> None:
         """Make the index durable up to here, by the thread whose commit made it due."""
         if not self._checkpoint_lock.acquire(blocking=False):
@@ -437,39 +444,6 @@ class FileStorage(FileHistory):
             self._medium.close()
             if self._lock is not None:
                 self._lock.release()
-
-    # -- seeing what another process commits
-
-    def poll(self) -> None:
-        """Take in what another process has committed since, when open for reading only."""
-        if not self._is_read_only:
-            return
-        with self._oid_lock:
-            self._read_on()
-
-    def _read_on(self) -> None:
-        medium = self._medium
-        log, size = medium.log, medium.file.size()
-        while True:
-            try:
-                header = next_transaction(log, medium.end, size, self._last_tid)
-                if header is None:
-                    return
-                records = list(log.records(header))
-            except CorruptedDataError:
-                return  # the writer is in the middle of it
-            positions = {record.oid: record.place for record in records}
-            versions = {record.oid: record.version for record in records}
-            # The writer may have entered them into the index that we share.
-            new = len({record.oid for record in records if not record.previous})
-            medium.reader.end = header.end  # before the index leads there
-            medium.index.set_many(positions, header.tid)
-            medium.versions.update(versions, positions, header.tid)
-            if self._db is not None:
-                self._db.invalidate(header.tid, list(positions))
-            medium.end = header.end
-            objects = medium.published.objects + new
-            self._publish_state(medium, header.end, header.tid, objects)
 
     def registerDB(self, db: Any) -> None:
         """See `RevisionStorage.registerDB`."""

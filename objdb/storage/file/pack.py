@@ -1,0 +1,229 @@
+"""Packing a FileStorage: a new file is written beside the old one, and takes its place.
+
+    survey   what stays                                  readers and writers go on
+    copy     what stays, to <path>.pack                  readers and writers go on
+    rounds   what was committed meanwhile, until that    readers and writers go on
+             is little
+    swap     the rest; then, in this order:              the commit slot is held
+             sync of the new file
+             <path>.oidx removed          a crash from here on: the index is built again
+             <path>.pack ─► <path>        the one moment at which the new file is in place
+             <path>.oidx.pack ─► <path>.oidx
+
+What is committed meanwhile may refer to an object that was not going to stay: somebody had it in
+memory, and linked it again. Then all is copied once more, that object included.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from objdb.errors import PackError, StorageFailedError, StorageSpaceError
+from objdb.ids import NO_TID, Oid, Tid
+from objdb.storage.file.durability import GroupCommit, Ticket
+from objdb.storage.file.format import START
+from objdb.storage.file.history import FileHistory
+from objdb.storage.file.index import Index
+from objdb.storage.file.log import Log
+from objdb.storage.file.medium import Medium, Published
+from objdb.storage.file.survey import Survey
+from objdb.storage.file.transfer import Transfer
+from objdb.storage.files import Files
+from objdb.storage.packing import (
+    MOST_PLANS,
+    Pacer,
+    PackResult,
+    Progress,
+    References,
+    no_roots,
+    pack_tid,
+)
+
+logger = logging.getLogger("objdb.storage.file")
+
+LEFTOVERS = ".pack", ".oidx.pack"
+_SHORT_TAIL_BYTES = 64 * 1024
+_MOST_ROUNDS = 50
+_BYTES_BESIDE = 1024 * 1024  # on the disk: for directories, and commits meanwhile
+_INDEX_BYTES_EACH = 20
+
+
+class PackableFile(FileHistory):
+    """The part of a FileStorage that packs. `_pack_lock` is held by the one who does."""
+
+    _files: Files
+    _group: GroupCommit
+    _checkpoint_lock: threading.Lock
+    _pack_lock: threading.Lock
+    _durability: str
+    _since_checkpoint: int
+    packed_tid: Tid = NO_TID
+
+    if TYPE_CHECKING:
+
+        def _use(self, medium: Medium) -> None: ...
+        def _join_group(self) -> Ticket | None: ...
+        def _fail(self, what: str) -> None: ...
+        def _require_not_failed(self) -> None: ...
+
+    def pack(
+        self, time: Any, referencesf: References, gc: bool = True, *,
+        progress: Progress | None = None, keep_old: bool = False,
+        roots: Callable[[], Iterable[Oid]] | None = None,
+    ) -> PackResult:
+        """See `IStoragePackable`. With *keep_old*, the file as it was is kept as `<path>.old`."""
+        self._require_writable()
+        self._require_not_failed()
+        if not self._pack_lock.acquire(blocking=False):
+            raise PackError(f"{self._name} is being packed already. Wait until that has ended")
+        try:
+            medium = self._medium
+            pack_to = min(pack_tid(time, medium.published.tid), medium.published.tid)
+            begin = medium.position_behind(pack_to)
+            if begin == START:
+                size, objects = medium.published.end, medium.published.objects
+                return PackResult(size, size, objects, objects)
+            pacer = Pacer(progress, self._require_open)
+            for attempt in range(MOST_PLANS + 1):
+                references = referencesf if gc and attempt < MOST_PLANS else None
+                survey = Survey(medium, pack_to, begin, references, pacer)
+                found = roots or no_roots
+                survey.run(medium.published.end, found())
+                self._require_space(survey)
+                result = self._copy(survey, found, pacer, keep_old)
+                if result is not None:
+                    return result
+            raise AssertionError("all that exists stays, and that was not all")
+        finally:
+            self._pack_lock.release()
+
+    def _require_space(self, survey: Survey) -> None:
+        """Raise `StorageSpaceError` unless the new file will find place beside the old one."""
+        published = self._medium.published
+        later = published.end - survey.begin
+        needed = min(int(survey.size * 1.1), survey.begin) + later + _BYTES_BESIDE
+        needed += _INDEX_BYTES_EACH * published.objects
+        free = self._files.free_space(self._name)
+        if free < needed:
+            raise StorageSpaceError(
+                f"packing {self._name} takes about {needed:,} bytes for the new file beside the "
+                f"old one, but {free:,} are free. Make space, and pack again",
+                path=self._name, needed=needed, free=free,
+            )
+
+    def _copy(
+        self, survey: Survey, roots: Callable[[], Iterable[Oid]], pacer: Pacer, keep_old: bool
+    ) -> PackResult | None:
+        """Write the new file and put it in place; None if more is reached than was copied."""
+        remove_leftovers(self._files, self._name)
+        target = self._new_medium()
+        is_used = False
+        try:
+            transfer = Transfer(self._medium, target, pacer)
+            transfer.copy_what_stays(survey.stays, survey.begin, survey.pack_to)
+            if survey.reach_all(roots()) or self._catch_up(survey, transfer, pacer):
+                return None
+            result = self._swap(survey, transfer, target, keep_old)
+            is_used = result is not None
+            return result
+        finally:
+            if not is_used:
+                target.close()
+                remove_leftovers(self._files, self._name)
+
+    def _new_medium(self) -> Medium:
+        file = self._files.open(self._name + ".pack", "c")
+        try:
+            index_file = self._files.open(self._name + ".oidx.pack", "c")
+            try:
+                return Medium(file, Log(file), Index(index_file, writable=True), is_shared=False)
+            except BaseException:
+                index_file.close()
+                raise
+        except BaseException:
+            file.close()
+            raise
+
+    def _catch_up(self, survey: Survey, transfer: Transfer, pacer: Pacer) -> bool:
+        """Copy what is committed meanwhile, until little is left, and make it durable; return
+        whether more is reached than was copied."""
+        medium = self._medium
+        for _ in range(_MOST_ROUNDS):
+            end = medium.published.end
+            length = end - transfer.copied
+            if survey.look_at_later(end):
+                return True
+            transfer.copy_later(end)
+            pacer.report("follow", 1, 1 + length)
+            if length <= _SHORT_TAIL_BYTES:
+                break
+        position = transfer.finish()
+        synced = self._durability == "sync"
+        transfer.target.index.write_checkpoint(
+            position, transfer.tid, self._max_oid, transfer.objects, synced=synced
+        )
+        return False
+
+    def _swap(
+        self, survey: Survey, transfer: Transfer, target: Medium, keep_old: bool
+    ) -> PackResult | None:
+        """Copy the rest and put the new file in place, while nobody commits."""
+        with self._places_lock, self._slot.held():
+            ticket = self._join_group()
+            if ticket is not None:
+                self._group.wait(ticket)
+            self._require_open()
+            self._require_not_failed()
+            medium = self._medium
+            if survey.look_at_later(medium.end):
+                return None
+            transfer.copy_later(medium.end)
+            target.end = transfer.finish()
+            old = medium.published
+            with self._checkpoint_lock:
+                self._put_in_place(medium, target, keep_old)
+                self._note_oid(transfer.max_oid.to_bytes(8, "big"))
+                target.publish(Published(target.end, old.tid, self._max_oid, transfer.objects))
+                target.index.note_synced(target.end)
+                self.packed_tid = survey.pack_to
+                self._since_checkpoint = 0
+                self._use(target)
+        return PackResult(old.end, target.end, old.objects, transfer.objects)
+
+    def _put_in_place(self, medium: Medium, target: Medium, keep_old: bool) -> None:
+        """Rename the files. When this raises OSError, the old file is the one in place."""
+        files, path = self._files, self._name
+        if keep_old:
+            medium.log.truncate(medium.end)
+            files.link(path, path + ".old")
+        if files.exists(path + ".oidx"):
+            files.remove(path + ".oidx")
+        try:
+            files.rename(path + ".pack", path)
+        except OSError as error:
+            if medium.file.is_in_place():
+                raise
+            self._fail(f"the packed file may not be in place after a loss of power: {error}")
+            raise StorageFailedError(
+                f"{path} was packed, but the disk did not confirm that the new file is in place "
+                f"({error}), so the storage commits no more. Close it, see to the disk, and open "
+                "it again"
+            ) from error
+        target.file.path = path
+        try:
+            files.rename(path + ".oidx.pack", path + ".oidx")
+        except OSError as error:
+            logger.warning("%s: the index is built again when it is opened next: %s", path, error)
+        else:
+            target.index.renamed(path + ".oidx")
+
+
+def remove_leftovers(files: Files, path: str) -> None:
+    """Remove what a pack that did not end has left beside the file at *path*."""
+    for ending in LEFTOVERS:
+        if files.exists(path + ending):
+            files.remove(path + ending)
+

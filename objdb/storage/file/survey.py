@@ -1,0 +1,201 @@
+"""Which records of a log stay when it is packed: the first half of a pack.
+
+    index ─► current record ─► … previous … ─► the object's record at T ─► what it refers to
+
+No record is read that does not stay, and those that stay are read in the order of their
+positions, as far as the graph allows. What is found is kept small: a byte for each object, and
+the position of each record that stays.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+
+from objdb.ids import ROOT_OID, Oid, Tid, format_oid, oid_from_int
+from objdb.storage.file.format import RECORD
+from objdb.storage.file.log import POSITION, Record
+from objdb.storage.file.medium import Medium
+from objdb.storage.file.recovery import next_transaction
+from objdb.storage.packing import OidSet, OidTable, Pacer, References
+
+_NOWHERE = 1  # a position where no record can be
+_AT_ONCE = 4096  # records put in order
+_BUCKET_BITS = 22
+_NEAR_BYTES = 16 * 1024
+_GUESS_BYTES = 512
+_BETWEEN_PAUSES = 16  # records
+_HEAD_BYTES = RECORD.size
+_unpack_record = RECORD.unpack_from
+
+
+class PositionSet:
+    """Positions in a file, to be gone through in order."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, array[int]] = {}
+        self.count = 0
+
+    def add(self, position: int) -> None:
+        """Add a position that is not in the set yet."""
+        bucket = self._buckets.get(position >> _BUCKET_BITS)
+        if bucket is None:
+            bucket = self._buckets[position >> _BUCKET_BITS] = array("Q")
+        bucket.append(position)
+        self.count += 1
+
+    def __iter__(self) -> Iterator[int]:
+        for number in sorted(self._buckets):
+            yield from sorted(self._buckets[number])
+
+
+class Survey:
+    """Finds what stays of *medium*'s log, packed to the transaction *pack_to*.
+
+    `begin` is the position behind that transaction. `stays` has the positions before it; their
+    records take about `size` bytes in the packed file. *references* is None if everything stays
+    that exists.
+    """
+
+    def __init__(
+        self, medium: Medium, pack_to: Tid, begin: int, references: References | None, pacer: Pacer
+    ) -> None:
+        self._medium = medium
+        self.pack_to = self._end_tid = pack_to
+        self._references = references
+        self._pacer = pacer
+        self._block, self._block_at = b"", 0  # the bytes read last
+        self._seen = OidSet()
+        self._before = OidTable()  # of the objects changed later: where they were before
+        self._waiting = array("Q")  # positions
+        self._objects = medium.published.objects
+        self.begin = begin
+        self.end = begin  # of the later transactions that were looked at
+        self.stays = PositionSet()
+        self.size = 0
+
+    def run(self, end: int, roots: Iterable[Oid]) -> None:
+        """Go through the transactions up to *end*, and from there, and *roots*, through all that
+        can be reached."""
+        self.look_at_later(end)
+        everything = self._references is None
+        self.reach_all(self._medium.index.oids() if everything else (ROOT_OID, *roots))
+
+    def reach_all(self, oids: Iterable[Oid]) -> bool:
+        """Let objects stay, and what they refer to; return whether that is more than before."""
+        count = self.stays.count
+        for oid in oids:
+            self.reach(oid)
+            if len(self._waiting) > _AT_ONCE:
+                self._follow()
+        self._follow()
+        return self.stays.count > count
+
+    def look_at_later(self, end: int) -> bool:
+        """Reach what the transactions up to the position *end* change and refer to, as far as
+        they were not looked at; return whether that is more than before."""
+        log, references = self._medium.log, self._references
+        count = self.stays.count
+        while self.end < end:
+            header = next_transaction(log, self.end, end, self._end_tid)
+            if header is None:
+                raise log.damaged(self.end, "the log ends before the index says")
+            for record in log.records(header):
+                self._before.set_once(record.oid, record.previous or _NOWHERE)
+                self.reach(record.oid)
+                if references is not None and record.size:
+                    for oid in references(log.data(record) or b""):
+                        self.reach(oid)
+                self._pacer.pace()
+            self._follow()
+            self.end, self._end_tid = header.end, header.tid
+        return self.stays.count > count
+
+    def reach(self, oid: Oid) -> None:
+        """Let the object stay as it was."""
+        if self._seen.add(oid):
+            self._waiting.append(int.from_bytes(oid, "big"))
+
+    def _place(self, oid: Oid) -> tuple[int, Tid | None] | None:
+        """Return where the object's last record up to the pack time is, and its tid where that
+        is known; None if there is no such record."""
+        position = self._before.get(oid)
+        if position:
+            return None if position == _NOWHERE else (position, None)
+        entry = self._medium.index.get(oid)
+        if entry is None:
+            return None
+        if entry[1] <= self.pack_to:
+            return entry[0] & POSITION, entry[1]
+        for record in self._medium.chain(oid, *entry):  # changed since the survey began
+            if record.tid <= self.pack_to:
+                return record.position, record.tid
+        return None
+
+    def _follow(self) -> None:
+        """Go through what waits, and through what that refers to."""
+        waiting = self._waiting
+        while waiting:
+            places = []
+            for number in waiting[-_AT_ONCE:]:
+                oid = oid_from_int(number)
+                place = self._place(oid)
+                if place is not None:
+                    places.append((place[0], oid, place[1]))
+            del waiting[-_AT_ONCE:]
+            places.sort()
+            for first in range(0, len(places), _BETWEEN_PAUSES):
+                for position, oid, tid in places[first : first + _BETWEEN_PAUSES]:
+                    self._visit(position, oid, tid)
+                self._pacer.pace()
+            self._pacer.report("mark", min(self.stays.count, self._objects), self._objects)
+
+    def _visit(self, position: int, oid: Oid, tid: Tid | None) -> None:
+        """Let a record stay, and reach what it refers to."""
+        at = position - self._block_at
+        has_head = 0 <= at <= len(self._block) - _HEAD_BYTES
+        block = self._block if has_head else self._read(position, _HEAD_BYTES)
+        at = at if has_head else 0
+        found, found_tid, _, _, version_size, size = _unpack_record(block, at)
+        if found != oid or found_tid > self.pack_to or tid not in (None, found_tid):
+            raise self._medium.log.damaged(
+                position, f"there is no record of {format_oid(oid)}, where one should be", oid
+            )
+        begin, references = at + _HEAD_BYTES, self._references
+        if version_size or not size:
+            self._visit_unusual(self._medium.log.record(position))
+            return
+        self.stays.add(position)
+        self.size += _HEAD_BYTES + size
+        if references is not None:
+            if begin + size > len(block):
+                block, begin = self._read(position, _HEAD_BYTES + size), _HEAD_BYTES
+            for referred in references(block[begin : begin + size]):
+                self.reach(referred)
+
+    def _visit_unusual(self, record: Record) -> None:
+        """Let a record stay that is in a version, or repeats another; not one that un-creates
+        the object everywhere."""
+        log, count = self._medium.log, self.stays.count
+        outside = log.outside(record) if record.version else None
+        if outside is not None:
+            self._visit(outside.position, record.oid, outside.tid)
+        data = log.data(record)
+        if data is None and self.stays.count == count:
+            return
+        self.stays.add(record.position)
+        self.size += record.data_at - record.position + (record.size or len(data or bytes(8)))
+        if self._references is not None and data is not None:
+            for referred in self._references(data):
+                self.reach(referred)
+
+    def _read(self, position: int, size: int) -> bytes:
+        """Return what is at *position*, *size* bytes or more: much where reading goes on forward,
+        little elsewhere."""
+        is_near = 0 <= position - self._block_at <= len(self._block) + _NEAR_BYTES
+        wanted = max(size, _NEAR_BYTES if is_near else _GUESS_BYTES)
+        block = self._medium.file.read_at(wanted, position)
+        if len(block) < size:
+            raise self._medium.log.damaged(position, "the file ends inside a data record")
+        self._block, self._block_at = block, position
+        return block

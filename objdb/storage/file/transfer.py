@@ -1,0 +1,319 @@
+"""The packed file as it is written: the second half of a pack.
+
+    up to T   of each transaction, the records that stay; nothing before them, back pointers
+              replaced by the data; status `p`
+    then      everything, as it was, with positions in the new file
+
+A back pointer of a later transaction leads to the same revision in the new file, if that is
+there; else the data take its place. Checksums of what is copied are verified first, and made anew
+for what is written.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from objdb.ids import NO_TID, Oid, Tid
+from objdb.storage.file.format import (
+    COMMITTED,
+    MAGIC,
+    NUMBER,
+    PACKED,
+    RECORD,
+    START,
+    STATUS_AT,
+    TRANSACTION,
+    VERSION,
+    integrity_places,
+    place_item,
+)
+from objdb.storage.file.log import POSITION, Header, Log, Record
+from objdb.storage.file.lookup import IN_VERSION
+from objdb.storage.file.medium import Medium
+from objdb.storage.file.recovery import next_transaction
+from objdb.storage.file.survey import PositionSet
+from objdb.storage.packing import Pacer
+
+_FLUSH_BYTES = 1024 * 1024
+_SYNC_BYTES = 32 * 1024 * 1024
+_BLOCK_BYTES = 256 * 1024
+_MOST_ENTRIES = 4096
+_BETWEEN_PAUSES = 16  # records
+
+
+class _Block:
+    """Gives the records of one transaction, from its bytes read in large pieces."""
+
+    def __init__(self, log: Log, header: Header) -> None:
+        self._log = log
+        self._header = header
+        self._block = b""
+        self._block_at = header.position
+
+    def record(self, position: int) -> tuple[Oid, Tid, bytes] | None:
+        """Return (oid, tid, data) of the record at *position*; None if it is in a version, or
+        repeats another."""
+        at = position - self._block_at
+        if at + RECORD.size > len(self._block):
+            at = self._read(position, RECORD.size)
+        oid, tid, _, transaction, version_size, size = RECORD.unpack_from(self._block, at)
+        header = self._header
+        if tid != header.tid or transaction != header.position:
+            raise self._log.damaged(position, "a data record belongs to another transaction", oid)
+        if version_size or not size:
+            return None
+        if at + RECORD.size + size > len(self._block):
+            at = self._read(position, RECORD.size + size)
+        begin = at + RECORD.size
+        return oid, tid, self._block[begin : begin + size]
+
+    def _read(self, position: int, size: int) -> int:
+        rest = self._header.end - position
+        self._block = self._log.file.read_at(min(max(size, _BLOCK_BYTES), rest), position)
+        self._block_at = position
+        if len(self._block) < size:
+            raise self._log.damaged(position, "the file ends inside a data record")
+        return 0
+
+
+class Transfer:
+    """Copies from the log of *source* to that of *target*, which is new.
+
+    `copied` is the position in the source up to which everything is in the target, `tid` the
+    last transaction before it.
+    """
+
+    def __init__(self, source: Medium, target: Medium, pacer: Pacer) -> None:
+        self._source = source
+        self.target = target
+        self._pacer = pacer
+        self._buffer = bytearray(MAGIC)  # what is not written yet
+        self._flushed = 0  # the position in the target where it belongs
+        self._unsynced = 0
+        self._entries: dict[Oid, int] = {}  # what is not in the index yet, of this transaction
+        self._latest: dict[str, int] = {}  # the last record in each version
+        self._end_tid = NO_TID  # of the last transaction that is in the target
+        self.objects = 0
+        self.max_oid = 0
+        self.copied = START
+        self.tid = NO_TID
+
+    # -- up to the pack time
+
+    def copy_what_stays(self, stays: PositionSet, begin: int, tid: Tid) -> None:
+        """Copy the records at the positions *stays*, before *begin*; *tid* is the last
+        transaction there."""
+        source, header, start = None, None, 0
+        for done, position in enumerate(stays, 1):
+            if header is None or source is None or position >= header.end:
+                if header is not None:
+                    self._end_transaction(header, PACKED, start)
+                header = self._header_of(position, begin)
+                source = _Block(self._source.log, header)
+                start = self._begin_transaction(header)
+            self._copy_alone(position, source, start)
+            if done % _BETWEEN_PAUSES == 0:
+                self._pacer.pace()
+                self._pacer.report("copy", done, stays.count)
+        if header is not None:
+            self._end_transaction(header, PACKED, start)
+        self._pacer.report("copy", stays.count, stays.count)
+        self.copied, self.tid = begin, tid
+
+    def _header_of(self, position: int, limit: int) -> Header:
+        """Return the header of the transaction that the record at *position* is in, verified."""
+        log = self._source.log
+        header = log.header(log.record(position).transaction, limit)
+        if not header.body <= position < header.end:
+            raise log.damaged(position, "a data record belongs to another transaction")
+        log.check_crc(header)
+        return header
+
+    def _copy_alone(self, position: int, source: _Block, start: int) -> None:
+        """Copy the record at *position*, with its data, as if there were none before it."""
+        plain = source.record(position)
+        if plain is None:
+            log = self._source.log
+            record = log.record(position)
+            # The record outside may be the one before; else what was between is gone.
+            has_before = record.version and record.previous == record.outside
+            previous = self._previous(record.oid, start) if has_before else 0
+            self._add(record, previous, log.data(record), start)
+            return
+        oid, tid, data = plain
+        if len(self._buffer) > _FLUSH_BYTES:
+            self._flush()
+        self._entries[oid] = self._flushed + len(self._buffer)
+        self._buffer += RECORD.pack(oid, tid, 0, start, 0, len(data))
+        self._buffer += data
+        if len(self._entries) >= _MOST_ENTRIES:
+            self._set_entries()
+
+    # -- after it
+
+    def copy_later(self, end: int) -> None:
+        """Copy the transactions from `copied` to *end*."""
+        log = self._source.log
+        while self.copied < end:
+            header = next_transaction(log, self.copied, end, self.tid)
+            if header is None:
+                raise log.damaged(self.copied, "the log ends before the index says")
+            start = self._begin_transaction(header)
+            for record in log.records(header):
+                self._copy_as_it_is(record, start)
+                self._pacer.pace()
+            self._end_transaction(header, header.status, start)
+            self.copied, self.tid = header.end, header.tid
+
+    def _copy_as_it_is(self, record: Record, start: int) -> None:
+        log, previous = self._source.log, self._previous(record.oid, start)
+        target = None if record.size else log.target(record)
+        if not record.size and target is None:
+            self._add(record, previous, None, start)
+            return
+        data = log.data(record)
+        assert data is not None
+        pointer = 0 if target is None else self._find(target, previous, data)
+        self._add(record, previous, None if pointer else data, start, pointer)
+
+    def _previous(self, oid: Oid, start: int) -> int:
+        """Return the position in the target of the object's record before the transaction that
+        begins at *start*."""
+        if oid in self._entries:  # ZODB may write an object twice
+            self._set_entries()
+        entry = self.target.index.get(oid)
+        if entry is None:
+            return 0
+        position = entry[0] & POSITION
+        if position < start:
+            return position
+        self._flush()
+        return self.target.log.record(position).previous
+
+    def _find(self, revision: Record, position: int, data: bytes | None = None) -> int:
+        """Return where a revision of the source is in the target, 0 if it is not there, or not
+        with this *data*. The object's last record there is at *position*."""
+        if position + RECORD.size > self._flushed:
+            self._flush()
+        log = self.target.log
+        while position:
+            record = log.record(position)
+            outside = log.outside(record) if record.version else None
+            for found in (record, outside):
+                if found is not None and found.tid == revision.tid:
+                    is_it = data is None or log.data(found) == data
+                    return found.position if is_it else 0
+            if record.tid < revision.tid:
+                return 0
+            position = record.previous
+        return 0
+
+    def _version_part(self, record: Record, start: int) -> bytes:
+        """Return what the record of an object in a version has behind its head."""
+        outside = self._source.log.outside(record)
+        place = 0 if outside is None else self._find(outside, self._previous(record.oid, start))
+        fellow = self._latest.get(record.version, 0) if record.fellow else 0
+        self._latest[record.version] = self._end
+        return VERSION.pack(place, fellow) + record.version.encode()
+
+    # -- writing
+
+    @property
+    def _end(self) -> int:
+        return self._flushed + len(self._buffer)
+
+    def _begin_transaction(self, header: Header) -> int:
+        """Write the head of a transaction, to be completed; return its position."""
+        start = self._end
+        self._buffer += TRANSACTION.pack(
+            header.tid, 0, COMMITTED, len(header.user), len(header.description),
+            len(header.extension),
+        )
+        self._buffer += header.user + header.description + header.extension
+        self._end_tid = header.tid
+        return start
+
+    def _add(
+        self, record: Record, previous: int, data: bytes | None, start: int, pointer: int = 0
+    ) -> None:
+        """Write a record: *data*, or a back pointer."""
+        if len(self._buffer) > _FLUSH_BYTES:
+            self._flush()
+        part = self._version_part(record, start) if record.version else b""
+        name_size = len(part) - VERSION.size if part else 0
+        self._entries[record.oid] = self._end | IN_VERSION if part else self._end
+        size = 0 if data is None else len(data)
+        self._buffer += RECORD.pack(record.oid, record.tid, previous, start, name_size, size)
+        self._buffer += part
+        self._buffer += NUMBER.pack(pointer) if data is None else data
+        if len(self._entries) >= _MOST_ENTRIES:
+            self._set_entries()
+
+    def _end_transaction(self, header: Header, status: bytes, start: int) -> None:
+        """Complete the transaction that begins at *start*: length, status, checksum."""
+        size = self._end - start
+        self._buffer += NUMBER.pack(size)
+        length = NUMBER.pack(size)
+        size += NUMBER.size
+        if start < self._flushed:
+            self._flush()
+        self._patch(start + 8, length)
+        places = integrity_places(header.extension)
+        if places is not None:
+            extension = start + TRANSACTION.size + len(header.user) + len(header.description)
+            self._patch(extension + places[0], place_item(start, size, status))
+            self._patch(extension + places[1], bytes(4))
+            crc = self._checksum(start, size)
+            self._patch(extension + places[1], crc.to_bytes(4, "big"))
+        self._patch(start + STATUS_AT, status)
+        self._set_entries()
+        if len(self._buffer) > _FLUSH_BYTES:
+            self._flush()
+
+    def _patch(self, position: int, data: bytes) -> None:
+        at = position - self._flushed
+        if at >= 0:
+            self._buffer[at : at + len(data)] = data
+        else:
+            self.target.file.write_at(data, position)
+
+    def _checksum(self, start: int, size: int) -> int:
+        """Return the checksum of a transaction whose status is a space so far."""
+        at = start - self._flushed
+        if at >= 0:
+            with memoryview(self._buffer) as view:
+                return zlib.crc32(view[at : at + size])
+        crc, position = 0, start
+        while position < start + size:
+            wanted = min(_FLUSH_BYTES, start + size - position)
+            crc = zlib.crc32(self.target.file.read_at(wanted, position), crc)
+            position += wanted
+            self._pacer.pace()
+        return crc
+
+    def _set_entries(self) -> None:
+        entries, index = self._entries, self.target.index
+        self.objects += sum(index.get(oid) is None for oid in entries)
+        if entries:
+            self.max_oid = max(self.max_oid, int.from_bytes(max(entries), "big"))
+        index.reserve(entries)
+        index.set_many(entries, self._end_tid)
+        self._entries = {}
+
+    def _flush(self) -> None:
+        if self._buffer:
+            self.target.file.write_at(self._buffer, self._flushed)
+            self._flushed += len(self._buffer)
+            self._unsynced += len(self._buffer)
+            self._buffer = bytearray()
+        if self._unsynced >= _SYNC_BYTES:  # a sync of much at once would hold up those of others
+            self.target.file.sync()
+            self._unsynced = 0
+
+    def finish(self) -> int:
+        """Put everything on the medium; return where the target's log ends."""
+        self._flush()
+        self.target.file.sync()
+        self._unsynced = 0
+        return self._flushed
+
