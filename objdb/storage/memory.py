@@ -282,7 +282,6 @@ class MappingStorage(UndoableStorage):
                 with self._places_lock, self._slot.held():
                     if self._forget(packed, pack_to, referencesf):
                         break
-            pacer.report("copy", 1, 1)
             return PackResult(before[0], self.getSize(), before[1], len(self))
         finally:
             self._pack_lock.release()
@@ -314,6 +313,7 @@ class MappingStorage(UndoableStorage):
             if left or tid > pack_to:
                 kept.append((tid, metadata, left, status if tid > pack_to else "p"))
             pacer.pace()
+        pacer.report("copy", len(stays), len(stays))
         return _Packed(stays, revisions, kept, upto)
 
     def _at(self, oid: Oid, pack_to: Tid) -> list[tuple[Tid, bytes | None]]:

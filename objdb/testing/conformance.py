@@ -38,13 +38,14 @@ from objdb.interfaces import (
 from objdb.storage.commit import TransactionMetaData
 from objdb.testing.copying import CopyConformance
 from objdb.testing.helpers import Make, commit, require, undo
+from objdb.testing.packing import PackConformance
 from objdb.testing.undoing import UndoConformance
 from objdb.testing.undolog import UndoLogConformance
 from objdb.testing.versions import VersionConformance
 
 
 class StorageConformance(
-    UndoConformance, UndoLogConformance, CopyConformance, VersionConformance
+    UndoConformance, UndoLogConformance, CopyConformance, VersionConformance, PackConformance,
 ):
     """The suite. Each test gets a fresh, empty storage."""
 

@@ -1,0 +1,620 @@
+"""What every storage that can be packed must do: the part of the conformance suite about
+`IStoragePackable`. See `conformance`.
+
+A record here is a name and the oids that it refers to: `b"name->" + oid + oid`.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from objdb.errors import (
+    ConflictError,
+    ObjdbError,
+    PackError,
+    POSKeyError,
+    StorageClosedError,
+    UndoError,
+    UsageError,
+)
+from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, next_tid, oid_from_int, time_from_tid
+from objdb.interfaces import (
+    IStorageHistory,
+    IStoragePackable,
+    IStorageRestoreable,
+    IStorageSelfCheck,
+    IStorageUndoable,
+    IStorageVersions,
+)
+from objdb.storage.commit import TransactionMetaData
+from objdb.testing.helpers import commit, contents, current, require, undo
+
+
+def record(name: str, *oids: Oid) -> bytes:
+    """Return a record that refers to *oids*."""
+    return name.encode() + b"->" + b"".join(oids)
+
+
+def refer(data: bytes, oids: list[Oid] | None = None) -> list[Oid]:
+    """Return what a record refers to."""
+    _, _, rest = data.partition(b"->")
+    found = [rest[i : i + 8] for i in range(0, len(rest), 8)]
+    if oids is None:
+        return found
+    oids += found
+    return oids
+
+
+def oids_in(storage: Any) -> list[list[Oid]]:
+    """Return the oids of each transaction."""
+    return [[revision[0] for revision in entry[5]] for entry in contents(storage)]
+
+
+class PackConformance:
+    """The tests; for `StorageConformance`, which has the fixtures."""
+
+    @pytest.fixture
+    def packable(self, storage: Any) -> Any:
+        """A storage with a root record that can be packed; its structure is checked after the
+        test."""
+        require(storage, IStoragePackable)
+        yield storage
+        with suppress(StorageClosedError):
+            assert not IStorageSelfCheck.providedBy(storage) or storage.self_check() == []
+
+    def chain(self, storage: Any) -> tuple[Oid, Oid, Oid, list[Tid]]:
+        """Make root → a → b, and c, which nothing refers to; change a and b twice."""
+        a, b, c = (storage.new_oid() for _ in range(3))
+        tids = [commit(storage, {
+            ROOT_OID: (storage.getTid(ROOT_OID), record("root", a)), a: (NO_TID, record("a0", b)),
+            b: (NO_TID, record("b0")), c: (NO_TID, record("c0")),
+        }, user="me", extension={"key": "value"})]
+        for name in "12":
+            tids.append(commit(storage, {
+                a: (tids[-1], record("a" + name, b)), b: (tids[-1], record("b" + name)),
+            }, description=name))
+        return a, b, c, tids
+
+    def pack(self, storage: Any, to: Any = None, **options: Any) -> Any:
+        """Pack to a moment, by default the last transaction."""
+        return storage.pack(storage.lastTransaction() if to is None else to, refer, **options)
+
+    # -- what stays
+
+    def test_pack(self, packable: Any) -> None:
+        """Of what is reached the last revision stays, in its transaction as it was; others go."""
+        a, b, c, tids = self.chain(packable)
+        before = contents(packable)
+        result = self.pack(packable)
+        after = contents(packable)
+        assert oids_in(packable) == [[ROOT_OID], [a, b]]
+        assert [entry[:5] for entry in after] == [
+            (before[i][0], "p", *before[i][2:5]) for i in (1, 3)
+        ]
+        assert packable.load(b) == (record("b2"), tids[2])
+        assert current(packable, c) is None and len(packable) == 3
+        assert (result.objects_before, result.objects_after) == (4, 3)
+        assert result.size_before > result.size_after == packable.getSize()
+        assert packable.packed_tid == packable.lastTransaction() == tids[2]
+
+    def test_without_garbage_collection(self, packable: Any) -> None:
+        """With gc=False, an object that nothing refers to stays, in its last revision."""
+        a, b, c, _ = self.chain(packable)
+        self.pack(packable, gc=False)
+        assert oids_in(packable) == [[ROOT_OID, c], [a, b]]
+
+    def test_to_a_moment(self, packable: Any) -> None:
+        """The revisions current at the moment stay, and everything later."""
+        a, b, _c, tids = self.chain(packable)
+        self.pack(packable, tids[1])
+        assert oids_in(packable) == [[ROOT_OID], [a, b], [a, b]]
+        assert [entry[1] for entry in contents(packable)] == ["p", "p", " "]
+        assert packable.loadBefore(a, tids[2]) == (record("a1", b), tids[1], tids[2])
+        assert packable.loadBefore(a, tids[1]) is None
+        with pytest.raises(POSKeyError):
+            packable.loadSerial(a, tids[0])
+
+    def test_to_a_time(self, packable: Any) -> None:
+        """Seconds since 1970 mean what was committed up to then."""
+        a, b, _c, tids = self.chain(packable)
+        self.pack(packable, time_from_tid(tids[2]))
+        assert oids_in(packable) == [[ROOT_OID], [a, b]]
+
+    def test_nothing_to_do(self, packable: Any) -> None:
+        """Packing to a moment before the first transaction changes nothing; nor does packing
+        twice."""
+        self.chain(packable)
+        before = contents(packable)
+        result = self.pack(packable, 0)
+        assert contents(packable) == before and result.size_after == result.size_before
+        self.pack(packable)
+        before = contents(packable)
+        self.pack(packable)
+        assert contents(packable) == before
+
+    @pytest.mark.parametrize("moment", ["now", None, b"short", True, [], float("nan")])
+    def test_no_moment(self, packable: Any, moment: Any) -> None:
+        """What is no moment is refused."""
+        with pytest.raises(UsageError):
+            packable.pack(moment, refer)
+
+    def test_the_future(self, packable: Any) -> None:
+        """A moment to come is refused."""
+        with pytest.raises(UsageError, match="future"):
+            packable.pack(time.time() + 1000, refer)
+        with pytest.raises(UsageError, match="future"):
+            packable.pack(b"\x7f" + bytes(7), refer)
+
+    def test_uncreated(self, packable: Any) -> None:
+        """An object that does not exist any more at the moment is gone, also without gc."""
+        oid = packable.new_oid()
+        tid = commit(packable, {oid: (NO_TID, record("one"))})
+        commit(packable, {oid: (tid, None)})
+        self.pack(packable, gc=False)
+        assert oids_in(packable) == [[ROOT_OID]] and len(packable) == 1
+        with pytest.raises(POSKeyError):
+            packable.load(oid)
+
+    def test_uncreated_later(self, packable: Any) -> None:
+        """That an object was un-created after the moment stays, and can be undone."""
+        oid = packable.new_oid()
+        tid = commit(packable, {oid: (NO_TID, record("one"))})
+        last = commit(packable, {oid: (tid, None)})
+        self.pack(packable, tid)
+        assert current(packable, oid) is None
+        undo(packable, last)
+        assert current(packable, oid) == record("one")
+
+    def test_cycles(self, packable: Any) -> None:
+        """Objects that refer to one another, and nothing else to them, go."""
+        a, b = packable.new_oid(), packable.new_oid()
+        commit(packable, {a: (NO_TID, record("a", b)), b: (NO_TID, record("b", a))})
+        self.pack(packable)
+        assert len(packable) == 1
+
+    def test_dangling(self, packable: Any) -> None:
+        """A reference to what does not exist is no obstacle."""
+        missing = packable.new_oid()
+        commit(packable, {ROOT_OID: (packable.getTid(ROOT_OID), record("root", missing))})
+        self.pack(packable)
+        assert len(packable) == 1
+
+    # -- what is linked again
+
+    def test_linked_again(self, packable: Any) -> None:
+        """An object that is not reached at the moment, and was linked again later, stays with
+        all that it refers to. ZODB loses it."""
+        a, b, c, tids = self.chain(packable)
+        unlinked = commit(packable, {ROOT_OID: (tids[0], record("empty"))})
+        commit(packable, {ROOT_OID: (unlinked, record("again", a))})
+        self.pack(packable, unlinked)
+        assert packable.load(a)[0] == record("a2", b) and packable.load(b)[0] == record("b2")
+        assert current(packable, c) is None
+
+    def test_linked_for_a_while(self, packable: Any) -> None:
+        """So does one that was linked, and unlinked, later: it can be seen at that time."""
+        a, _b, c, tids = self.chain(packable)
+        last = commit(packable, {ROOT_OID: (tids[0], record("empty"))})
+        linked = commit(packable, {ROOT_OID: (last, record("again", c))})
+        commit(packable, {ROOT_OID: (linked, record("empty"))})
+        self.pack(packable, last)
+        assert packable.loadBefore(c, next_tid(linked))[0] == record("c0")
+        assert current(packable, a) is None
+
+    def test_changed_later(self, packable: Any) -> None:
+        """An object that nothing refers to stays, as it was, if it was changed later: else that
+        could not be undone."""
+        _a, _b, c, tids = self.chain(packable)
+        changed = commit(packable, {c: (tids[0], record("c1"))})
+        self.pack(packable, tids[2])
+        assert packable.load(c)[0] == record("c1")
+        undo(packable, changed)
+        assert packable.load(c)[0] == record("c0")
+
+    def test_roots_from_elsewhere(self, packable: Any) -> None:
+        """What `roots` gives stays, with what it refers to."""
+        _a, b, c, _ = self.chain(packable)
+        commit(packable, {c: (packable.getTid(c), record("c", b))})
+        self.pack(packable, roots=lambda: [c])
+        assert current(packable, c) is not None
+
+    # -- undoing
+
+    def test_packed_transactions_are_not_undone(self, packable: Any) -> None:
+        """Undoing a packed transaction, or one that is gone, is refused; the log ends before."""
+        require(packable, IStorageUndoable)
+        _, _, _, tids = self.chain(packable)
+        self.pack(packable, tids[1])
+        with pytest.raises(UndoError, match="packed"):
+            undo(packable, tids[1])
+        self.pack(packable, tids[2])
+        with pytest.raises(UndoError, match="no such transaction"):
+            undo(packable, tids[1])
+        assert packable.undoLog(0, 10) == []
+
+    def test_data_brought_back(self, packable: Any) -> None:
+        """A revision that has the data of one that goes keeps them; so do those that repeat one
+        that stays."""
+        require(packable, IStorageUndoable)
+        a, b, _c, tids = self.chain(packable)
+        tids.append(undo(packable, tids[2]))
+        tids.append(commit(packable, {a: (tids[3], record("a4", b))}))
+        tids.append(undo(packable, tids[4]))
+        expected = {
+            (oid, tid): packable.loadSerial(oid, tid)
+            for oid, tid in ((a, tids[3]), (b, tids[3]), (a, tids[4]), (a, tids[5]))
+        }
+        for moment in tids[2:]:
+            self.pack(packable, moment)
+            for (oid, tid), data in expected.items():
+                if tid >= moment:
+                    assert packable.loadSerial(oid, tid) == data
+        assert packable.load(a)[0] == record("a1", b)
+
+    def test_undo_begun_before(self, packable: Any) -> None:
+        """Undoing that was asked for before a pack, and is committed after it, does what it says;
+        if the transaction was packed, that is the error."""
+        require(packable, IStorageUndoable)
+        a, b, _c, tids = self.chain(packable)
+        for moment, error in ((tids[1], None), (tids[2], UndoError)):
+            transaction = TransactionMetaData()
+            packable.tpc_begin(transaction)
+            packable.undo(tids[2], transaction)
+            self.pack(packable, moment)
+            if error is None:
+                packable.tpc_abort(transaction)
+                transaction = TransactionMetaData()
+                packable.tpc_begin(transaction)
+                packable.undo(tids[2], transaction)
+                self.pack(packable, moment)
+                packable.tpc_vote(transaction)
+                packable.tpc_abort(transaction)
+            else:
+                with pytest.raises(error):
+                    packable.tpc_vote(transaction)
+                packable.tpc_abort(transaction)
+        assert packable.load(a)[0] == record("a2", b)
+
+    def test_undo_across_a_pack(self, packable: Any) -> None:
+        """What undoing planned before a pack is right after it."""
+        require(packable, IStorageUndoable)
+        a, b, _c, tids = self.chain(packable)
+        transaction = TransactionMetaData()
+        packable.tpc_begin(transaction)
+        packable.undo(tids[2], transaction)
+        self.pack(packable, tids[1])
+        packable.tpc_vote(transaction)
+        packable.tpc_finish(transaction)
+        assert packable.load(a)[0] == record("a1", b) and packable.load(b)[0] == record("b1")
+
+    def test_restore_across_a_pack(self, packable: Any) -> None:
+        """A copied revision that repeats one that goes meanwhile keeps its data."""
+        require(packable, IStorageRestoreable)
+        a, b, _c, tids = self.chain(packable)
+        transaction = TransactionMetaData()
+        packable.tpc_begin(transaction, next_tid(tids[2]))
+        packable.restore(a, next_tid(tids[2]), record("a0", b), "", tids[0], transaction)
+        packable.restore(b, next_tid(tids[2]), record("b2"), "", tids[2], transaction)
+        self.pack(packable)
+        packable.tpc_vote(transaction)
+        packable.tpc_finish(transaction)
+        assert packable.load(a)[0] == record("a0", b) and packable.load(b)[0] == record("b2")
+
+    # -- what others do meanwhile
+
+    def test_commits_meanwhile(self, packable: Any) -> None:
+        """What is committed while a pack is under way is there after it."""
+        a, b, _c, _tids = self.chain(packable)
+        new: list[Oid] = []
+
+        def work(phase: str, done: int, total: int) -> None:
+            if len(new) < 3:
+                new.append(packable.new_oid())
+                commit(packable, {
+                    a: (packable.getTid(a), record("new", b, *new)), new[-1]: (NO_TID, b"new"),
+                })
+
+        self.pack(packable, progress=work)
+        assert new and all(current(packable, oid) == b"new" for oid in new)
+        assert packable.load(a)[0] == record("new", b, *new)
+        assert packable.new_oid() not in new
+
+    def test_linked_again_meanwhile(self, packable: Any) -> None:
+        """So is an object that nothing led to, and that was linked while the pack was under
+        way; time and again."""
+        _a, b, c, _tids = self.chain(packable)
+        lost = [c]
+        for number in range(6):
+            oid = packable.new_oid()
+            commit(packable, {oid: (NO_TID, record(f"lost {number}"))})
+            lost.append(oid)
+        linked: list[Oid] = []
+
+        def work(phase: str, done: int, total: int) -> None:
+            if phase == "copy" and lost and done == total:
+                linked.append(lost.pop())
+                commit(packable, {b: (packable.getTid(b), record("b", *linked))})
+
+        self.pack(packable, progress=work)
+        assert linked and all(current(packable, oid) for oid in linked)
+        assert packable.load(b)[0] == record("b", *linked)
+
+    def test_one_at_a_time(self, packable: Any) -> None:
+        """A second pack at the same time is refused."""
+        self.chain(packable)
+        errors: list[Exception] = []
+
+        def again(phase: str, done: int, total: int) -> None:
+            if not errors:
+                with pytest.raises(PackError) as caught:
+                    self.pack(packable)
+                errors.append(caught.value)
+
+        self.pack(packable, progress=again)
+        assert errors
+        self.pack(packable)
+
+    def test_cancelled(self, packable: Any) -> None:
+        """What the progress callback raises ends the pack, at whatever call, with everything as
+        it was."""
+        self.chain(packable)
+        before, calls = contents(packable), 0
+
+        last = 0
+
+        def stop(phase: str, done: int, total: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == last:
+                raise KeyboardInterrupt
+
+        for call in range(1, 9):
+            last, calls = call, 0
+            try:
+                self.pack(packable, progress=stop)
+                break
+            except KeyboardInterrupt:
+                assert contents(packable) == before
+        assert last > 1
+
+    def test_an_iterator_goes_on(self, packable: Any) -> None:
+        """An iterator that was begun before a pack shows what was there."""
+        self.chain(packable)
+        before = contents(packable)
+        iterator = packable.iterator()
+        first = next(iterator)
+        self.pack(packable)
+        assert [first.tid, *(transaction.tid for transaction in iterator)] == [
+            entry[0] for entry in before
+        ]
+
+    def test_readers_meanwhile(self, packable: Any) -> None:
+        """Threads that read while packs are under way always see the objects as they are."""
+        a, b, _c, tids = self.chain(packable)
+        is_over, seen = threading.Event(), set()
+
+        def read() -> None:
+            while not is_over.is_set():
+                seen.add((packable.load(a)[0], packable.loadBefore(b, next_tid(tids[2]))[0]))
+
+        threads = [threading.Thread(target=read) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            self.pack(packable)
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        assert seen <= {(record("a2", b), record("b2"))}
+
+    # -- what is gone
+
+    def test_asked_for_again(self, packable: Any) -> None:
+        """A revision that went is not there, by whatever way it is asked for."""
+        a, _b, c, tids = self.chain(packable)
+        self.pack(packable)
+        assert packable.loadBefore(a, tids[1]) is None
+        for oid, tid in ((a, tids[0]), (a, tids[1]), (c, tids[0])):
+            with pytest.raises(POSKeyError):
+                packable.loadSerial(oid, tid)
+        with pytest.raises(POSKeyError):
+            packable.loadBefore(c, tids[1])
+        if IStorageHistory.providedBy(packable):
+            assert [entry["tid"] for entry in packable.history(a, 9)] == [tids[2]]
+            with pytest.raises(POSKeyError):
+                packable.history(c)
+        with pytest.raises(ConflictError):
+            commit(packable, {c: (tids[0], record("c1"))})
+
+    def test_oids_are_not_used_again(self, packable: Any) -> None:
+        """The oids of objects that went, and those handed out, are not handed out again."""
+        _a, _b, c, _ = self.chain(packable)
+        handed_out = packable.new_oid()
+        self.pack(packable)
+        assert packable.new_oid() > handed_out > c
+
+    def test_reopened(self, packable: Any, make_storage: Any) -> None:
+        """What was packed is the same when it is opened again."""
+        if not self.persistent:  # type: ignore[attr-defined]
+            return
+        self.chain(packable)
+        self.pack(packable)
+        before = contents(packable)
+        packable.close()
+        with make_storage() as again:
+            assert contents(again) == before
+            assert len(again) == 3
+            self.chain(again)
+
+    # -- versions
+
+    def test_versions(self, packable: Any) -> None:
+        """Of an object in a version stays what is seen there, and what is seen outside; with
+        what both refer to."""
+        require(packable, IStorageVersions)
+        a, b, c, _tids = self.chain(packable)
+        inside = packable.new_oid()
+        for name in "34":
+            transaction = TransactionMetaData()
+            packable.tpc_begin(transaction)
+            packable.store(a, current_tid(packable, a), record(name, inside), "plan", transaction)
+            serial = current_tid(packable, inside)
+            packable.store(inside, serial, record("in" + name), "plan", transaction)
+            packable.tpc_vote(transaction)
+            packable.tpc_finish(transaction)
+        self.pack(packable)
+        assert packable.load(a)[0] == record("a2", b) and packable.load(b)[0] == record("b2")
+        assert packable.load(a, "plan")[0] == record("4", inside)
+        assert packable.load(inside, "plan")[0] == record("in4")
+        assert packable.versions() == ["plan"] and packable.modifiedInVersion(a) == "plan"
+        assert current(packable, c) is None
+
+    # -- at random
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_random(self, packable: Any, seed: int) -> None:
+        """After a random history, a pack to any moment leaves what a calculation of its own
+        says; what is seen from then on is what was seen, and so is what undoing would do."""
+        chance = random.Random(seed)
+        history = RandomHistory(packable, chance)
+        for _ in range(3):
+            history.go_on(25)
+            tids = [entry[0] for entry in contents(packable)]
+            moment = chance.choice(tids)
+            collects = chance.random() < 0.8
+            before = transactions(packable)
+            expected = expected_after(before, moment, collects)
+            views = history.views(moment, {oid for oid, _ in expected})
+            self.pack(packable, moment, gc=collects)
+            left = {(r[0], tid): r[1] for tid, rs in transactions(packable) for r in rs}
+            assert left == expected
+            for arguments, seen in views.items():
+                assert history.view(*arguments) == seen, arguments
+
+
+Revision = tuple[Oid, "bytes | None", str]
+
+
+def transactions(storage: Any) -> list[tuple[Tid, list[Revision]]]:
+    """Return (tid, [(oid, data, version), …]) of all transactions."""
+    return [
+        (transaction.tid, [(r.oid, r.data, r.version) for r in transaction])
+        for transaction in storage.iterator()
+    ]
+
+
+def expected_after(
+    before: Iterable[tuple[Tid, list[Revision]]], moment: Tid, collects: bool
+) -> dict[tuple[Oid, Tid], bytes | None]:
+    """Return what has to stay of the transactions *before* a pack: data by (oid, tid)."""
+    history: dict[Oid, list[tuple[Tid, bytes | None, str]]] = {}
+    for tid, revisions in before:
+        for oid, data, version in revisions:
+            history.setdefault(oid, []).append((tid, data, version))
+    expected: dict[tuple[Oid, Tid], bytes | None] = {}
+    reached, todo = set(), [ROOT_OID] if collects else list(history)
+    for oid, entries in history.items():
+        for tid, data, _ in entries:
+            if tid > moment:
+                expected[oid, tid] = data
+                todo += [oid, *refer(data or b"")]
+    while todo:
+        oid = todo.pop()
+        if oid in reached:
+            continue
+        reached.add(oid)
+        early = [entry for entry in history.get(oid, ()) if entry[0] <= moment]
+        stays = early[-1:]
+        if stays and stays[0][2]:
+            outside = [entry for entry in early if not entry[2]][-1:]
+            stays = [entry for entry in outside if entry[1] is not None] + stays
+        if len(stays) == 1 and stays[0][1] is None:
+            continue
+        for tid, data, _ in stays:
+            expected[oid, tid] = data
+            todo += refer(data or b"")
+    return expected
+
+
+class RandomHistory:
+    """Commits, undoing and versions at random, of up to ten objects, in *storage*."""
+
+    def __init__(self, storage: Any, chance: random.Random) -> None:
+        self._storage = storage
+        self._chance = chance
+        self._oids = [ROOT_OID, *(oid_from_int(number) for number in range(1, 10))]
+        for _ in self._oids:
+            storage.new_oid()
+        self._versions = ["plan"] if IStorageVersions.providedBy(storage) else []
+
+    def go_on(self, count: int) -> None:
+        """Try *count* transactions; those that are refused are none."""
+        storage = self._storage
+        for number in range(count):
+            transaction = TransactionMetaData(description=str(number))
+            storage.tpc_begin(transaction)
+            try:
+                self._step(transaction, number)
+                storage.tpc_vote(transaction)
+                storage.tpc_finish(transaction)
+            except ObjdbError:
+                storage.tpc_abort(transaction)
+
+    def _step(self, transaction: Any, number: int) -> None:
+        storage, chance = self._storage, self._chance
+        kind = chance.random()
+        if kind < 0.2:
+            for entry in chance.sample(storage.undoLog(0, 6), 1) if storage.undoLog() else ():
+                storage.undo(entry["id"], transaction)
+        elif kind < 0.3 and self._versions:
+            if chance.random() < 0.5:
+                storage.commitVersion("plan", "", transaction)
+            else:
+                storage.abortVersion("plan", transaction)
+        else:
+            version = chance.choice(["", "", *self._versions])
+            for oid in chance.sample(self._oids, chance.randrange(1, 4)):
+                serial = current_tid(storage, oid)
+                if chance.random() < 0.1 and oid != ROOT_OID and not version:
+                    storage.deleteObject(oid, serial, transaction)
+                    continue
+                oids = chance.sample(self._oids[1:], chance.randrange(3))
+                storage.store(oid, serial, record(str(number), *oids), version, transaction)
+
+    def views(self, moment: Tid, oids: set[Oid]) -> dict[tuple[Any, ...], Any]:
+        """Return what is seen of *oids* from *moment* on, by what is asked."""
+        tids = [entry[0] for entry in contents(self._storage) if entry[0] >= moment]
+        asked: list[tuple[Any, ...]] = [
+            ("load", oid, tid, version)
+            for oid in oids for tid in tids for version in ("", *self._versions)
+        ]
+        asked += [("undo", tid) for tid in tids if tid > moment]
+        return {arguments: self.view(*arguments) for arguments in asked}
+
+    def view(self, what: str, *arguments: Any) -> Any:
+        """Return what is seen, or the kind of error; the same for no object and none yet."""
+        try:
+            if what == "undo":
+                return self._storage.preview_undo(list(arguments))
+            oid, tid, version = arguments
+            in_version = (version,) if version else ()
+            return self._storage.loadBefore(oid, next_tid(tid), *in_version) or POSKeyError
+        except ObjdbError as error:
+            return type(error)
+
+
+def current_tid(storage: Any, oid: Oid) -> Tid:
+    """Return the tid of an object's current revision, in a version or not; zeros if none."""
+    try:
+        version = storage.modifiedInVersion(oid) if IStorageVersions.providedBy(storage) else ""
+        tid: Tid = storage.load(oid, version)[1] if version else storage.getTid(oid)
+    except POSKeyError:
+        return NO_TID
+    return tid
