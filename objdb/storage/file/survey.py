@@ -101,9 +101,11 @@ class Survey:
             if header is None:
                 raise log.damaged(self.end, "the log ends before the index says")
             for record in log.records(header):
-                self._before.set_once(record.oid, record.previous or _NOWHERE)
+                # What was between the two may have gone in an earlier pack.
+                before = record.previous or record.outside or _NOWHERE
+                self._before.set_once(record.oid, before)
                 self.reach(record.oid)
-                if references is not None and record.size:
+                if references is not None:
                     for oid in references(log.data(record) or b""):
                         self.reach(oid)
                 self._pacer.pace()
@@ -130,7 +132,7 @@ class Survey:
         for record in self._medium.chain(oid, *entry):  # changed since the survey began
             if record.tid <= self.pack_to:
                 return record.position, record.tid
-        return None
+        return (record.outside, None) if record.outside else None
 
     def _follow(self) -> None:
         """Go through what waits, and through what that refers to."""

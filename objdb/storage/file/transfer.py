@@ -166,14 +166,15 @@ class Transfer:
             self.copied, self.tid = header.end, header.tid
 
     def _copy_as_it_is(self, record: Record, start: int) -> None:
-        log, previous = self._source.log, self._previous(record.oid, start)
+        log, before = self._source.log, self._previous(record.oid, start)
+        previous = before if record.previous else 0  # an earlier pack may have made a gap
         target = None if record.size else log.target(record)
         if not record.size and target is None:
             self._add(record, previous, None, start)
             return
         data = log.data(record)
         assert data is not None
-        pointer = 0 if target is None else self._find(target, previous, data)
+        pointer = 0 if target is None else self._find(target, before, data)
         self._add(record, previous, None if pointer else data, start, pointer)
 
     def _previous(self, oid: Oid, start: int) -> int:
