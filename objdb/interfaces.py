@@ -226,7 +226,7 @@ class IStoragePackable(Interface):
         from the root at that time, nor by anything that a later transaction changed or refers
         to. `referencesf(record)` gives the oids that a record refers to; `roots()` further oids
         that stay. Transactions up to *time* can be undone no more; one of which nothing is left
-        is gone.
+        is gone, unless it is the last of them.
 
         `progress(phase, done, total)` is called now and then; what it raises ends the pack, with
         everything as it was. *keep_old*: keep what there was before, where the storage has a

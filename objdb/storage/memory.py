@@ -306,11 +306,12 @@ class MappingStorage(UndoableStorage):
             pacer.pace()
         revisions: _Revisions = {}
         kept: list[_Transaction] = []
+        last = max((tid for tid, _, _, _ in transactions if tid <= pack_to), default=NO_TID)
         for tid, metadata, oids, status in transactions:
             left = [oid for oid in oids if tid > pack_to or tid in stays.get(oid, ())]
             for oid in left:
                 revisions.setdefault(oid, []).append((tid, self._data_at((oid, tid))))
-            if left or tid > pack_to:
+            if left or tid >= last:
                 kept.append((tid, metadata, left, status if tid > pack_to else "p"))
             pacer.pace()
         pacer.report("copy", len(stays), len(stays))

@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int], object]
 _RESOLUTION_SECONDS = 2e-6
 # How long the interpreter is kept at a time, while others want it and while they do not; and how
 # long it is left to them.
-_SHORT_SECONDS, _LONG_SECONDS, _PAUSE_SECONDS = 0.0001, 0.002, 0.00005
+_SHORT_SECONDS, _LONG_SECONDS, _PAUSE_SECONDS = 0.00005, 0.002, 0.00005
 _BUSY_SECONDS = 0.00001
 _BETWEEN_REPORTS_SECONDS = 0.05
 # How often it is planned what stays, when others meanwhile make more stay; then, once more, all
@@ -129,7 +129,7 @@ class Pacer:
     ) -> None:
         self._progress = progress
         self._require_wanted = require_wanted
-        self._slice = _SHORT_SECONDS
+        self._short = self._slice = _SHORT_SECONDS
         self._until = time.perf_counter() + self._slice
         self._report_at = 0.0
 
@@ -145,10 +145,14 @@ class Pacer:
         time.sleep(_PAUSE_SECONDS)
         used = time.process_time() - time.thread_time() - before
         if used > _BUSY_SECONDS:
-            self._slice = _SHORT_SECONDS
+            self._slice = self._short
         else:
-            self._slice = min(self._slice * 1.2, _LONG_SECONDS)
+            self._slice = max(self._short, min(self._slice * 1.2, _LONG_SECONDS))
         self._until = time.perf_counter() + self._slice
+
+    def hurry(self) -> None:
+        """Work twice as long at a time from now on, however much others want to."""
+        self._short *= 2
 
     def report(self, phase: str, done: int, total: int) -> None:
         """Tell how far a phase is, not too often; the end of one is always told."""

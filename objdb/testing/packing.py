@@ -158,9 +158,16 @@ class PackConformance:
         tid = commit(packable, {oid: (NO_TID, record("one"))})
         commit(packable, {oid: (tid, None)})
         self.pack(packable, gc=False)
-        assert oids_in(packable) == [[ROOT_OID]] and len(packable) == 1
+        assert oids_in(packable) == [[ROOT_OID], []] and len(packable) == 1
         with pytest.raises(POSKeyError):
             packable.load(oid)
+
+    def test_the_last_transaction_stays(self, packable: Any) -> None:
+        """The last transaction stays the last one, even if nothing is left of it."""
+        tid = commit(packable, {packable.new_oid(): (NO_TID, record("lost"))})
+        self.pack(packable)
+        assert [entry[:2] for entry in contents(packable)][-1] == (tid, "p")
+        assert packable.lastTransaction() == tid and oids_in(packable)[-1] == []
 
     def test_uncreated_later(self, packable: Any) -> None:
         """That an object was un-created after the moment stays, and can be undone."""

@@ -45,8 +45,8 @@ from objdb.storage.packing import (
 logger = logging.getLogger("objdb.storage.file")
 
 LEFTOVERS = ".pack", ".oidx.pack"
-_SHORT_TAIL_BYTES = 64 * 1024
-_MOST_ROUNDS = 50
+_SHORT_TAIL_BYTES = 8 * 1024
+_MOST_ROUNDS = 20
 _BYTES_BESIDE = 1024 * 1024  # on the disk: for directories, and commits meanwhile
 _INDEX_BYTES_EACH = 20
 
@@ -160,6 +160,7 @@ class PackableFile(FileHistory):
             pacer.report("follow", 1, 1 + length)
             if length <= _SHORT_TAIL_BYTES:
                 break
+            pacer.hurry()  # others must not commit faster than this follows
         position = transfer.finish()
         synced = self._durability == "sync"
         transfer.target.index.write_checkpoint(

@@ -20,11 +20,11 @@ from objdb.storage.file.recovery import next_transaction
 from objdb.storage.packing import OidSet, OidTable, Pacer, References
 
 _NOWHERE = 1  # a position where no record can be
-_AT_ONCE = 4096  # records put in order
-_BUCKET_BITS = 22
+_AT_ONCE = 256  # records put in order
+_BUCKET_BITS = 19
 _NEAR_BYTES = 16 * 1024
 _GUESS_BYTES = 512
-_BETWEEN_PAUSES = 16  # records
+_BETWEEN_PAUSES = 8  # records
 _HEAD_BYTES = RECORD.size
 _unpack_record = RECORD.unpack_from
 

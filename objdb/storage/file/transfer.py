@@ -1,7 +1,7 @@
 """The packed file as it is written: the second half of a pack.
 
     up to T   of each transaction, the records that stay; nothing before them, back pointers
-              replaced by the data; status `p`
+              replaced by the data; status `p`. The last one is there even if it is empty
     then      everything, as it was, with positions in the new file
 
 A back pointer of a later transaction leads to the same revision in the new file, if that is
@@ -30,15 +30,14 @@ from objdb.storage.file.format import (
 from objdb.storage.file.log import POSITION, Header, Log, Record
 from objdb.storage.file.lookup import IN_VERSION
 from objdb.storage.file.medium import Medium
-from objdb.storage.file.recovery import next_transaction
 from objdb.storage.file.survey import PositionSet
 from objdb.storage.packing import Pacer
 
-_FLUSH_BYTES = 1024 * 1024
-_SYNC_BYTES = 32 * 1024 * 1024
+_FLUSH_BYTES = 256 * 1024
+_SYNC_BYTES = 8 * 1024 * 1024
 _BLOCK_BYTES = 256 * 1024
-_MOST_ENTRIES = 4096
-_BETWEEN_PAUSES = 16  # records
+_MOST_ENTRIES = 128
+_BETWEEN_PAUSES = 8  # records
 
 
 class _Block:
@@ -117,8 +116,16 @@ class Transfer:
                 self._pacer.report("copy", done, stays.count)
         if header is not None:
             self._end_transaction(header, PACKED, start)
+        if header is None or header.end != begin:
+            self._copy_empty(begin)
         self._pacer.report("copy", stays.count, stays.count)
         self.copied, self.tid = begin, tid
+
+    def _copy_empty(self, end: int) -> None:
+        """Copy the transaction that ends at *end*, without its records: were there no trace of
+        it, the last transaction would be an earlier one than before."""
+        header = self._source.log.header_before(end)
+        self._end_transaction(header, PACKED, self._begin_transaction(header))
 
     def _header_of(self, position: int, limit: int) -> Header:
         """Return the header of the transaction that the record at *position* is in, verified."""
@@ -152,12 +159,10 @@ class Transfer:
     # -- after it
 
     def copy_later(self, end: int) -> None:
-        """Copy the transactions from `copied` to *end*."""
+        """Copy the transactions from `copied` to *end*, which the survey has verified."""
         log = self._source.log
         while self.copied < end:
-            header = next_transaction(log, self.copied, end, self.tid)
-            if header is None:
-                raise log.damaged(self.copied, "the log ends before the index says")
+            header = log.header(self.copied, end)
             start = self._begin_transaction(header)
             for record in log.records(header):
                 self._copy_as_it_is(record, start)
