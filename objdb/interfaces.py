@@ -219,7 +219,9 @@ class IStoragePackable(Interface):
 
     packed_tid = Attribute("Up to which transaction it was packed since it was opened, or zeros.")
 
-    def pack(time, referencesf, gc=True, *, progress=None, keep_old=False, roots=None):
+    def pack(
+        time, referencesf, gc=True, *, progress=None, keep_old=False, dry_run=False, roots=None
+    ):
         """Keep of each object the revision that was current at *time*, and everything later.
 
         *time*: seconds since 1970, or a tid. With *gc*, objects go that cannot be reached: not
@@ -230,7 +232,8 @@ class IStoragePackable(Interface):
 
         `progress(phase, done, total)` is called now and then; what it raises ends the pack, with
         everything as it was. *keep_old*: keep what there was before, where the storage has a
-        place for it. Others read and commit meanwhile.
+        place for it. *dry_run*: change nothing, and return about what there would be. Others
+        read and commit meanwhile.
 
         Returns a PackResult: bytes and objects before and after. PackError while another pack
         is under way; StorageSpaceError, ReadOnlyError, UsageError for a time to come.
@@ -321,6 +324,9 @@ class IDatabase(Interface):
 
     def history(oid, size=1):
         """Return the last *size* revisions of an object: see IStorageHistory."""
+
+    def pack(t=None, days=0):
+        """Forget what is older, and what nothing leads to any more: see IStoragePackable."""
 
     def invalidate(tid, oids, version=""):
         """Tell that the transaction *tid* changed *oids* (called by storages)."""

@@ -1,7 +1,6 @@
 """Packing a database: at a word, or by itself when it has grown or time has passed.
 
-    db.pack(days=7) ─► storage.pack(time, references, roots) ─► what changed is nothing that a
-                                                                current view could see
+    db.pack(days=7) ─► storage.pack(time, references, roots)
     AutoPack ─► a thread that looks now and then whether it is time
 """
 
@@ -78,7 +77,7 @@ class DatabasePack:
 
     def pack(
         self, t: Any = None, days: float = 0, *, gc: bool = True, progress: Progress | None = None,
-        keep_old: bool = False,
+        keep_old: bool = False, dry_run: bool = False,
     ) -> PackResult:
         """Forget what is older than a moment, and what nothing leads to any more.
 
@@ -89,7 +88,8 @@ class DatabasePack:
         it, or an object of another database of the group does. Weak references keep nothing.
 
         *progress*: called with (phase, done, total); raising ends the pack and leaves everything
-        as it was. *keep_old*: keep the old file. Others go on reading and committing meanwhile.
+        as it was. *keep_old*: keep the old file. *dry_run*: change nothing, and return about what
+        there would be. Others go on reading and committing meanwhile.
 
         Returns sizes and numbers of objects before and after. `PackError` while another pack is
         under way, `StorageSpaceError`, `ReadOnlyError`, `Unsupported`, `UsageError`.
@@ -97,11 +97,11 @@ class DatabasePack:
         self._require_usable()
         if not IStoragePackable.providedBy(self.storage):
             raise Unsupported(f"{self.name} is a storage that cannot be packed")
-        if self.storage.isReadOnly():
+        if self.storage.isReadOnly() and not dry_run:
             raise ReadOnlyError(f"{self.name} is open for reading only: it cannot be packed")
         result: PackResult = self.storage.pack(
             pack_moment(t, days, self.storage.lastTransaction()), ReferenceScanner(), gc,
-            progress=progress, keep_old=keep_old, roots=_RootsElsewhere(self),
+            progress=progress, keep_old=keep_old, dry_run=dry_run, roots=_RootsElsewhere(self),
         )
         return result
 

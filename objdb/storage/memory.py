@@ -90,8 +90,7 @@ class MappingStorage(UndoableStorage):
 
     def getSize(self) -> int:
         """Return the size of all records, in bytes."""
-        revisions = list(self._revisions.values())  # another may be committing
-        return sum(len(record or b"") for history in revisions for _, record in history)
+        return _size_of(self._revisions)
 
     def loadBefore(
         self, oid: Oid, tid: Tid, version: str = ""
@@ -261,7 +260,7 @@ class MappingStorage(UndoableStorage):
 
     def pack(
         self, time: Any, referencesf: References, gc: bool = True, *,
-        progress: Progress | None = None, keep_old: bool = False,
+        progress: Progress | None = None, keep_old: bool = False, dry_run: bool = False,
         roots: Callable[[], Iterable[Oid]] | None = None,
     ) -> PackResult:
         """See `IStoragePackable`. There is no place to keep the old revisions in."""
@@ -279,6 +278,9 @@ class MappingStorage(UndoableStorage):
                 packed = self._plan(
                     pack_to, referencesf if collects else None, roots or no_roots, pacer
                 )
+                if dry_run:
+                    after = _size_of(packed.revisions), len(packed.revisions)
+                    return PackResult(before[0], after[0], before[1], after[1])
                 with self._places_lock, self._slot.held():
                     if self._forget(packed, pack_to, referencesf):
                         break
@@ -413,6 +415,11 @@ class MappingStorage(UndoableStorage):
 
     def _close(self) -> None:
         """Keep the data: a storage in memory can be looked at after its database closed."""
+
+
+def _size_of(revisions: _Revisions) -> int:
+    histories = list(revisions.values())  # another may be committing
+    return sum(len(record or b"") for history in histories for _, record in history)
 
 
 def _record_of(history: list[tuple[Tid, bytes | None]], tid: Tid) -> bytes | None:

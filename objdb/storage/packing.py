@@ -37,7 +37,7 @@ _IN_PAGE = _PAGE - 1
 
 
 class PackResult(NamedTuple):
-    """What a pack did: size in bytes and number of objects, before and after it."""
+    """What a pack did, or would do: size in bytes and number of objects, before and after it."""
 
     size_before: int
     size_after: int
@@ -102,14 +102,16 @@ class OidTable:
         page = self._pages.get(number >> _PAGE_BITS)
         return 0 if page is None else page[number & _IN_PAGE]
 
-    def set_once(self, oid: Oid, value: int) -> None:
-        """Set the number of an oid, if it has none."""
+    def set_once(self, oid: Oid, value: int) -> bool:
+        """Set the number of an oid, if it has none; return whether that was so."""
         number = int.from_bytes(oid, "big")
         page = self._pages.get(number >> _PAGE_BITS)
         if page is None:
             page = self._pages[number >> _PAGE_BITS] = array("Q", bytes(8 * _PAGE))
-        if not page[number & _IN_PAGE]:
-            page[number & _IN_PAGE] = value
+        if page[number & _IN_PAGE]:
+            return False
+        page[number & _IN_PAGE] = value
+        return True
 
 
 class Pacer:

@@ -110,6 +110,18 @@ class PackConformance:
         self.pack(packable, gc=False)
         assert oids_in(packable) == [[ROOT_OID, c], [a, b]]
 
+    def test_dry_run(self, packable: Any) -> None:
+        """A dry run changes nothing, and says how many objects would stay."""
+        _, _, _, tids = self.chain(packable)
+        before = contents(packable)
+        for moment in tids:
+            for collects in (False, True):
+                planned = self.pack(packable, moment, gc=collects, dry_run=True)
+                assert contents(packable) == before
+        done = self.pack(packable)
+        assert planned.objects_after == done.objects_after == len(packable)
+        assert planned.size_before == done.size_before > planned.size_after
+
     def test_to_a_moment(self, packable: Any) -> None:
         """The revisions current at the moment stay, and everything later."""
         a, b, _c, tids = self.chain(packable)

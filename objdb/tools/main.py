@@ -1,7 +1,7 @@
 """The `objdb` command: what an administrator asks of a database, and does to it.
 
     look      info, check, history, diff, undolog
-    change    undo, versions, migrate
+    change    undo, versions, migrate, pack
 
 Exit codes: 0 done, 1 it could not be done (or `check` found damage), 2 wrong usage. What is a
 user's mistake, or the database's state, is told in a sentence, without a traceback.
@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from objdb.errors import ObjdbError
-from objdb.tools import copying, looking, undoing, versions
+from objdb.tools import copying, looking, packing, undoing, versions
 from objdb.version import __version__
 
 
@@ -42,6 +42,7 @@ def main() -> None:
 
 
 for command in (
-    *looking.COMMANDS, *undoing.COMMANDS, *versions.COMMANDS, *copying.COMMANDS
+    *looking.COMMANDS, *undoing.COMMANDS, *versions.COMMANDS, *copying.COMMANDS,
+    *packing.COMMANDS,
 ):
     main.add_command(command)

@@ -71,12 +71,15 @@ class PackableFile(FileHistory):
 
     def pack(
         self, time: Any, referencesf: References, gc: bool = True, *,
-        progress: Progress | None = None, keep_old: bool = False,
+        progress: Progress | None = None, keep_old: bool = False, dry_run: bool = False,
         roots: Callable[[], Iterable[Oid]] | None = None,
     ) -> PackResult:
         """See `IStoragePackable`. With *keep_old*, the file as it was is kept as `<path>.old`."""
-        self._require_writable()
-        self._require_not_failed()
+        if dry_run:
+            self._require_open()
+        else:
+            self._require_writable()
+            self._require_not_failed()
         if not self._pack_lock.acquire(blocking=False):
             raise PackError(f"{self._name} is being packed already. Wait until that has ended")
         try:
@@ -92,6 +95,10 @@ class PackableFile(FileHistory):
                 survey = Survey(medium, pack_to, begin, references, pacer)
                 found = roots or no_roots
                 survey.run(medium.published.end, found())
+                if dry_run:
+                    old = medium.published
+                    size = min(old.end, START + survey.size + old.end - begin)
+                    return PackResult(old.end, size, old.objects, survey.objects)
                 self._require_space(survey)
                 result = self._copy(survey, found, pacer, keep_old)
                 if result is not None:

@@ -53,8 +53,8 @@ class Survey:
     """Finds what stays of *medium*'s log, packed to the transaction *pack_to*.
 
     `begin` is the position behind that transaction. `stays` has the positions before it; their
-    records take about `size` bytes in the packed file. *references* is None if everything stays
-    that exists.
+    records take about `size` bytes in the packed file, which will have `objects` objects.
+    *references* is None if everything stays that exists.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Survey:
         self.end = begin  # of the later transactions that were looked at
         self.stays = PositionSet()
         self.size = 0
+        self.objects = 0  # with those of the later transactions
 
     def run(self, end: int, roots: Iterable[Oid]) -> None:
         """Go through the transactions up to *end*, and from there, and *roots*, through all that
@@ -103,7 +104,7 @@ class Survey:
             for record in log.records(header):
                 # What was between the two may have gone in an earlier pack.
                 before = record.previous or record.outside or _NOWHERE
-                self._before.set_once(record.oid, before)
+                self.objects += self._before.set_once(record.oid, before)
                 self.reach(record.oid)
                 if references is not None:
                     for oid in references(log.data(record) or b""):
@@ -148,7 +149,10 @@ class Survey:
             places.sort()
             for first in range(0, len(places), _BETWEEN_PAUSES):
                 for position, oid, tid in places[first : first + _BETWEEN_PAUSES]:
+                    count = self.stays.count
                     self._visit(position, oid, tid)
+                    if self.stays.count > count and not self._before.get(oid):
+                        self.objects += 1
                 self._pacer.pace()
             self._pacer.report("mark", min(self.stays.count, self._objects), self._objects)
 
