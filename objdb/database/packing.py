@@ -123,13 +123,14 @@ def pack_moment(t: Any, days: float, last: Tid) -> Tid:
 
 
 class _RootsElsewhere:
-    """Finds what the other databases of a group refer to in this one. Called again, it looks at
-    what they have committed since."""
+    """Finds what the other databases of a group refer to in this one. Called again, it looks
+    only at what they have committed since, and returns all."""
 
     def __init__(self, db: Any) -> None:
         self._name = db.database_name
         self._others = [other for other in db.databases.values() if other is not db]
         self._seen: dict[int, Tid] = {}
+        self._found: set[Oid] = set()
 
     def __call__(self) -> Iterable[Oid]:
         name = self._name.encode()
@@ -141,7 +142,8 @@ class _RootsElsewhere:
                 self._seen[id(other)] = transaction.tid
                 for revision in transaction:
                     if revision.data and name in revision.data:
-                        yield from self._references(revision.data)
+                        self._found.update(self._references(revision.data))
+        return self._found
 
     def _references(self, record: bytes) -> Iterable[Oid]:
         for reference in all_references(record):
