@@ -221,6 +221,7 @@ def test_an_open_view(db: objdb.DB) -> None:
     connection = db.open(manager)
     root = connection.root()
     a, b, c = root["a"], root["b"], root["c"]
+    connection.cacheMinimize()
     with db.transaction() as other:
         other.root()["b"].name = "b2"
     change(db, c=None)

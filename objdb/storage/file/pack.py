@@ -7,6 +7,7 @@
     swap     the rest; then, in this order:              the commit slot is held
              sync of the new file
              <path>.oidx removed          a crash from here on: the index is built again
+             (and .index, which is ZODB's)
              <path>.pack ─► <path>        the one moment at which the new file is in place
              <path>.oidx.pack ─► <path>.oidx
 
@@ -45,6 +46,7 @@ from objdb.storage.packing import (
 logger = logging.getLogger("objdb.storage.file")
 
 LEFTOVERS = ".pack", ".oidx.pack"
+_INDEXES = ".oidx", ".index"  # the second one is ZODB's, which would believe it
 _SHORT_TAIL_BYTES = 8 * 1024
 _MOST_ROUNDS = 20
 _BYTES_BESIDE = 1024 * 1024  # on the disk: for directories, and commits meanwhile
@@ -207,8 +209,9 @@ class PackableFile(FileHistory):
         if keep_old:
             medium.log.truncate(medium.end)
             files.link(path, path + ".old")
-        if files.exists(path + ".oidx"):
-            files.remove(path + ".oidx")
+        for index in _INDEXES:
+            if files.exists(path + index):
+                files.remove(path + index)
         try:
             files.rename(path + ".pack", path)
         except OSError as error:
