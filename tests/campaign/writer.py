@@ -1,5 +1,6 @@
 """A process that commits from several threads until it is killed: `python -m
-tests.campaign.writer PATH THREADS WAY OPTIONS` (a JSON dict for FileStorage).
+tests.campaign.writer PATH THREADS WAY OPTIONS` (a JSON dict for FileStorage; with "packs" it also
+packs, over and over).
 
 Thread number t sets two objects to the same number n, commits, and then writes "t n" to standard
 output: acknowledged. It begins after the numbers that are in the file. Ways to do it:
@@ -24,6 +25,7 @@ import objdb
 
 def main() -> None:
     path, count, way, options = sys.argv[1], int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
+    packs = options.pop("packs", False)
     db = objdb.DB(objdb.FileStorage(path, **options), pool_size=count)
     with db.transaction() as connection:
         root = connection.root()
@@ -33,6 +35,8 @@ def main() -> None:
     threads = [
         threading.Thread(target=write, args=(db, thread, WAYS[way])) for thread in range(count)
     ]
+    if packs:
+        threads.append(threading.Thread(target=pack, args=(db,)))
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -84,6 +88,12 @@ def with_undo(db: objdb.DB, thread: int, number: int) -> None:
 
 Change = Callable[[objdb.DB, int, int], None]
 WAYS: dict[str, Change] = {"plain": plainly, "versions": in_versions, "undo": with_undo}
+
+
+def pack(db: objdb.DB) -> None:
+    """Pack for ever."""
+    while True:
+        db.pack()
 
 
 if __name__ == "__main__":

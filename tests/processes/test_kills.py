@@ -1,4 +1,4 @@
-"""Fifty processes killed while four threads commit: nothing acknowledged is lost."""
+"""Sixty processes killed while four threads commit, some while one packs: nothing acknowledged is lost."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ from tests.campaign.kills import kill_once
         (3, "plain", {"preallocate_bytes": 0}),
         (12, "versions", {"checkpoint_records": 50}),
         (12, "undo", {"checkpoint_records": 50}),
+        (12, "plain", {"packs": True, "checkpoint_records": 50}),
+        (8, "versions", {"packs": True}),
     ],
     ids=[
         "usual", "many checkpoints", "not synced", "nothing allocated", "versions", "undo",
+        "packing", "packing versions",
     ],
 )
 def test_killed_while_committing(
