@@ -1,14 +1,14 @@
 """objdb: a transactional object database.
 
     database/    1  hands out connections: db, aio, pool, past, caches, invalidations,
-                    conflicts, together (who commits), undoing, versions, differences, opening
-                    by path or URI
+                    conflicts, together (who commits), undoing, versions, packing,
+                    differences, opening by path or URI
     connection/  2  binds objects to one snapshot in one transaction: loading, committing,
                     connection (views), isolation, savepoints, subtransactions, retry,
                     outcome, mutations; for asyncio: tasks, workers, prefetch
     records/     3  object state to bytes and back; the only place that pickles
     storage/     4  bytes to revisions: memory, commit, revisions, versions, undo, copying,
-                    file/
+                    packing, file/
       files.py   5  the seam to the operating system
     check.py        whole-database invariants
     tools/          the `objdb` command

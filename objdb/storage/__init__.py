@@ -1,6 +1,6 @@
 """Bytes to revisions; knows oid, tid and bytes, never a class.
 
 Reading order: `memory` (the contract at its plainest), `commit` (who commits, which phase),
-`revisions` (conflict checks over a few primitives), `undo`, `copying`, `file`, `files` (the seam
-to the operating system).
+`revisions` (conflict checks over a few primitives), `undo`, `copying`, `packing`, `file`, `files`
+(the seam to the operating system).
 """

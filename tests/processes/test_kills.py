@@ -1,4 +1,5 @@
-"""Sixty processes killed while four threads commit, some while one packs: nothing acknowledged is lost."""
+"""Sixty processes killed while four threads commit, and some while another one packs: nothing
+acknowledged is lost."""
 
 from __future__ import annotations
 

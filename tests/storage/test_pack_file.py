@@ -23,7 +23,7 @@ from objdb.storage.commit import TransactionMetaData
 from objdb.storage.file.storage import FileStorage
 from objdb.testing.faults import SURVIVALS, FaultyFiles
 from objdb.testing.helpers import commit, contents, undo
-from objdb.testing.packing import record, refer
+from objdb.testing.packing_model import record, refer
 
 A, B, C = (oid_from_int(number) for number in (1, 2, 3))
 PATH = "data.fs"
