@@ -45,6 +45,19 @@ def memory() -> Memory:
     return Memory(resident, private, resident - private)
 
 
+def reset_peak() -> None:
+    """Let `peak_resident` begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_resident() -> float:
+    """The most resident memory since `reset_peak`, in MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / KBYTES_PER_MIB
+    raise OSError("the kernel does not tell the peak of resident memory")
+
+
 def _trim() -> None:
     """Empty the C library's pool of freed memory: from there, growth would not be seen."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -19,6 +19,8 @@ class Sizes:
     large           objects in the file that is opened, cleanly closed and after a kill
     index_objects   objects in the file whose index is measured; 0 leaves the measurement out
     growth          numbers of objects at which growth is measured
+    packed          objects, in three generations, in the file that is packed
+    packed_many     objects in a larger file that is packed; 0 leaves the measurement out
     slow_objects    the most objects in a file of a system that is slow to load
     sample          objects loaded at each point of growth
     rounds          times each measurement is repeated
@@ -38,6 +40,8 @@ class Sizes:
     large: int = 1_000_000
     index_objects: int = 0
     growth: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    packed: int = 200_000
+    packed_many: int = 0
     slow_objects: int = 200_000
     sample: int = 10_000
     rounds: int = 5
@@ -65,6 +69,7 @@ QUICK = Sizes(
     oo7_levels=6,
     large=50_000,
     growth=(1_000, 10_000),
+    packed=10_000,
     sample=1_000,
     rounds=1,
     budget_seconds=110,
@@ -74,6 +79,7 @@ FULL = Sizes(
     "full",
     index_objects=10_000_000,
     growth=(10_000, 100_000, 1_000_000, 10_000_000),
+    packed_many=2_000_000,
     slow_objects=1_000_000,
     budget_seconds=0,
 )

@@ -120,6 +120,7 @@ def targets(sizes: Sizes) -> list[Target]:
     """The table, with the sizes of this run."""
     return [
         *_commits(sizes), *_loads(), *_cache(sizes), *_concurrency(sizes), *_opening(sizes),
+        *_packing(sizes),
     ]
 
 
@@ -312,6 +313,33 @@ def _opening(sizes: Sizes) -> list[Target]:
             Bound("part of the above", ours_at_most=200.0),
             Bound("nothing private (≤ 2 MiB)", ours_at_most=2.0),
             "zodb",
+            speed=False,
+        ),
+    ]
+
+
+def _packing(sizes: Sizes) -> list[Target]:
+    title = f"pack of {sizes.packed:,} objects in three generations"
+    many = f"pack of {sizes.packed_many or 2_000_000:,} objects: memory"
+    return [
+        Target(title, "pack", "pack_s", "s", _times(3), _times(6), "zodb"),
+        Target(
+            f"{title}: memory", "pack", "pack_mib", "MiB", Bound("≤ ZODB's", at_most=1.0), None,
+            "zodb", speed=False,
+        ),
+        Target(
+            many, "pack-many", "many_mib", "MiB", Bound("≤ 150 MiB growth", ours_at_most=150.0),
+            Bound("100 MiB", ours_at_most=100.0), "zodb", speed=False,
+        ),
+        Target(
+            "commits by a thread beside a pack", "pack-beside", "beside_per_second", "commits/s",
+            Bound("0.5 × those without it", at_least=0.5),
+            Bound("0.7 × those without it", at_least=0.7),
+            more_is_better=True, beside=("beside_alone_per_second", "without the pack"),
+        ),
+        Target(
+            "the longest commit beside a pack", "pack-beside", "beside_longest_ms", "ms",
+            Bound("≤ 50 ms", ours_at_most=50.0), Bound("10 ms", ours_at_most=10.0), "zodb",
             speed=False,
         ),
     ]

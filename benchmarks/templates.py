@@ -1,7 +1,8 @@
 """The databases that are built once per run and then copied or reopened for each measurement.
 
-A template is named by what is in it: `items:100000`, `tree`, `oo7`, or `killed:1000000`, which is
-what a process leaves behind that is killed after committing that many items. The empty name
+A template is named by what is in it: `items:100000`, `generations:200000` (items that were changed
+twice), `tree`, `oo7`, or `killed:1000000`, which is what a process leaves behind that is killed
+after committing that many items. The empty name
 stands for an empty directory.
 """
 
@@ -19,6 +20,9 @@ from benchmarks.systems import ObjectStore, Store, System
 
 BATCH = 10_000
 """Items per transaction while loading."""
+
+GENERATION_BATCH = 1000
+"""Items per transaction while they are changed."""
 
 TREE_CHILDREN = 3
 MIB = 1 << 20
@@ -51,7 +55,19 @@ def build(system: System, template: str, path: Path, sizes: Sizes) -> tuple[Stor
             store.stage(range(first, min(first + BATCH, count)))
             store.commit()
             store.trim()
+        if template.startswith("generations:"):
+            _change_all(store, count)
     return store, (perf_counter() - started) / count * 1e6
+
+
+def _change_all(store: Store, count: int) -> None:
+    """Two more generations: change every item, and once more."""
+    for generation in (1, 2):
+        for first in range(0, count, GENERATION_BATCH):
+            for key in range(first, min(first + GENERATION_BATCH, count)):
+                store.item(key).number = key + generation
+            store.commit()
+        store.trim()
 
 
 def _tree(model: Any, levels: int, numbers: Iterator[int]) -> Any:

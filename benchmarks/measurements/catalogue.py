@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.measurements import cache, commits, concurrency, loads, opening
+from benchmarks.measurements import cache, commits, concurrency, loads, opening, packing
 from benchmarks.sizes import Sizes
 from benchmarks.systems import SYSTEMS, System
 
@@ -64,6 +64,7 @@ def catalogue(sizes: Sizes) -> dict[str, Measurement]:
         *_concurrency(sizes),
         *_isolation(sizes),
         *_opening(sizes),
+        *_packing(sizes),
         *_growth(sizes),
     ]
     return {measurement.name: measurement for measurement in found}
@@ -329,6 +330,45 @@ def _opening(sizes: Sizes) -> list[Measurement]:
                     Quantity("index_open_ms", "… time to open the file", "ms"),
                 ),
                 rounds=3,
+            )
+        )
+    return found
+
+
+def _packing(sizes: Sizes) -> list[Measurement]:
+    generations = f"generations:{sizes.packed}"
+    title = f"pack of {sizes.packed:,} objects in three generations"
+    found = [
+        Measurement(
+            "pack", packing.pack, "sweep", generations,
+            (Quantity("pack_s", title, "s"), Quantity("pack_mib", "… memory taken", "MiB")),
+            writes=True, rounds=3,
+        ),
+        Measurement(
+            "pack-beside", packing.pack_beside, "sweep", generations,
+            (
+                Quantity(
+                    "beside_per_second", "commits by a thread beside a pack", "commits/s",
+                    more_is_better=True,
+                ),
+                Quantity(
+                    "beside_alone_per_second", "… without the pack", "commits/s",
+                    more_is_better=True,
+                ),
+                Quantity("beside_share", "… share that is left", "", more_is_better=True),
+                Quantity("beside_longest_ms", "… the longest one beside it", "ms"),
+                Quantity("beside_pack_s", "… the pack", "s"),
+            ),
+            writes=True, rounds=3,
+        ),
+    ]
+    if sizes.packed_many:
+        title = f"pack of {sizes.packed_many:,} objects"
+        found.append(
+            Measurement(
+                "pack-many", packing.pack_many, "sweep", f"items:{sizes.packed_many}",
+                (Quantity("many_s", title, "s"), Quantity("many_mib", "… memory taken", "MiB")),
+                writes=True, rounds=1,
             )
         )
     return found
