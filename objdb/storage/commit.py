@@ -277,13 +277,16 @@ class CommitSlot:
     def take(self, staged: Staged) -> None:
         """Wait for the slot, and hold it. `StorageTransactionError` inside `_p_resolveConflict`,
         where that would be for ever."""
-        if self.resolving == get_ident():
-            raise StorageTransactionError(
-                f"{self._name}: a transaction cannot be committed from inside "
-                "_p_resolveConflict, which is called in the middle of another one's commit"
-            )
+        self._require_outside()
         self._lock.acquire()
         self._holder = staged
+
+    def _require_outside(self) -> None:
+        if self.resolving == get_ident():
+            raise StorageTransactionError(
+                f"{self._name}: a transaction cannot be committed, nor the storage packed, from "
+                "inside _p_resolveConflict, which is called in the middle of another one's commit"
+            )
 
     def release(self, staged: Staged) -> None:
         """Let the next transaction have the slot, if *staged* holds it."""
@@ -306,6 +309,7 @@ class CommitSlot:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the slot, without a transaction: nothing is committed meanwhile."""
+        self._require_outside()
         with self._lock:
             yield
 

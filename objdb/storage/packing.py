@@ -11,9 +11,11 @@ and each later transaction finds what it was made from: it can still be undone.
 
 from __future__ import annotations
 
+import math
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from objdb.errors import UsageError
@@ -155,6 +157,15 @@ class Pacer:
     def hurry(self) -> None:
         """Work twice as long at a time from now on, however much others want to."""
         self._short *= 2
+
+    @contextmanager
+    def without_rest(self) -> Iterator[None]:
+        """Do not sleep: others are waiting for this thread."""
+        until, self._until = self._until, math.inf
+        try:
+            yield
+        finally:
+            self._until = until
 
     def report(self, phase: str, done: int, total: int) -> None:
         """Tell how far a phase is, not too often; the end of one is always told."""

@@ -415,8 +415,12 @@ class RevisionStorage(ABC):
         if self._pid != os.getpid():
             self._close()  # a fork's copy: who held the slot is not in this process
             return
+        self._end_work(_CLOSE_SECONDS)
         with self._slot.quiet(_CLOSE_SECONDS):
             self._close()
+
+    def _end_work(self, seconds: float) -> None:  # noqa: B027  most have none
+        """Wait, at most *seconds*, for work that ends by itself when the storage is closed."""
 
     @abstractmethod
     def _close(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from objdb.errors import (
     StorageClosedError,
     StorageFailedError,
     StorageSpaceError,
+    StorageTransactionError,
 )
 from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, next_tid, oid_from_int
 from objdb.storage.commit import TransactionMetaData
@@ -153,6 +156,46 @@ def test_closed_meanwhile(path: Path) -> None:
     with pytest.raises(StorageClosedError):
         storage.pack(storage.lastTransaction(), refer)
     assert files_at(path) == {"data.fs", "data.fs.oidx"}
+
+
+def test_closed_by_another_thread(path: Path) -> None:
+    """Closing waits for a pack in another thread to end, and to clean up."""
+    for _ in range(5):
+        storage, begun = FileStorage(path), threading.Event()
+
+        def pack(storage: FileStorage = storage, begun: threading.Event = begun) -> None:
+            with suppress(StorageClosedError):
+                while True:
+                    storage.pack(
+                        storage.lastTransaction(), refer, progress=lambda *done: begun.set()
+                    )
+
+        thread = threading.Thread(target=pack)
+        thread.start()
+        begun.wait(30)
+        storage.close()
+        assert files_at(path) == {"data.fs", "data.fs.oidx"}
+        thread.join()
+    with FileStorage(path) as storage:
+        assert storage.self_check() == [] and storage.load(B)[0] == record("b1")
+
+
+def test_packing_while_merging(path: Path) -> None:
+    """A pack from inside _p_resolveConflict, where it would wait for ever, is refused."""
+    with FileStorage(path) as storage:
+
+        class Packing:
+            def resolve(self, *arguments: Any) -> bytes:
+                with pytest.raises(StorageTransactionError, match="packed"):
+                    storage.pack(storage.lastTransaction(), refer)
+                return record("merged")
+
+        storage.registerDB(Packing())
+        old = storage.getTid(B)
+        commit(storage, {B: (old, record("b4"))})
+        commit(storage, {B: (old, record("b5"))})
+        assert storage.load(B)[0] == record("merged")
+        storage.pack(storage.lastTransaction(), refer)
 
 
 def test_large_transactions(path: Path) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from objdb.errors import PackError, StorageFailedError, StorageSpaceError
@@ -62,6 +63,7 @@ class PackableFile(FileHistory):
     _pack_lock: threading.Lock
     _durability: str
     _since_checkpoint: int
+    _packer = 0  # the thread that packs
     packed_tid: Tid = NO_TID
 
     if TYPE_CHECKING:
@@ -84,6 +86,7 @@ class PackableFile(FileHistory):
             self._require_not_failed()
         if not self._pack_lock.acquire(blocking=False):
             raise PackError(f"{self._name} is being packed already. Wait until that has ended")
+        self._packer = get_ident()
         try:
             medium = self._medium
             pack_to = min(pack_tid(time, medium.published.tid), medium.published.tid)
@@ -107,6 +110,11 @@ class PackableFile(FileHistory):
                     return result
             raise AssertionError("all that exists stays, and that was not all")
         finally:
+            self._packer = 0
+            self._pack_lock.release()
+
+    def _end_work(self, seconds: float) -> None:
+        if self._packer != get_ident() and self._pack_lock.acquire(timeout=seconds):
             self._pack_lock.release()
 
     def _require_space(self, survey: Survey) -> None:
@@ -135,7 +143,8 @@ class PackableFile(FileHistory):
             transfer.copy_what_stays(survey.stays, survey.begin, survey.pack_to)
             if survey.reach_all(roots()) or self._catch_up(survey, transfer, pacer):
                 return None
-            result = self._swap(survey, transfer, target, keep_old)
+            with self._places_lock, self._slot.held(), pacer.without_rest():
+                result = self._swap(survey, transfer, target, keep_old)
             is_used = result is not None
             return result
         finally:
@@ -166,7 +175,7 @@ class PackableFile(FileHistory):
             if survey.look_at_later(end):
                 return True
             transfer.copy_later(end)
-            pacer.report("follow", 1, 1 + length)
+            pacer.report("follow", transfer.copied, medium.published.end)
             if length <= _SHORT_TAIL_BYTES:
                 break
             pacer.hurry()  # others must not commit faster than this follows
@@ -180,27 +189,27 @@ class PackableFile(FileHistory):
     def _swap(
         self, survey: Survey, transfer: Transfer, target: Medium, keep_old: bool
     ) -> PackResult | None:
-        """Copy the rest and put the new file in place, while nobody commits."""
-        with self._places_lock, self._slot.held():
-            ticket = self._join_group()
-            if ticket is not None:
-                self._group.wait(ticket)
-            self._require_open()
-            self._require_not_failed()
-            medium = self._medium
-            if survey.look_at_later(medium.end):
-                return None
-            transfer.copy_later(medium.end)
-            target.end = transfer.finish()
-            old = medium.published
-            with self._checkpoint_lock:
-                self._put_in_place(medium, target, keep_old)
-                self._note_oid(transfer.max_oid.to_bytes(8, "big"))
-                target.publish(Published(target.end, old.tid, self._max_oid, transfer.objects))
-                target.index.note_synced(target.end)
-                self.packed_tid = survey.pack_to
-                self._since_checkpoint = 0
-                self._use(target)
+        """Copy the rest and put the new file in place; the slot is held. None if more is reached
+        than was copied."""
+        ticket = self._join_group()
+        if ticket is not None:
+            self._group.wait(ticket)
+        self._require_open()
+        self._require_not_failed()
+        medium = self._medium
+        if survey.look_at_later(medium.end):
+            return None
+        transfer.copy_later(medium.end)
+        target.end = transfer.finish()
+        old = medium.published
+        with self._checkpoint_lock:
+            self._put_in_place(medium, target, keep_old)
+            self._note_oid(transfer.max_oid.to_bytes(8, "big"))
+            target.publish(Published(target.end, old.tid, self._max_oid, transfer.objects))
+            target.index.note_synced(target.end)
+            self.packed_tid = survey.pack_to
+            self._since_checkpoint = 0
+            self._use(target)
         return PackResult(old.end, target.end, old.objects, transfer.objects)
 
     def _put_in_place(self, medium: Medium, target: Medium, keep_old: bool) -> None:
