@@ -563,7 +563,7 @@ typedef struct {
     PyObject *read_state;   /* (class, record) -> state */
     PyObject *before;       /* the tid that the snapshot ends before */
     unsigned long user;     /* the thread that is loading just now, or 0 */
-    PyObject *loaded;       /* list: oid and tid of what was loaded in turns, or None */
+    PyObject *loaded;       /* bytearray: oids and tids of what was loaded, in turns; or None */
     Py_ssize_t load_count;
     char counts_bytes;
 } LoadPath;
@@ -627,6 +627,22 @@ find_revision(LoadPath *self, PyObject *oid)
 }
 
 /* Load obj; 0, or -1 with an error set. */
+/* Add an oid and a tid to a bytearray. */
+static int
+note_loaded(PyObject *loaded, PyObject *oid, PyObject *tid)
+{
+    Py_ssize_t size = PyByteArray_GET_SIZE(loaded);
+    if (!is_oid(oid) || !is_oid(tid)) {
+        PyErr_BadArgument();
+        return -1;
+    }
+    if (PyByteArray_Resize(loaded, size + 16) < 0)
+        return -1;
+    memcpy(PyByteArray_AS_STRING(loaded) + size, PyBytes_AS_STRING(oid), 8);
+    memcpy(PyByteArray_AS_STRING(loaded) + size + 8, PyBytes_AS_STRING(tid), 8);
+    return 0;
+}
+
 static int
 load(LoadPath *self, cPersistentObject *obj)
 {
@@ -640,9 +656,8 @@ load(LoadPath *self, cPersistentObject *obj)
         done = PyObject_CallMethodOneArg((PyObject *)obj, name_setstate, state);
     if (done != NULL)
         memcpy(obj->serial, PyBytes_AS_STRING(PyTuple_GET_ITEM(found, 1)), 8);
-    if (done != NULL && self->loaded != NULL && PyList_CheckExact(self->loaded)
-            && (PyList_Append(self->loaded, oid) < 0
-                || PyList_Append(self->loaded, PyTuple_GET_ITEM(found, 1)) < 0))
+    if (done != NULL && self->loaded != NULL && PyByteArray_CheckExact(self->loaded)
+            && note_loaded(self->loaded, oid, PyTuple_GET_ITEM(found, 1)) < 0)
         Py_CLEAR(done);
     if (done != NULL && self->counts_bytes)
         Py_SETREF(done, PyObject_CallMethodObjArgs((PyObject *)self, name_note_size, oid, obj,

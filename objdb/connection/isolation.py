@@ -14,6 +14,7 @@ fails if anything at all was committed meanwhile.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -22,6 +23,7 @@ from objdb.connection.aging import Marker
 from objdb.errors import UsageError
 from objdb.ids import NO_TID, Oid, Tid
 
+_OID_AND_TID = struct.Struct("8s8s")
 ISOLATIONS = ("snapshot", "serializable", "read-current")
 
 
@@ -106,15 +108,15 @@ class ReadSet:
         if self._marker._p_changed is None:  # it left the cache with others
             self._marker = self._new_marker()
         _ = self._marker.touch
-        # Oid and serial of what was loaded, in turns; filled by the load path. A dict would take
+        # Oids and serials of what was loaded, in turns; filled by the load path. A dict would take
         # longer, and only commits that write need one.
-        self._loaded: list[bytes] = []
+        self._loaded = bytearray()
         self._jar._loaded = self._loaded
         self._found_loaded = self._cache.cache_non_ghost_count
 
     def _collect(self) -> None:
         read = read_since(self._cache, self._marker)
-        loaded = dict(zip(self._loaded[::2], self._loaded[1::2], strict=True))
+        loaded: dict[Oid, Tid] = dict(_OID_AND_TID.iter_unpack(self._loaded))
         if read is None:
             self.is_complete = False
             read = {}

@@ -19,7 +19,7 @@ class LoadPath:
 
     `_load_before` finds a record, `_read_state` unpickles it; `_before` is the tid that the
     snapshot ends before; `_user` is the thread that is loading just now, or 0; `_loaded` has the
-    oid and tid of what was loaded, in turns, where that is to be known, else it is None. The
+    oids and tids of what was loaded, in turns, where that is to be known, else it is None. The
     unusual is asked of the connection: `_is_gone`, `_load_failed`, `_note_size`,
     `_refuse_thread`.
     """
@@ -29,7 +29,7 @@ class LoadPath:
     _before: Tid
     _user = 0
     _counts_bytes = False
-    _loaded: list[Any] | None = None
+    _loaded: bytearray | None = None
     load_count = 0
 
     def setstate(self, obj: Any) -> None:
@@ -48,7 +48,7 @@ class LoadPath:
             obj.__setstate__(self._read_state(type(obj), record))
             obj._p_serial = tid
             if self._loaded is not None:
-                self._loaded += oid, tid
+                self._loaded += oid + tid
             if self._counts_bytes:
                 self._note_size(oid, obj, record)
         except Exception as error:
