@@ -13,13 +13,14 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from zope.interface import implementer
 
 from objdb.errors import PackError, POSKeyError, Unsupported
-from objdb.ids import NO_TID, Oid, Tid
+from objdb.ids import MAX_TID, NO_TID, Oid, Tid
 from objdb.interfaces import (
     IStorage,
     IStorageHistory,
@@ -44,7 +45,8 @@ from objdb.storage.packing import (
 )
 from objdb.storage.undo import Change, UndoableStorage
 
-_Revisions = dict[Oid, list[tuple[Tid, "bytes | None"]]]
+_History = list[tuple[Tid, "bytes | None"]]
+_Revisions = dict[Oid, _History]
 _Transaction = tuple[Tid, Any, list[Oid], str]
 
 
@@ -320,17 +322,35 @@ class MappingStorage(UndoableStorage):
         return _Packed(stays, revisions, kept, upto)
 
     def _at(self, oid: Oid, pack_to: Tid) -> list[tuple[Tid, bytes | None]]:
-        """Return what stays of an object if it does: the revision current at the pack time, and
-        before it, if that is in a version, the one that is seen outside."""
+        """Return what stays of an object if it does: the revision current at the pack time; if
+        that is in a version, the one that is seen outside; and orphans."""
         history = self._revisions.get(oid, [])
         at = bisect_right(history, pack_to, key=itemgetter(0))
-        current = history[at - 1] if at else (NO_TID, None)
-        outside = self._versions.get((oid, current[0]), ("", None))[1]
-        before = []
-        if outside is not None:
-            data = _record_of(history, outside)
-            before = [] if data is None else [(outside, data)]
-        return [*before, current] if before or current[1] is not None else []
+        wanted = self._orphans(oid, history[max(at - 1, 0) :], pack_to)
+        if at:
+            tid, record = history[at - 1]
+            wanted |= self._outside_tids((oid, tid))
+            if wanted or record is not None:
+                wanted.add(tid)
+        return [revision for revision in history[:at] if revision[0] in wanted]
+
+    def _orphans(self, oid: Oid, later: _History, pack_to: Tid) -> set[Tid]:
+        """Return the revisions, up to the pack time, that *later* ones bring back to a version,
+        and what was outside of them."""
+        found: set[Tid] = set()
+        versions = self._versions
+        for (before, _), (tid, _) in pairwise(later):
+            target = oid, self._repeats.get((oid, tid), MAX_TID)
+            is_brought_back = (oid, tid) in versions and (oid, before) not in versions
+            if is_brought_back and target in versions and target[1] <= pack_to < tid:
+                found |= {target[1]} | self._outside_tids(target)
+        return found
+
+    def _outside_tids(self, place: tuple[Oid, Tid]) -> set[Tid]:
+        """Return the tid of what is outside of a revision in a version, if that exists."""
+        outside = self._versions.get(place, ("", None))[1]
+        exists = outside is not None and self._data_at((place[0], outside)) is not None
+        return {outside} if outside is not None and exists else set()
 
     def _forget(self, packed: _Packed, pack_to: Tid, references: References) -> bool:
         """Let only stay what was planned, and what was committed meanwhile; False if that
@@ -341,7 +361,7 @@ class MappingStorage(UndoableStorage):
             for oid in oids:
                 data = self._data_at((oid, tid))
                 for reached in (oid, *(references(data) if data else ())):
-                    if reached not in stays and self._at(reached, pack_to):
+                    if [tid for tid, _ in self._at(reached, pack_to)] != stays.get(reached, []):
                         return False
         for transaction in later:
             for oid in transaction[2]:
@@ -351,8 +371,8 @@ class MappingStorage(UndoableStorage):
         with self._swap_lock:
             self._keep_facts(revisions)
             self._forgotten.update(
-                (oid, tids[1]) for oid, tids in stays.items()
-                if len(tids) == 2 and self._place_before(oid, tids[1]) != (oid, tids[0])
+                (oid, tid) for oid, tids in stays.items() for before, tid in pairwise(tids)
+                if self._place_before(oid, tid) != (oid, before)
             )
             self._revisions, self._transactions = revisions, kept
             self._packs += 1
@@ -422,5 +442,5 @@ def _size_of(revisions: _Revisions) -> int:
     return sum(len(record or b"") for history in histories for _, record in history)
 
 
-def _record_of(history: list[tuple[Tid, bytes | None]], tid: Tid) -> bytes | None:
+def _record_of(history: _History, tid: Tid) -> bytes | None:
     return history[bisect_left(history, (tid,))][1]

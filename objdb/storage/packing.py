@@ -7,6 +7,10 @@
 An object is reached from the root, from every object that a later transaction changed, and from
 every reference in later revisions. So whatever a revision that stays refers to stays as well,
 and each later transaction finds what it was made from: it can still be undone.
+
+A later transaction that undoes the end of a version brings an older revision back. That stays too,
+with the one that was outside then, which is outside again. They are *orphans*: nothing of the
+object's chain leads to them.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from objdb.errors import ObjdbError, POSKeyError
 from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, next_tid, oid_from_int
@@ -29,48 +29,89 @@ def refer(data: bytes, oids: list[Oid] | None = None) -> list[Oid]:
     return oids
 
 
-Revision = tuple[Oid, "bytes | None", str]
+Revision = tuple[Oid, "bytes | None", str, "Tid | None"]
 
 
 def transactions(storage: Any) -> list[tuple[Tid, list[Revision]]]:
-    """Return (tid, [(oid, data, version), …]) of all transactions."""
+    """Return (tid, [(oid, data, version, data_txn), …]) of all transactions."""
     return [
-        (transaction.tid, [(r.oid, r.data, r.version) for r in transaction])
+        (transaction.tid, [(r.oid, r.data, r.version, r.data_txn) for r in transaction])
         for transaction in storage.iterator()
     ]
+
+
+class Past(NamedTuple):
+    """A revision of an object; `outside` is the tid of what is outside while it is current,
+    `brings_back` that of an older one which it puts into a version again."""
+
+    tid: Tid
+    data: bytes | None
+    version: str
+    outside: Tid | None
+    brings_back: Tid | None
 
 
 def expected_after(
     before: Iterable[tuple[Tid, list[Revision]]], moment: Tid, collects: bool
 ) -> dict[tuple[Oid, Tid], bytes | None]:
     """Return what has to stay of the transactions *before* a pack: data by (oid, tid)."""
-    history: dict[Oid, list[tuple[Tid, bytes | None, str]]] = {}
-    for tid, revisions in before:
-        for oid, data, version in revisions:
-            history.setdefault(oid, []).append((tid, data, version))
+    history = past_of(before)
     expected: dict[tuple[Oid, Tid], bytes | None] = {}
     reached, todo = set(), [ROOT_OID] if collects else list(history)
     for oid, entries in history.items():
-        for tid, data, _ in entries:
-            if tid > moment:
-                expected[oid, tid] = data
-                todo += [oid, *refer(data or b"")]
+        for entry in entries:
+            if entry.tid > moment:
+                expected[oid, entry.tid] = entry.data
+                todo += [oid, *refer(entry.data or b"")]
     while todo:
         oid = todo.pop()
-        if oid in reached:
-            continue
-        reached.add(oid)
-        early = [entry for entry in history.get(oid, ()) if entry[0] <= moment]
-        stays = early[-1:]
-        if stays and stays[0][2]:
-            outside = [entry for entry in early if not entry[2]][-1:]
-            stays = [entry for entry in outside if entry[1] is not None] + stays
-        if len(stays) == 1 and stays[0][1] is None:
-            continue
-        for tid, data, _ in stays:
-            expected[oid, tid] = data
-            todo += refer(data or b"")
+        if oid not in reached:
+            reached.add(oid)
+            for entry in staying(history.get(oid, []), moment):
+                expected[oid, entry.tid] = entry.data
+                todo += refer(entry.data or b"")
     return expected
+
+
+def past_of(transactions: Iterable[tuple[Tid, list[Revision]]]) -> dict[Oid, list[Past]]:
+    """Return the revisions of each object, oldest first."""
+    history: dict[Oid, list[Past]] = {}
+    for tid, revisions in transactions:
+        for oid, data, version, data_txn in revisions:
+            entries = history.setdefault(oid, [])
+            last = entries[-1] if entries else None
+            repeated = [entry for entry in entries if entry.tid == data_txn and entry.version]
+            outside: Tid | None = tid
+            brings_back: Tid | None = None
+            if version:
+                outside = last.tid if last else None
+                if last and last.version:
+                    outside = last.outside
+                elif repeated:
+                    outside, brings_back = repeated[0].outside, data_txn
+            entries.append(Past(tid, data, version, outside, brings_back))
+    return history
+
+
+def staying(entries: list[Past], moment: Tid) -> list[Past]:
+    """Return the revisions up to *moment* that stay of an object that is reached."""
+    by_tid = {entry.tid: entry for entry in entries}
+
+    def and_outside(entry: Past) -> set[Tid]:
+        outside = by_tid.get(entry.outside or b"")
+        return {entry.tid} | ({outside.tid} if outside and outside.data is not None else set())
+
+    wanted: set[Tid] = set()
+    for entry in entries:
+        if entry.tid > moment and entry.brings_back and entry.brings_back <= moment:
+            wanted |= and_outside(by_tid[entry.brings_back])
+    early = [entry for entry in entries if entry.tid <= moment]
+    if early:
+        last = early[-1]
+        kept = and_outside(last) if last.version else {last.tid}
+        if wanted or last.data is not None or len(kept) > 1:
+            wanted |= kept
+    return [entry for entry in early if entry.tid in wanted]
 
 
 class RandomHistory:

@@ -140,7 +140,7 @@ class PackableFile(FileHistory):
         is_used = False
         try:
             transfer = Transfer(self._medium, target, pacer)
-            transfer.copy_what_stays(survey.stays, survey.begin, survey.pack_to)
+            transfer.copy_what_stays(survey.stays, survey.orphans, survey.begin, survey.pack_to)
             if survey.reach_all(roots()) or self._catch_up(survey, transfer, pacer):
                 return None
             with self._places_lock, self._slot.held(), pacer.without_rest():

@@ -30,14 +30,14 @@ _unpack_record = RECORD.unpack_from
 
 
 class PositionSet:
-    """Positions in a file, to be gone through in order."""
+    """Positions in a file, to be gone through in order. One that is added twice counts twice."""
 
     def __init__(self) -> None:
         self._buckets: dict[int, array[int]] = {}
         self.count = 0
 
     def add(self, position: int) -> None:
-        """Add a position that is not in the set yet."""
+        """Add a position."""
         bucket = self._buckets.get(position >> _BUCKET_BITS)
         if bucket is None:
             bucket = self._buckets[position >> _BUCKET_BITS] = array("Q")
@@ -46,7 +46,7 @@ class PositionSet:
 
     def __iter__(self) -> Iterator[int]:
         for number in sorted(self._buckets):
-            yield from sorted(self._buckets[number])
+            yield from sorted(set(self._buckets[number]))
 
 
 class Survey:
@@ -72,6 +72,7 @@ class Survey:
         self.begin = begin
         self.end = begin  # of the later transactions that were looked at
         self.stays = PositionSet()
+        self.orphans: set[int] = set()  # those of `stays` that are none of the objects' last ones
         self.size = 0
         self.objects = 0  # with those of the later transactions
 
@@ -106,6 +107,8 @@ class Survey:
                 before = record.previous or record.outside or _NOWHERE
                 self.objects += self._before.set_once(record.oid, before)
                 self.reach(record.oid)
+                if record.version and not record.size:
+                    self._keep_orphans(record)
                 if references is not None:
                     for oid in references(log.data(record) or b""):
                         self.reach(oid)
@@ -113,6 +116,36 @@ class Survey:
             self._follow()
             self.end, self._end_tid = header.end, header.tid
         return self.stays.count > count
+
+    def _keep_orphans(self, record: Record) -> None:
+        """Let the revision stay that a later *record* brings back to a version, with what was
+        outside of it, and the object's last revision even if that un-creates it."""
+        log = self._medium.log
+        target = log.target(record)
+        if target is None or not target.version or target.position >= self.begin:
+            return
+        if record.previous and log.record(record.previous).version:
+            return
+        place, usual = self._place(record.oid), set[int]()
+        if place is not None:
+            current = log.record(place[0])
+            usual = {current.position, current.outside}
+            if log.data(current) is None:
+                self._keep(current)
+        for found in (target, log.outside(target)):
+            if found is not None and log.data(found) is not None:
+                if found.position not in usual:
+                    self.orphans.add(found.position)
+                self._keep(found)
+
+    def _keep(self, record: Record) -> None:
+        """Let this record stay, and what it refers to."""
+        data = self._medium.log.data(record)
+        self.stays.add(record.position)
+        self.size += record.data_at - record.position + (record.size or len(data or bytes(8)))
+        if self._references is not None and data is not None:
+            for referred in self._references(data):
+                self.reach(referred)
 
     def reach(self, oid: Oid) -> None:
         """Let the object stay as it was."""
@@ -130,10 +163,15 @@ class Survey:
             return None
         if entry[1] <= self.pack_to:
             return entry[0] & POSITION, entry[1]
-        for record in self._medium.chain(oid, *entry):  # changed since the survey began
-            if record.tid <= self.pack_to:
-                return record.position, record.tid
-        return (record.outside, None) if record.outside else None
+        position, tid = entry  # changed since the survey began, or not looked at yet
+        while position:
+            for record in self._medium.chain(oid, position, tid):
+                if record.tid <= self.pack_to:
+                    return record.position, record.tid
+            # What was between the two may have gone in an earlier pack.
+            outside = self._medium.log.outside(record)
+            position, tid = (0, tid) if outside is None else (outside.position, outside.tid)
+        return None
 
     def _follow(self) -> None:
         """Go through what waits, and through what that refers to."""
@@ -189,11 +227,7 @@ class Survey:
         data = log.data(record)
         if data is None and self.stays.count == count:
             return
-        self.stays.add(record.position)
-        self.size += record.data_at - record.position + (record.size or len(data or bytes(8)))
-        if self._references is not None and data is not None:
-            for referred in self._references(data):
-                self.reach(referred)
+        self._keep(record)
 
     def _read(self, position: int, size: int) -> bytes:
         """Return what is at *position*, *size* bytes or more: much where reading goes on forward,

@@ -91,6 +91,7 @@ class Transfer:
         self._unsynced = 0
         self._entries: dict[Oid, int] = {}  # what is not in the index yet, of this transaction
         self._latest: dict[str, int] = {}  # the last record in each version
+        self._orphans: dict[tuple[Oid, Tid], int] = {}
         self._end_tid = NO_TID  # of the last transaction that is in the target
         self.objects = 0
         self.max_oid = 0
@@ -99,9 +100,11 @@ class Transfer:
 
     # -- up to the pack time
 
-    def copy_what_stays(self, stays: PositionSet, begin: int, tid: Tid) -> None:
+    def copy_what_stays(
+        self, stays: PositionSet, orphans: set[int], begin: int, tid: Tid
+    ) -> None:
         """Copy the records at the positions *stays*, before *begin*; *tid* is the last
-        transaction there."""
+        transaction there. Nothing leads to those that are *orphans* but pointers of later ones."""
         source, header, start = None, None, 0
         for done, position in enumerate(stays, 1):
             if header is None or source is None or position >= header.end:
@@ -110,7 +113,10 @@ class Transfer:
                 header = self._header_of(position, begin)
                 source = _Block(self._source.log, header)
                 start = self._begin_transaction(header)
-            self._copy_alone(position, source, start)
+            if position in orphans:
+                self._copy_orphan(position, start)
+            else:
+                self._copy_alone(position, source, start)
             if done % _BETWEEN_PAUSES == 0:
                 self._pacer.pace()
                 self._pacer.report("copy", done, stays.count)
@@ -126,6 +132,13 @@ class Transfer:
         it, the last transaction would be an earlier one than before."""
         header = self._source.log.header_before(end)
         self._end_transaction(header, PACKED, self._begin_transaction(header))
+
+    def _copy_orphan(self, position: int, start: int) -> None:
+        log = self._source.log
+        record = log.record(position)
+        self._orphans[record.oid, record.tid] = self._end
+        self._add(record, 0, log.data(record), start)
+        del self._entries[record.oid]
 
     def _header_of(self, position: int, limit: int) -> Header:
         """Return the header of the transaction that the record at *position* is in, verified."""
@@ -172,7 +185,9 @@ class Transfer:
 
     def _copy_as_it_is(self, record: Record, start: int) -> None:
         log, before = self._source.log, self._previous(record.oid, start)
-        previous = before if record.previous else 0  # an earlier pack may have made a gap
+        previous = before if record.previous else 0
+        if before and not previous:  # an earlier pack has made a gap
+            self._note_orphans(before)
         target = None if record.size else log.target(record)
         if not record.size and target is None:
             self._add(record, previous, None, start)
@@ -181,6 +196,16 @@ class Transfer:
         assert data is not None
         pointer = 0 if target is None else self._find(target, before, data)
         self._add(record, previous, None if pointer else data, start, pointer)
+
+    def _note_orphans(self, position: int) -> None:
+        """Remember where the record at *position* in the target is, and those before it, since
+        no chain will lead there."""
+        if position + RECORD.size > self._flushed:
+            self._flush()
+        while position:
+            record = self.target.log.record(position)
+            self._orphans[record.oid, record.tid] = position
+            position = record.previous
 
     def _previous(self, oid: Oid, start: int) -> int:
         """Return the position in the target of the object's record before the transaction that
@@ -202,6 +227,11 @@ class Transfer:
         if position + RECORD.size > self._flushed:
             self._flush()
         log = self.target.log
+        orphan = self._orphans.get((revision.oid, revision.tid), 0)
+        if orphan:
+            if orphan + RECORD.size > self._flushed:
+                self._flush()
+            return orphan if data is None or log.data(log.record(orphan)) == data else 0
         while position:
             record = log.record(position)
             outside = log.outside(record) if record.version else None
