@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -51,6 +52,7 @@ class VersionMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="objdb-versions-"))
         self.model = VersionModel()
         self.tids: list[bytes] = []
+        self.packed = -1  # the number of the last transaction that was packed
         self.open()
 
     def open(self) -> None:
@@ -82,8 +84,16 @@ class VersionMachine(RuleBasedStateMachine):
         number = self.model.last_change(name)
         return NO_TID if number is None else self.tids[number]
 
+    def is_forgotten(self, name: str) -> bool:
+        """Whether a pack may have taken away that the object does not exist."""
+        number = self.model.last_change(name)
+        is_old = number is not None and number <= self.packed
+        return is_old and self.model.state(name) == NOTHING
+
     @rule(values=some_values, version=versions)
     def store(self, values: dict[str, int | str], version: str) -> None:
+        values = {name: value for name, value in values.items() if not self.is_forgotten(name)}
+
         def stage(transaction: Any) -> None:
             for name, value in values.items():
                 record = record_of(value)
@@ -98,6 +108,8 @@ class VersionMachine(RuleBasedStateMachine):
 
     @rule(name=names)
     def delete(self, name: str) -> None:
+        if self.is_forgotten(name):
+            return
         expected = None if self.model.state(name).version else {name: NOTHING}
         self.perform(
             lambda t: self.storage.deleteObject(OIDS[name], self.base(name), t), expected,
@@ -130,12 +142,19 @@ class VersionMachine(RuleBasedStateMachine):
             for number in numbers:
                 self.storage.undo(self.tids[number], transaction)
 
-        try:
-            expected = self.model.undone(numbers)
-        except Blocked:
-            self.perform(stage, None, UndoError)
-        else:
-            self.perform(stage, expected, UndoError)
+        expected = None
+        if all(number > self.packed for number in numbers):
+            with contextlib.suppress(Blocked):
+                expected = self.model.undone(numbers)
+        self.perform(stage, expected, UndoError)
+
+    @rule(age=st.integers(0, 20))
+    def pack(self, age: int) -> None:
+        """Pack to a transaction; records here refer to nothing, so everything is kept."""
+        if age < len(self.tids):
+            number = len(self.tids) - 1 - age
+            self.storage.pack(self.tids[number], lambda record: [], False)
+            self.packed = max(self.packed, number)
 
     @rule()
     def redo(self) -> None:
@@ -179,9 +198,10 @@ class VersionMachine(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
     def compare_past(self, storage: Any) -> None:
-        """At every time of the past it is what the model says."""
+        """At every time of the past that was not packed away it is what the model says."""
         for number, tid in enumerate(self.tids):
-            self.compare_at(storage, next_tid(tid), number + 1)
+            if number >= self.packed:
+                self.compare_at(storage, next_tid(tid), number + 1)
         if isinstance(storage, FileStorage):
             assert storage.self_check() == []
 
