@@ -234,6 +234,11 @@ class ObjectLoader(LoadPath):
         return IStoragePackable.providedBy(storage) and bool(self._before <= storage.packed_tid)
 
     def _is_gone(self, oid: Oid) -> NoReturn:
+        if self._past is not None:
+            raise ReadConflictError(
+                f"object {format_oid(oid)} has no revision before {format_tid(self._past)} any "
+                "more: what was there was packed away. Open a later moment", oid=oid,
+            )
         raise ReadConflictError(
             f"object {format_oid(oid)} has no revision as old as this transaction's view any "
             "more. Abort and try the transaction again", oid=oid,

@@ -21,6 +21,7 @@ from tutorials.calendar.model import Calendar
 COMMANDS = [
     "init", "demo", "menu", "month", "day", "find", "add", "change", "invite", "remove", "person",
     "holidays", "import", "export", "log", "undo", "plans",
+    "pack",
 ]  # fmt: skip
 
 
@@ -293,3 +294,16 @@ def test_plans(cal):
     for words in ("--commit", "cheap --commit --drop", "nobody's", "cheap --drop"):
         cal("plans", *words.split(), fails=True)
     cal("day", "2027-01-11", "--plan", "x" * 70_000, fails=True)
+
+
+def test_pack(cal):
+    """Packing forgets what is old; with --days, nothing that is younger."""
+    cal("add", "Board", "2026-03-02 09:00", "--with", "anna")
+    cal("remove", "Board")
+    assert "bytes" in cal("pack", "--days", "1")
+    assert "remove Board" in cal("log")
+    cal("pack")
+    assert cal("log") == ""
+    cal("undo", fails=True)
+    assert "anna" in cal("person")
+    cal("pack", "--days", "-1", fails=True)

@@ -422,3 +422,14 @@ def plans(ctx: click.Context, name: str | None, commit: bool, drop: bool) -> Non
         if name is not None and (commit or drop):
             end_plan(db, name, commit=commit)
             say("committed" if commit else "dropped")
+
+
+@main.command()
+@file_option
+@click.option("--days", type=click.FloatRange(min=0), default=0, help="Keep all of so many days.")
+@click.pass_context
+def pack(ctx: click.Context, days: float) -> None:
+    """Make the file smaller, by forgetting what was before. That cannot be undone any more."""
+    with opened(ctx) as db:
+        result = db.pack(days=days)
+        say(f"{result.size_before:,} bytes before, {result.size_after:,} bytes now")
