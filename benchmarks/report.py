@@ -49,6 +49,16 @@ FAIRNESS = """\
   again until it has no conflict: with `db.run` in objdb, which opens a connection each time, and
   with `TransactionManager.attempts` in ZODB on a connection that stays open. What compares
   isolation modes, and asyncio with threads, is taken in turns inside one process.
+- The undo log is that of a file of transactions of 5 records each, of 1,000 objects in turn,
+  written through the storage. Bounds that are times are objdb's; ZODB takes a filter, as its
+  users do, which looks at all entries from the end of the file on.
+- Undo: a commit of one changed object, and undoing it, in turns; the object is loaded in between.
+- Iterating reads all transactions and the data of all records. objdb verifies the checksums it
+  has written. Copying is `copyTransactionsFrom`, from one file storage to a new one: durable when
+  it returns, without closing. ZODB waits for the disk after each transaction, objdb for 64 at once.
+- Versions: a connection in a version, and one outside any, do the same in turns to objects of
+  their own, which were last written by one transaction each. Committing a version is
+  `commitVersion` and the commit.
 - Threads: Durus has one connection per process, so it takes no part. Attribute: each access is one
   of 20 in an unrolled loop; the best of 100 loops counts.
 """

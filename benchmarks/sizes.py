@@ -23,6 +23,9 @@ class Sizes:
     packed_many     objects in a larger file that is packed; 0 leaves the measurement out
     slow_objects    the most objects in a file of a system that is slow to load
     sample          objects loaded at each point of growth
+    transactions    of 5 records, in the file whose undo log is read
+    copied          such transactions in the file that is gone through, and copied
+    version_objects     changed in a version
     rounds          times each measurement is repeated
     budget_seconds  no new round starts when it would probably end after this time; 0: no limit
     """
@@ -44,6 +47,9 @@ class Sizes:
     packed_many: int = 0
     slow_objects: int = 200_000
     sample: int = 10_000
+    transactions: int = 100_000
+    copied: int = 20_000
+    version_objects: int = 10_000
     rounds: int = 5
     budget_seconds: int = 14 * 60
 
@@ -71,6 +77,9 @@ QUICK = Sizes(
     growth=(1_000, 10_000),
     packed=10_000,
     sample=1_000,
+    transactions=10_000,
+    copied=2_000,
+    version_objects=2_000,
     rounds=1,
     budget_seconds=110,
 )

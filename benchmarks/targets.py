@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.measurements import concurrency
+from benchmarks.measurements import concurrency, history
 from benchmarks.results import Results
 from benchmarks.sizes import Sizes
 from benchmarks.systems import SYSTEMS
@@ -119,8 +119,8 @@ def _times(factor: float) -> Bound:
 def targets(sizes: Sizes) -> list[Target]:
     """The table, with the sizes of this run."""
     return [
-        *_commits(sizes), *_loads(), *_cache(sizes), *_concurrency(sizes), *_opening(sizes),
-        *_packing(sizes),
+        *_commits(sizes), *_loads(), *_cache(sizes), *_concurrency(sizes), *_history(sizes),
+        *_versions(sizes), *_opening(sizes), *_packing(sizes),
     ]
 
 
@@ -257,6 +257,65 @@ def _concurrency(sizes: Sizes) -> list[Target]:
             Bound(f"0.8 × {sizes.threads} threads", at_least=0.8),
             Bound(f"= {sizes.threads} threads", at_least=1.0), more_is_better=True,
             beside=("by_threads_per_second", f"{sizes.threads} threads"),
+        ),
+    ]
+
+
+def _history(sizes: Sizes) -> list[Target]:
+    entries = f"{history.LOG_ENTRIES} of {sizes.transactions:,} transactions"
+    small, bulk = "transactions of 5 records", "transactions of 10,000"
+    return [
+        Target(
+            f"undoLog: the newest {entries}", "undo-log", "undo_log_ms", "ms",
+            Bound("no slower than ZODB", at_least=1 / NOISE), Bound("1 ms", ours_at_most=1.0),
+            "zodb",
+        ),
+        Target(
+            "the same, in the middle of them, by time", "undo-log", "undo_log_by_time_ms", "ms",
+            Bound("≤ 20 ms", ours_at_most=20.0), Bound("1 ms", ours_at_most=1.0), "zodb",
+        ),
+        Target(
+            "undo of a small transaction", "undo", "undo_us", "µs",
+            Bound("≤ 1.5 × the commit", at_most=1.5), Bound("1.2 × the commit", at_most=1.2),
+            speed=False, beside=("undone_commit_us", "the commit"),
+        ),
+        Target(
+            f"iterate all records, {small}", "iterate", "iterate_us", "µs", _times(2), _times(4),
+            "zodb",
+        ),
+        Target(
+            f"iterate all records, {bulk}", "iterate-bulk", "iterate_bulk_us", "µs", _times(2),
+            _times(4), "zodb",
+        ),
+        Target(
+            f"copyTransactionsFrom, durable, {small}, per record", "copy", "copy_us", "µs",
+            _times(10), _times(20), "zodb",
+        ),
+        Target(
+            f"copyTransactionsFrom, durable, {bulk}, per record", "copy-bulk", "copy_bulk_us",
+            "µs", _times(10), _times(20), "zodb",
+        ),
+    ]
+
+
+def _versions(sizes: Sizes) -> list[Target]:
+    equal = Bound("≤ 1.1 × outside", at_most=1.1)
+    compared = [
+        Target(
+            title, "versions", f"{name}_inside_us", "µs", equal, speed=False,
+            beside=(f"{name}_outside_us", "outside"),
+        )
+        for title, name in (
+            ("cold load in a version", "load"),
+            ("small durable commit in a version", "commit"),
+            (f"commit of {history.SOME} objects in a version, per object", "commit_some"),
+        )
+    ]
+    return [
+        *compared,
+        Target(
+            f"commit of a version of {sizes.version_objects:,} objects", "version-commit",
+            "version_commit_ms", "ms", Bound("≤ 20 ms", ours_at_most=20.0),
         ),
     ]
 

@@ -1,9 +1,9 @@
 """The databases that are built once per run and then copied or reopened for each measurement.
 
 A template is named by what is in it: `items:100000`, `generations:200000` (items that were changed
-twice), `tree`, `oo7`, or `killed:1000000`, which is what a process leaves behind that is killed
-after committing that many items. The empty name
-stands for an empty directory.
+twice), `tree`, `oo7`, `history:20000` (so many transactions of 5 records), or `killed:1000000`,
+which is what a process leaves behind that is killed after committing that many items. The empty
+name stands for an empty directory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks import oo7
 from benchmarks.sizes import Sizes
 from benchmarks.systems import ObjectStore, Store, System
+from benchmarks.systems.persistent_store import PersistentSystem
 
 BATCH = 10_000
 """Items per transaction while loading."""
@@ -25,11 +26,17 @@ GENERATION_BATCH = 1000
 """Items per transaction while they are changed."""
 
 TREE_CHILDREN = 3
+HISTORY_OBJECTS = 1000
+HISTORY_RECORDS = 5
+"""So many records are in a transaction, of so many objects in turn."""
+
 MIB = 1 << 20
 
 
 def needs(template: str) -> str:
     """The ability a system must have to build the template."""
+    if template.startswith("history"):
+        return "history"
     return "objects" if template in ("tree", "oo7") else "items"
 
 
@@ -49,6 +56,14 @@ def build(system: System, template: str, path: Path, sizes: Sizes) -> tuple[Stor
         assert isinstance(store, ObjectStore)
         store.root()["oo7"] = oo7.build(store.model, sizes.oo7_parts, sizes.oo7_levels)
         store.commit()
+    elif template.startswith("history"):
+        assert isinstance(system, PersistentSystem)
+        store.stage(range(HISTORY_OBJECTS))
+        store.commit()
+        store.close()
+        with system.unsynced(str(path / "data.fs")) as storage:
+            _write_history(system, storage, int(template.partition(":")[2]))
+        store = system.open(path)
     else:
         count = int(template.partition(":")[2])
         for first in range(0, count, BATCH):
@@ -68,6 +83,23 @@ def _change_all(store: Store, count: int) -> None:
                 store.item(key).number = key + generation
             store.commit()
         store.trim()
+
+
+def _write_history(system: PersistentSystem, storage: Any, transactions: int) -> None:
+    """Write transactions that change items, through the storage: a small part of the time that
+    commits would take."""
+    items = [number.to_bytes(8, "big") for number in range(1, HISTORY_OBJECTS + 1)]
+    current = {oid: storage.load(oid, "") for oid in items}
+    oids = itertools.cycle(items)
+    for number in range(transactions):
+        metadata = system.metadata("somebody", f"change {number}")
+        storage.tpc_begin(metadata)
+        changed = list(itertools.islice(oids, HISTORY_RECORDS))
+        for oid in changed:
+            storage.store(oid, current[oid][1], current[oid][0], "", metadata)
+        storage.tpc_vote(metadata)
+        tid = storage.tpc_finish(metadata)
+        current.update((oid, (current[oid][0], tid)) for oid in changed)
 
 
 def _tree(model: Any, levels: int, numbers: Iterator[int]) -> Any:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.measurements import cache, commits, concurrency, loads, opening, packing
+from benchmarks.measurements import (
+    cache,
+    commits,
+    concurrency,
+    history,
+    loads,
+    opening,
+    packing,
+)
 from benchmarks.sizes import Sizes
 from benchmarks.systems import SYSTEMS, System
 
@@ -63,6 +71,8 @@ def catalogue(sizes: Sizes) -> dict[str, Measurement]:
         *_cache(sizes),
         *_concurrency(sizes),
         *_isolation(sizes),
+        *_history(sizes),
+        *_versions(sizes),
         *_opening(sizes),
         *_packing(sizes),
         *_growth(sizes),
@@ -283,6 +293,75 @@ def _isolation(sizes: Sizes) -> list[Measurement]:
             ),
             writes=True,
             rounds=3,
+        ),
+    ]
+
+
+def _history(sizes: Sizes) -> list[Measurement]:
+    items, log = f"items:{sizes.objects}", f"history:{sizes.transactions}"
+    copied = f"history:{sizes.copied}"
+    entries = f"{history.LOG_ENTRIES} of {sizes.transactions:,} transactions"
+    return [
+        Measurement(
+            "undo-log", history.undo_log, "history", log,
+            (
+                Quantity("undo_log_ms", f"undoLog: the newest {entries}", "ms"),
+                Quantity("undo_log_by_time_ms", "… as many in the middle, by time", "ms"),
+            ),
+        ),
+        Measurement(
+            "undo", history.undo, "history", items,
+            (
+                Quantity("undo_us", "undo of a small transaction, durable", "µs"),
+                Quantity("undone_commit_us", "… the small commit that is undone", "µs"),
+            ),
+            writes=True,
+        ),
+        Measurement(
+            "iterate", history.iterate, "history", copied,
+            (Quantity("iterate_us", "iterate, transactions of 5 records", "µs/record"),),
+        ),
+        Measurement(
+            "iterate-bulk", history.iterate_bulk, "history", items,
+            (Quantity("iterate_bulk_us", "iterate, transactions of 10,000", "µs/record"),),
+        ),
+        Measurement(
+            "copy", history.copy, "history", copied,
+            (Quantity("copy_us", "copyTransactionsFrom, of 5 records each", "µs/record"),),
+            writes=True,
+            rounds=3,
+        ),
+        Measurement(
+            "copy-bulk", history.copy_bulk, "history", items,
+            (Quantity("copy_bulk_us", "copyTransactionsFrom, of 10,000 each", "µs/record"),),
+            writes=True,
+        ),
+    ]
+
+
+def _versions(sizes: Sizes) -> list[Measurement]:
+    items, some = f"items:{sizes.objects}", f"{history.SOME} objects"
+    changed = f"a version of {sizes.version_objects:,} objects"
+    return [
+        Measurement(
+            "versions", history.versions, "versions", items,
+            (
+                Quantity("load_inside_us", "cold load in a version", "µs/object"),
+                Quantity("load_outside_us", "… outside", "µs/object"),
+                Quantity("commit_inside_us", "small durable commit in a version", "µs"),
+                Quantity("commit_outside_us", "… outside", "µs"),
+                Quantity("commit_some_inside_us", f"commit of {some} in a version", "µs/object"),
+                Quantity("commit_some_outside_us", "… outside", "µs/object"),
+            ),
+            writes=True,
+        ),
+        Measurement(
+            "version-commit", history.version_commit, "versions", items,
+            (
+                Quantity("version_commit_ms", f"commit of {changed}", "ms"),
+                Quantity("version_abort_ms", f"abort of {changed}", "ms"),
+            ),
+            writes=True,
         ),
     ]
 

@@ -12,6 +12,8 @@ graphs of persistent objects. A system says in `abilities` what it can take part
     index      an index from object ids to file positions, which can be touched all over
     retries    transactions that are tried again after a conflict
     isolation  more than one isolation mode
+    history    an undo log, undoing, iterating over transactions, copying them
+    versions   named lines of work apart from the others
     attribute  attributes of loaded objects that are more than plain Python attributes
 """
 

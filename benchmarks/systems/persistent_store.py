@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,8 +67,9 @@ class PersistentSystem(System):
     """What objdb and ZODB have in common."""
 
     abilities = frozenset(
-        {"items", "save", "threads", "objects", "sweep", "index", "attribute", "retries"}
+        {"items", "save", "threads", "objects", "sweep", "index", "attribute", "retries", "history"}
     )
+    searches_by_time: ClassVar[bool]
 
     @abstractmethod
     def database(self, file: str) -> Any:
@@ -77,6 +79,26 @@ class PersistentSystem(System):
     def retrying(self, database: Any) -> AbstractContextManager[Retrying]:
         """Give a function, for one thread, that does something to the root object in a
         transaction, and again until there is no conflict: as the system's users do."""
+
+    @abstractmethod
+    def storage(self, file: str) -> Any:
+        """Open or create the storage in `file`, without a database."""
+
+    @abstractmethod
+    def unsynced(self, file: str) -> AbstractContextManager[Any]:
+        """Give the storage in `file`, for a file that is built: nothing is synced until the end,
+        when it is closed."""
+
+    @abstractmethod
+    def metadata(self, user: str, description: str) -> Any:
+        """Return what a storage is told about a transaction."""
+
+    @abstractmethod
+    def undo_log_between(
+        self, database: Any, start: float, stop: float, count: int
+    ) -> list[dict[str, Any]]:
+        """Return the entries of the undo log from one time (seconds since 1970) to another, of
+        which there are `count`."""
 
     def create(self, path: Path) -> PersistentStore:
         store = self.open(path)
@@ -96,9 +118,35 @@ class Objdb(PersistentSystem):
     def database(self, file: str) -> Any:
         import objdb
 
-        return objdb.DB(file, cache_size=MANY_OBJECTS, pool_size=THREADS)
+        return objdb.DB(
+            file, cache_size=MANY_OBJECTS, version_cache_size=MANY_OBJECTS, pool_size=THREADS
+        )
 
-    abilities = PersistentSystem.abilities | {"isolation"}
+    abilities = PersistentSystem.abilities | {"isolation", "versions"}
+    searches_by_time: ClassVar[bool] = True
+
+    def storage(self, file: str) -> Any:
+        from objdb.storage.file.storage import FileStorage
+
+        return FileStorage(file)
+
+    @contextmanager
+    def unsynced(self, file: str) -> Iterator[Any]:
+        from objdb.storage.file.storage import FileStorage
+
+        with FileStorage(file, durability="os") as storage:
+            yield storage
+
+    def metadata(self, user: str, description: str) -> Any:
+        from objdb.storage.commit import TransactionMetaData
+
+        return TransactionMetaData(user, description)
+
+    def undo_log_between(
+        self, database: Any, start: float, stop: float, count: int
+    ) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = database.undoLog(start, stop)
+        return found
 
     @contextmanager
     def retrying(self, database: Any) -> Iterator[Retrying]:
@@ -123,6 +171,40 @@ class Zodb(PersistentSystem):
         from ZODB.FileStorage import FileStorage
 
         return DB(FileStorage(file), cache_size=MANY_OBJECTS, pool_size=THREADS)
+
+    searches_by_time: ClassVar[bool] = False
+
+    def storage(self, file: str) -> Any:
+        from ZODB.FileStorage import FileStorage
+
+        return FileStorage(file)
+
+    @contextmanager
+    def unsynced(self, file: str) -> Iterator[Any]:
+        module: Any = import_module("ZODB.FileStorage.FileStorage")  # the class has its name
+        sync = module.fsync
+        module.fsync = lambda descriptor: None
+        try:
+            storage = module.FileStorage(file)
+            yield storage
+            storage.close()
+        finally:
+            module.fsync = sync
+
+    def metadata(self, user: str, description: str) -> Any:
+        from ZODB.Connection import TransactionMetaData
+
+        return TransactionMetaData(user, description)
+
+    def undo_log_between(
+        self, database: Any, start: float, stop: float, count: int
+    ) -> list[dict[str, Any]]:
+        # Bounds are positions only, so a filter has to find them, from the end of the file.
+        def is_between(entry: dict[str, Any]) -> bool:
+            return bool(start <= entry["time"] <= stop)
+
+        found: list[dict[str, Any]] = database.undoLog(0, -count, is_between)
+        return found
 
     @contextmanager
     def retrying(self, database: Any) -> Iterator[Retrying]:
