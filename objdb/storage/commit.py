@@ -29,6 +29,10 @@ SPOOL_BYTES = 32 * 1024 * 1024
 # They do not go where the transaction is copied to.
 INTEGRITY_KEYS = ("_objdb_position", "_crc32")
 
+# Which older revision of the object a staged one has the data of: its position, on a medium that
+# can point there; elsewhere its tid.
+Repeat = Any
+
 
 class TransactionMetaData:
     """What a storage is told about a transaction.
@@ -91,14 +95,6 @@ class Spooled(NamedTuple):
     size: int
 
 
-class Repeat(NamedTuple):
-    """Says that a staged revision has the data of an older one: the tid of that, and its position
-    on a medium that can point there."""
-
-    tid: Tid
-    position: int
-
-
 class Phase(enum.Enum):
     """How far a transaction has come."""
 
@@ -136,11 +132,12 @@ class Staged:
         self.places: Any = None  # what the positions in `repeats` are positions in
         self.versions: dict[Oid, str] = {}  # of the revisions staged, those that are in one
         # Requests (to undo a transaction, to commit or abort a version): functions that stage
-        # what has to change, made from what is current; the objects that they change; and the
-        # versions that they empty, with the number of objects.
+        # what has to change, made from what is current; the objects that they change, with what
+        # is current, as in `current`; and the versions that they empty, with the number of objects.
         self.requests: list[Callable[[], object]] = []
-        self.requested: set[Oid] = set()
+        self.requested: dict[Oid, tuple[Any, Tid]] = {}
         self.emptied: dict[str, int] = {}
+        self.requested_at: Tid | None = None  # the last tid decided, when it was staged
         self.is_stale = False  # not all of what they stage is staged any more
         self._spool: Any = None
 
@@ -167,14 +164,29 @@ class Staged:
             self._records[oid] = record
 
     def write_requested(
-        self, oid: Oid, base_tid: Tid, record: bytes | None, repeat: Repeat | None, version: str
+        self, oid: Oid, current: tuple[Any, Tid], record: bytes | None, repeat: Repeat | None,
+        version: str,
     ) -> None:
         """Stage what a request makes of *oid*; a further request replaces it."""
-        self.requested.discard(oid)
-        self.write(oid, base_tid, record, version)
-        self.requested.add(oid)
+        self.requested.pop(oid, None)
+        self.write(oid, current[1], record, version)
+        self.requested[oid] = current
         if repeat is not None:
             self.repeats[oid] = repeat
+
+    def write_all_requested(
+        self, current: dict[Oid, tuple[Any, Tid]], records: dict[Oid, bytes | None],
+        repeats: dict[Oid, Repeat], version: str,
+    ) -> None:
+        """Stage what a request makes of many objects, of which nothing is staged yet."""
+        self.requested.update(current)
+        self.bases.update({oid: tid for oid, (_, tid) in current.items()})
+        self._records.update(records)
+        sizes = (8 if record is None else len(record) for record in records.values())
+        self.record_bytes += sum(sizes)
+        self.repeats.update(repeats)
+        if version:
+            self.versions.update(dict.fromkeys(current, version))
 
     def drop_requested(self) -> None:
         """Take back what was staged by requests."""

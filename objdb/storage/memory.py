@@ -234,16 +234,21 @@ class MappingStorage(UndoableStorage):
         oid, tid = place
         while (oid, tid) in self._repeats:
             tid = self._repeats[oid, tid]
-        return record, Repeat(tid, 0)
+        return record, tid
 
-    def _again(self, place: Any, tid: Tid) -> tuple[bytes | None, Repeat | None]:
-        record = self._data_at(place)
-        return record, None if record is None else Repeat(tid, 0)
+    def _again(
+        self, entries: dict[Oid, tuple[Any, Tid]]
+    ) -> tuple[dict[Oid, bytes | None], dict[Oid, Repeat]]:
+        records = {oid: self._data_at(place) for oid, (place, _) in entries.items()}
+        repeats: dict[Oid, Repeat] = {
+            oid: tid for oid, (_, tid) in entries.items() if records[oid] is not None
+        }
+        return records, repeats
 
     def _repeat(self, oid: Oid, tid: Tid, data: bytes) -> tuple[bytes | None, Repeat | None]:
         history = self._revisions.get(oid, [])
         has_it = (tid, data) in history[bisect_left(history, (tid,)) :][:1]
-        return data, Repeat(tid, 0) if has_it else None
+        return data, tid if has_it else None
 
     def _iter_undoable(self, stop: Tid | None) -> Iterator[tuple[Tid, Any, int]]:
         transactions = self._transactions
@@ -409,7 +414,7 @@ class MappingStorage(UndoableStorage):
             oids = []
             for oid, record in staged.records():
                 if oid in staged.repeats:
-                    self._repeats[oid, tid] = staged.repeats[oid].tid
+                    self._repeats[oid, tid] = staged.repeats[oid]
                 if oid in staged.versions:
                     self._versions[oid, tid] = staged.versions[oid], self._outside_tid(staged, oid)
                 self._revisions.setdefault(oid, []).append((tid, record))
@@ -425,9 +430,9 @@ class MappingStorage(UndoableStorage):
         if history is None:
             return None
         current = oid, history[-1][0]
-        repeat = staged.repeats.get(oid)
-        if current not in self._versions and repeat and (oid, repeat.tid) in self._versions:
-            return self._versions[oid, repeat.tid][1]
+        repeat: Tid = staged.repeats.get(oid, MAX_TID)
+        if current not in self._versions and (oid, repeat) in self._versions:
+            return self._versions[oid, repeat][1]
         return self._seen(*current, "")
 
     def _discard(self, staged: Staged) -> None:

@@ -296,7 +296,7 @@ class RevisionStorage(ABC):
         if staged.repeats:
             self._renew_repeats(staged)
         bases = staged.bases
-        staged.current = self._find_current(bases)
+        staged.current = self._current_of(staged)
         if self.supportsVersions():
             self._check_locks(staged)
         if staged.reads:
@@ -313,6 +313,10 @@ class RevisionStorage(ABC):
             base, current = bases[oid], NO_TID if entry is None else entry[1]
             if current != base and base is not None:
                 self._resolve_conflict(staged, oid, base, current)
+
+    def _current_of(self, staged: Staged) -> dict[Oid, tuple[Any, Tid] | None]:
+        """Return what is current of all that is staged. The slot is held."""
+        return self._find_current(staged.bases)
 
     if TYPE_CHECKING:  # of storages that support versions
 

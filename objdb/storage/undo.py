@@ -179,44 +179,43 @@ class UndoableStorage(VersionedStorage):
 
     def _result(
         self, staged: Staged, tid: Tid, change: Change
-    ) -> tuple[Tid, bytes | None, Repeat | None, str]:
-        """Return (current tid, record, repeat, version) of what undoing makes of an object."""
+    ) -> tuple[tuple[Any, Tid], bytes | None, Repeat | None, str]:
+        """Return (what is current, record, repeat, version) of what undoing makes of an object."""
         oid, place, before = change
         version, version_before = self._version_of(place), ""
         if before is not None:
             version_before = self._version_of(before)
         if oid in staged.requested:
-            base = staged.bases[oid]
-            assert base is not None
+            entry = staged.requested[oid]
             current, is_undone = self._staged_data(staged, oid), False
             current_version = staged.versions.get(oid, "")
         elif oid in staged.bases:
             raise _obstacle(tid, oid, "it is changed in the same transaction")
         else:
-            entry = self._find_current([oid])[oid]
-            assert entry is not None  # it has a revision
-            base, is_undone = entry[1], entry[0] == place
+            found = self._find_current([oid])[oid]
+            assert found is not None  # it has a revision
+            entry, is_undone = found, found[0] == place
             current = None if is_undone else self._data_at(entry[0])
             current_version = self._version_of(entry[0])
         if not is_undone:
             if current_version != version:
-                raise _obstacle(tid, oid, _moved(base, version, current_version))
+                raise _obstacle(tid, oid, _moved(entry[1], version, current_version))
             undone = self._data_at(place)
             if current != undone:
                 if version_before not in ("", version):
-                    raise _obstacle(tid, oid, _left(base, version_before))
+                    raise _obstacle(tid, oid, _left(entry[1], version_before))
                 if version and oid in staged.requested and not self._is_in(oid, version):
                     raise _obstacle(
                         tid, oid, f"it comes back to the version {version!r} in this transaction. "
                         "Commit that first"
                     )
-                merged = self._merged(staged, tid, change, undone, current, base)
-                return base, merged, None, version
+                merged = self._merged(staged, tid, change, undone, current, entry[1])
+                return entry, merged, None, version
         record, repeat = (None, None) if before is None else self._bring_back(before)
         is_uncreated = record is None and repeat is None
         if is_uncreated and oid == ROOT_OID:
             raise _obstacle(tid, oid, "the root object would not exist")
-        return base, record, repeat, "" if is_uncreated else version_before
+        return entry, record, repeat, "" if is_uncreated else version_before
 
     def _is_in(self, oid: Oid, version: str) -> bool:
         """Whether the current revision is in a version."""
@@ -247,7 +246,7 @@ class UndoableStorage(VersionedStorage):
         """Return the data that a staged revision will have."""
         record = staged.record(oid)
         if record is None and oid in staged.repeats:
-            return self._data_at(staged.repeats[oid].position)
+            return self._data_at(staged.repeats[oid])
         return record
 
     # -- the log

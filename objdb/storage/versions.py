@@ -77,8 +77,8 @@ class VersionedStorage(RevisionStorage):
     * `_modified_in(version)`: oid: (place, tid) of the objects whose current revision is in it
     * `_version_names()`: the versions that are not empty
     * `_locked_among(entries)`: oid: version of those entries of `_find_current` that are in one
-    * `_again(place, tid)`: what to stage to have the data of that revision again: (record, repeat)
-    * `_bring_back(place)`: the same for a revision that may repeat, or un-create, itself
+    * `_again(entries)`: what to stage to have the data of those revisions again: (records, repeats)
+    * `_bring_back(place)`: (record, repeat) of one that may repeat, or un-create, itself
 
     All go by what is decided, visible or not.
     """
@@ -112,8 +112,10 @@ class VersionedStorage(RevisionStorage):
         """Return the versions of those *entries* that are in one."""
 
     @abstractmethod
-    def _again(self, place: Any, tid: Tid) -> tuple[bytes | None, Repeat | None]:
-        """Return what to stage to have the data of the revision at *place* again."""
+    def _again(
+        self, entries: dict[Oid, Entry]
+    ) -> tuple[dict[Oid, bytes | None], dict[Oid, Repeat]]:
+        """Return what to stage to have the data of these revisions again."""
 
     @abstractmethod
     def _bring_back(self, place: Any) -> tuple[bytes | None, Repeat | None]:
@@ -181,7 +183,9 @@ class VersionedStorage(RevisionStorage):
     def _request(self, staged: Staged, plan: Callable[[], list[Oid]]) -> list[Oid]:
         """Stage what *plan* does, which returns oids; it is called again if things change."""
         with self._places_lock:
-            if staged.requests and staged.places is not self._places:
+            if not staged.requests:
+                staged.requested_at = self._decided_tid()
+            elif staged.places is not self._places:
                 self._request_again(staged)
             oids = plan()
             staged.places = self._places
@@ -192,6 +196,7 @@ class VersionedStorage(RevisionStorage):
         """Stage everything requested once more, as things are now."""
         staged.is_stale = True
         staged.drop_requested()
+        staged.requested_at = self._decided_tid()
         for request in staged.requests:
             request()
         staged.places = self._places
@@ -209,15 +214,26 @@ class VersionedStorage(RevisionStorage):
                 "the same transaction that commits or aborts it. Commit that change first",
                 version=version, oid=oid,
             )
-        for oid, (place, tid) in modified.items():
-            if destination is not None:
-                record, repeat = self._again(place, tid)
-            else:
-                outside = self._outside(place)
-                record, repeat = (None, None) if outside is None else self._bring_back(outside[0])
-            staged.write_requested(oid, tid, record, repeat, destination or "")
+        make = self._as_outside if destination is None else self._again
+        records, repeats = make(modified)
+        staged.write_all_requested(modified, records, repeats, destination or "")
         staged.emptied[version] = len(modified)
         return list(modified)
+
+    def _as_outside(
+        self, entries: dict[Oid, Entry]
+    ) -> tuple[dict[Oid, bytes | None], dict[Oid, Repeat]]:
+        """Return what to stage to have these objects, which are in a version, as others see
+        them."""
+        records: dict[Oid, bytes | None] = dict.fromkeys(entries)
+        repeats: dict[Oid, Repeat] = {}
+        for oid, (place, _) in entries.items():
+            outside = self._outside(place)
+            if outside is not None:
+                records[oid], repeat = self._bring_back(outside[0])
+                if repeat is not None:
+                    repeats[oid] = repeat
+        return records, repeats
 
     # -- what the vote checks
 
@@ -230,11 +246,20 @@ class VersionedStorage(RevisionStorage):
             staged.resolved += staged.requested
         super()._check(staged)
 
+    def _current_of(self, staged: Staged) -> dict[Oid, Entry | None]:
+        if not staged.requested:
+            return super()._current_of(staged)
+        found = self._find_current(staged.bases.keys() - staged.requested.keys())
+        found.update(staged.requested)  # nothing has moved since
+        return found
+
     def _has_moved(self, staged: Staged) -> bool:
         """Whether an object was changed, or a pack moved all, since what requests make of them
         was staged."""
         if staged.places is not self._places:
             return True
+        if staged.requested_at == self._decided_tid():
+            return False
         entries = self._find_current(staged.requested)
         return any(
             (NO_TID if entry is None else entry[1]) != staged.bases[oid]

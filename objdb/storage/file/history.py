@@ -121,8 +121,13 @@ class FileHistory(UndoableStorage):
         outside = log.outside(log.record(place))
         return None if outside is None else (outside.position, outside.tid)
 
-    def _again(self, place: Any, tid: Tid) -> tuple[bytes | None, Repeat | None]:
-        return None, Repeat(tid, place & POSITION)
+    def _again(
+        self, entries: dict[Oid, tuple[Any, Tid]]
+    ) -> tuple[dict[Oid, bytes | None], dict[Oid, Repeat]]:
+        repeats: dict[Oid, Repeat] = {
+            oid: place & POSITION for oid, (place, _) in entries.items()
+        }
+        return dict.fromkeys(entries), repeats
 
     # -- undoing
 
@@ -147,7 +152,7 @@ class FileHistory(UndoableStorage):
         return log.data(log.record(place))
 
     def _data_in(self, places: Any, repeat: Repeat) -> bytes | None:
-        data: bytes | None = places.log.data(places.log.record(repeat.position))
+        data: bytes | None = places.log.data(places.log.record(repeat))
         return data
 
     def _bring_back(self, place: Any) -> tuple[bytes | None, Repeat | None]:
@@ -155,7 +160,7 @@ class FileHistory(UndoableStorage):
         record: Record | None = log.record(place)
         while record is not None and not record.size:
             record = log.target(record)
-        return None, None if record is None else Repeat(record.tid, record.position)
+        return None, None if record is None else record.position
 
     def _repeat(self, oid: Oid, tid: Tid, data: bytes) -> tuple[bytes | None, Repeat | None]:
         log, entry = self._medium.log, self._find_current([oid])[oid]
@@ -164,7 +169,7 @@ class FileHistory(UndoableStorage):
             record = log.record(position)
             if record.tid <= tid:
                 if record.tid == tid and log.data(record) == data:
-                    return None, Repeat(tid, position)
+                    return None, position
                 break
             position = record.previous
         return data, None

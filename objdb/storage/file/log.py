@@ -45,6 +45,7 @@ _CHUNK = 4 * 1024 * 1024
 # map stays resident.
 _MOST_MAPPED = 256 * 1024
 _CRC = struct.Struct(">I")
+_RECORD_BYTES = RECORD.size
 POSITION = (1 << 62) - 1  # the part of an index entry's position that is one
 
 
@@ -370,19 +371,18 @@ class Log:
         positions: dict[Oid, int] = {}
         at, flushed, crc = position + len(block), position, 0
         for oid, record in staged.records():
-            positions[oid], in_version, name_size = at, b"", 0
+            positions[oid] = at
+            data = record or NUMBER.pack(repeats.get(oid, 0))
             if oid in versions:
                 in_version = _version_head(oid, at, versions[oid], before)
                 positions[oid], name_size = at | IN_VERSION, len(in_version) - VERSION.size
+                add(pack(oid, tid, get(oid, 0), position, name_size, len(record or b"")))
+                add(in_version)
                 at += len(in_version)
-            if record is None:
-                pointer = NUMBER.pack(repeats[oid].position if oid in repeats else 0)
-                add(pack(oid, tid, get(oid, 0), position, name_size, 0) + in_version + pointer)
-                at += RECORD.size + NUMBER.size
-                continue
-            add(pack(oid, tid, get(oid, 0), position, name_size, len(record)) + in_version)
-            add(record)
-            at += RECORD.size + len(record)
+            else:
+                add(pack(oid, tid, get(oid, 0), position, 0, len(record or b"")))
+            add(data)
+            at += _RECORD_BYTES + len(data)
             if at - flushed > _CHUNK:
                 flushed, crc = self._write_piece(head, parts, flushed, crc, is_last=False)
         add(NUMBER.pack(size - NUMBER.size))

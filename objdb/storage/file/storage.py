@@ -240,11 +240,11 @@ class FileStorage(FollowingFile, PackableFile):
         return [name for name in names if name and self._modified_in(name)]
 
     def _locked_among(self, entries: dict[Oid, tuple[int, Tid] | None]) -> dict[Oid, str]:
-        version_of = self._medium.versions.of
-        return {
-            oid: version_of(oid, entry) for oid, entry in entries.items()
+        locked = {
+            oid: entry for oid, entry in entries.items()
             if entry is not None and entry[0] >= IN_VERSION
         }
+        return self._medium.versions.of(locked) if locked else {}
 
     def _latest_in(self, version: str) -> int:
         """Return where the last record in *version* is, 0 if there is none. The slot is held."""
@@ -298,15 +298,15 @@ class FileStorage(FollowingFile, PackableFile):
         """Return what the records that are staged point to."""
         current, locked = staged.current, staged.locked
         previous = {oid: entry[0] for oid, entry in current.items() if entry is not None}
-        for oid in locked:
-            previous[oid] &= POSITION
+        if locked:
+            previous = {oid: place & POSITION for oid, place in previous.items()}
         log, outside = self._medium.log, {}
         for oid in staged.versions.keys() & previous.keys():
             outside[oid] = previous[oid]
             if oid in locked:
                 outside[oid] = log.record(previous[oid]).outside
             elif oid in staged.repeats:
-                repeated = log.record(staged.repeats[oid].position)
+                repeated = log.record(staged.repeats[oid])
                 if repeated.version:
                     outside[oid] = repeated.outside
         latest = {version: self._latest_in(version) for version in set(staged.versions.values())}
@@ -342,10 +342,11 @@ class FileStorage(FollowingFile, PackableFile):
         except OSError as error:
             self._fail(f"a commit could not be finished: {error}")
             self._require_not_failed()
-        medium.end, self._decided = written.end, staged.tid
+        medium.end = written.end
         ticket = Ticket(staged.tid, written, finished)
         later = getattr(staged.transaction, "later", None)
         self._group.join(ticket, waits_at_once=later is None)
+        self._decided = staged.tid  # who sees that, sees the ticket
         self._slot.release(staged)
         if later is None:
             self._wait(ticket)

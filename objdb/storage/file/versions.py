@@ -55,34 +55,38 @@ class FileVersions:
             entries = self._objects.get(version)
             return next(reversed(entries.values()))[0] & POSITION if entries else 0
 
-    def of(self, oid: Oid, entry: Entry) -> str:
-        """Return the version of an object that has this entry, decided or published."""
-        version = self._version_of.get(oid)
-        if version is not None and self._objects[version].get(oid) == entry:
-            return version
-        return self._log.record(entry[0]).version
+    def of(self, entries: dict[Oid, Entry]) -> dict[Oid, str]:
+        """Return the versions of objects that have these entries, decided or published."""
+        found: dict[Oid, str] = {}
+        with self._lock:
+            objects, version_of = self._objects, self._version_of.get
+            for oid, entry in entries.items():
+                version = version_of(oid)
+                if version is None or objects[version][oid] != entry:
+                    version = self._log.record(entry[0]).version
+                found[oid] = version
+        return found
 
     def update(self, versions: dict[Oid, str], positions: dict[Oid, int], tid: Tid) -> None:
         """Note which version the objects are in ("": none) after the transaction *tid*, which is
         in the index."""
         with self._lock:
-            if self._is_known:
-                for oid, version in versions.items():
-                    self._set(oid, version, (positions[oid], tid))
-
-    def _set(self, oid: Oid, version: str, entry: Entry) -> None:
-        old = self._version_of.pop(oid, None)
-        if old is not None:
-            del self._objects[old][oid]
-            if not self._objects[old]:
-                del self._objects[old]
-        if version:
-            self._version_of[oid] = version
-            self._objects.setdefault(version, {})[oid] = entry
+            if not self._is_known:
+                return
+            objects, version_of = self._objects, self._version_of
+            for oid, version in versions.items():
+                old = version_of.pop(oid, None)
+                if old is not None:
+                    del objects[old][oid]  # not replaced: the one written last is the last one
+                if version:
+                    version_of[oid] = version
+                    objects.setdefault(version, {})[oid] = positions[oid], tid
+            self._objects = {version: those for version, those in objects.items() if those}
 
     def _find(self) -> None:
         if not self._is_known:
             found = sorted(self._index.in_versions(), key=lambda item: item[1])
             for oid, entry in found:
-                self._set(oid, self._log.record(entry[0]).version, entry)
+                version = self._version_of[oid] = self._log.record(entry[0]).version
+                self._objects.setdefault(version, {})[oid] = entry
             self._is_known = True
