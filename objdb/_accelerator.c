@@ -4,6 +4,7 @@
    reference, serves where this module could not be built, and is tested in the same way:
 
        PageTable, RecordReader         objdb/storage/file/lookup.py
+       plain_revisions                 objdb/storage/file/walking.py
        plain_reader, reference_loader  objdb/records/unpickling.py
        serializer, reference_maker     objdb/records/pickling.py
        LoadPath                        objdb/connection/loadpath.py
@@ -41,6 +42,13 @@ number_at(const char *place)
     for (int i = 0; i < 8; i++)
         number = number << 8 | p[i];
     return number;
+}
+
+static void
+put_number(char *place, uint64_t number)
+{
+    for (int i = 7; i >= 0; i--, number >>= 8)
+        place[i] = (char)(number & 0xFF);
 }
 
 static int
@@ -173,7 +181,35 @@ PageTable_changed(PageTable *self, PyObject *serials)
     return found;
 }
 
+static PyObject *
+PageTable_set_many(PageTable *self, PyObject *args)
+{
+    PyObject *positions, *tid, *oid, *position;
+    Py_ssize_t i = 0;
+    Py_buffer view;
+    if (!PyArg_ParseTuple(args, "O!O", &PyDict_Type, &positions, &tid)
+            || PyObject_GetBuffer(self->map, &view, PyBUF_WRITABLE) < 0)
+        return NULL;
+    while (!PyErr_Occurred() && PyDict_Next(positions, &i, &oid, &position)) {
+        Py_ssize_t at = PageTable_find(self, oid);
+        uint64_t number = PyLong_AsUnsignedLongLong(position);
+        if (at == -2 || (number == (uint64_t)-1 && PyErr_Occurred()))
+            break;
+        if (at < 0 || at + 16 > view.len || !is_oid(tid)) {
+            PyErr_SetObject(PyExc_KeyError, oid);
+            break;
+        }
+        char entry[16];
+        put_number(entry, number);
+        memcpy(entry + 8, PyBytes_AS_STRING(tid), 8);
+        memcpy((char *)view.buf + at, entry, 16);  /* in one piece */
+    }
+    PyBuffer_Release(&view);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
 static PyMethodDef PageTable_methods[] = {
+    {"set_many", (PyCFunction)PageTable_set_many, METH_VARARGS, NULL},
     {"get", (PyCFunction)PageTable_get, METH_O, NULL},
     {"changed", (PyCFunction)PageTable_changed, METH_O, NULL},
     {NULL},
@@ -194,6 +230,50 @@ static PyTypeObject PageTable_type = {
     .tp_methods = PageTable_methods,
     .tp_members = PageTable_members,
 };
+
+/* ---- plain_revisions: the records of a transaction ---- */
+
+static PyObject *
+plain_revisions(PyObject *module, PyObject *args)
+{
+    PyTypeObject *cls;
+    PyObject *block, *tid, *none = Py_None, *no_version = NULL, *found = NULL;
+    Py_ssize_t at, stop;
+    unsigned long long transaction;
+    if (!PyArg_ParseTuple(args, "O!O!nnO!K", &PyType_Type, &cls, &PyBytes_Type, &block, &at, &stop,
+                          &PyBytes_Type, &tid, &transaction))
+        return NULL;
+    if (!PyType_IsSubtype(cls, &PyTuple_Type) || !is_oid(tid) || at < 0)
+        return PyErr_Format(PyExc_TypeError, "plain_revisions() takes a kind of named tuple");
+    if (stop > PyBytes_GET_SIZE(block))
+        stop = PyBytes_GET_SIZE(block);
+    found = PyList_New(0);
+    no_version = PyUnicode_New(0, 0);
+    while (found != NULL && no_version != NULL && at + RECORD_HEADER <= stop) {
+        const char *header = PyBytes_AS_STRING(block) + at;
+        uint64_t size = number_at(header + 34);
+        if (memcmp(header + 8, PyBytes_AS_STRING(tid), 8) || number_at(header + 16) >= transaction
+                || number_at(header + 24) != transaction || header[32] || header[33]
+                || !size || size > (uint64_t)(stop - at - RECORD_HEADER))
+            break;
+        PyObject *items[] = {
+            PyBytes_FromStringAndSize(header, 8), Py_NewRef(tid),
+            PyBytes_FromStringAndSize(header + RECORD_HEADER, (Py_ssize_t)size),
+            Py_NewRef(no_version), Py_NewRef(none)};
+        PyObject *record = PyErr_Occurred() ? NULL : cls->tp_alloc(cls, 5);
+        for (int i = 0; i < 5; i++)
+            if (record != NULL)
+                PyTuple_SET_ITEM(record, i, items[i]);
+            else
+                Py_XDECREF(items[i]);
+        if (record == NULL || PyList_Append(found, record) < 0)
+            Py_CLEAR(found);
+        Py_XDECREF(record);
+        at += RECORD_HEADER + (Py_ssize_t)size;
+    }
+    Py_XDECREF(no_version);
+    return found == NULL ? NULL : Py_BuildValue("Nn", found, at);
+}
 
 /* ---- RecordReader: plain current records, read with one read or none ---- */
 
@@ -771,6 +851,7 @@ static PyMethodDef functions[] = {
     {"serializer", serializer, METH_VARARGS, NULL},
     {"reference_maker", reference_maker, METH_VARARGS, NULL},
     {"read_since", read_since, METH_VARARGS, NULL},
+    {"plain_revisions", plain_revisions, METH_VARARGS, NULL},
     {NULL},
 };
 

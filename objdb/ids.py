@@ -12,7 +12,8 @@ Both are 8 bytes, big-endian, so that comparing the bytes compares the numbers.
 from __future__ import annotations
 
 import time
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 
 from persistent.timestamp import TimeStamp
 
@@ -78,7 +79,8 @@ def next_tid(tid: Tid) -> Tid:
 
 def time_from_tid(tid: Tid) -> float:
     """Return the time of a tid as seconds since 1970."""
-    return datetime_from_tid(tid).timestamp()
+    minutes, micro = _minutes_and_micro(tid)
+    return (_seconds_at(minutes) * 1_000_000 + micro) / 1_000_000
 
 
 def datetime_from_tid(tid: Tid) -> datetime:
@@ -87,19 +89,30 @@ def datetime_from_tid(tid: Tid) -> datetime:
     Tids that are no real time (small numbers made by tests or other tools) give the nearest
     time that exists.
     """
-    minutes = int.from_bytes(tid[:4], "big")
+    minutes, micro = _minutes_and_micro(tid)
+    return _minute_at(minutes) + timedelta(microseconds=micro)
+
+
+def _minutes_and_micro(tid: Tid) -> tuple[int, int]:
+    """Return the minutes in a tid, as they are there, and the microseconds since."""
     seconds = int.from_bytes(tid[4:], "big") * 60 / 2**32
+    return int.from_bytes(tid[:4], "big"), min(int(seconds * 1e6), 59_999_999)
+
+
+@lru_cache(maxsize=16)  # transactions that are looked at together are often of the same minute
+def _seconds_at(minutes: int) -> int:
+    return int(_minute_at(minutes).timestamp())
+
+
+def _minute_at(minutes: int) -> datetime:
     days, minute = divmod(minutes, 24 * 60)
     months, day = divmod(days, 31)
     year, month = divmod(months, 12)
-    whole = min(int(seconds), 59)
-    micro = min(int((seconds - whole) * 1e6), 999999)
     for last_day in (day + 1, 30, 29, 28):
         try:
             return datetime(
-                1900 + year, month + 1, last_day, minute // 60, minute % 60, whole, micro,
-                timezone.utc,
+                1900 + year, month + 1, last_day, minute // 60, minute % 60, tzinfo=timezone.utc
             )
         except ValueError:
             continue
-    return datetime.max.replace(tzinfo=timezone.utc)
+    return datetime.max.replace(second=0, microsecond=0, tzinfo=timezone.utc)

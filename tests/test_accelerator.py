@@ -17,12 +17,14 @@ import transaction
 import objdb
 from objdb.connection import loadpath
 from objdb.records import pickling, unpickling
-from objdb.storage.file import lookup
+from objdb.storage.file import lookup, walking
+from objdb.storage.iteration import RevisionRecord
 from tests.models import Fussy, Person
 
 IS_PURE = bool(os.environ.get("OBJDB_PURE_PYTHON"))
 NAMES = {
     lookup: ["PageTable", "RecordReader"],
+    walking: ["plain_revisions"],
     unpickling: ["plain_reader", "reference_loader"],
     pickling: ["serializer", "reference_maker"],
     loadpath: ["LoadPath"],
@@ -91,6 +93,11 @@ def test_junk_is_refused_not_followed() -> None:
         for function in (reader.load, wild.load, state, lookup.RecordReader,
                          unpickling.reference_loader):
             outcome(function, first, second)
+        outcome(table.set_many, first, second)
+        outcome(table.set_many, {first if isinstance(first, bytes) else b"": second}, b"12345678")
+        outcome(walking.plain_revisions, first, second, 0, 9, b"12345678", 1)
+        outcome(walking.plain_revisions, RevisionRecord, b"x" * 99, first, second, b"12345678", 1)
+        outcome(walking.plain_revisions, RevisionRecord, b"x" * 99, 0, 99, first, second)
         outcome(unpickling.plain_reader, {}, first, {}, second, print, print)
         outcome(pickling.serializer, {}, first, second)
         outcome(pickling.reference_maker, first, second, [], {}, print)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from objdb.ids import Oid, Tid, time_from_tid
 from objdb.storage.commit import loads_extension
 
 
-@dataclass(frozen=True, slots=True)
-class RevisionRecord:
+class RevisionRecord(NamedTuple):
     """One revision in a transaction. `data` is None where the object was un-created;
     `data_txn` is the tid of the revision whose data this one repeats, if it does."""
 
@@ -22,7 +21,7 @@ class RevisionRecord:
     data_txn: Tid | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class TransactionRecord:
     """One transaction: iterating over it yields its `RevisionRecord`s.
 

@@ -78,6 +78,10 @@ _POSITION_PLACE, _CRC_PLACE = b"C\x08" + bytes(8), b"C\x04" + bytes(4)
 _INTEGRITY_ONLY = pickle.dumps(_ZEROS, 3)
 _ONLY_PLACES = _INTEGRITY_ONLY.rindex(_POSITION_PLACE) + 2, _INTEGRITY_ONLY.rindex(_CRC_PLACE) + 2
 
+_BEFORE_POSITION = _INTEGRITY_ONLY[: _ONLY_PLACES[0]]
+_BEFORE_CRC = _INTEGRITY_ONLY[_ONLY_PLACES[0] + 8 : _ONLY_PLACES[1]]
+_BEHIND_CRC = _INTEGRITY_ONLY[_ONLY_PLACES[1] + 4 :]
+
 
 def pack_extension(extension: dict[str, Any]) -> tuple[bytes, int, int]:
     """Return the extension's bytes with its integrity items as zeros, and where in it the
@@ -99,6 +103,12 @@ def integrity_places(extension: bytes) -> tuple[int, int] | None:
     """Return where in the extension's bytes the position and the CRC are; None if it has none."""
     shape = _INTEGRITY_SHAPE.search(extension)
     return None if shape is None else (shape.start("position"), shape.start("crc"))
+
+
+def plain_extension(position: int) -> tuple[bytes, bytes]:
+    """Return what is before and behind the CRC in the extension of a transaction at *position*
+    that has nothing but its integrity items, and was never packed."""
+    return _BEFORE_POSITION + NUMBER.pack(position) + _BEFORE_CRC, _BEHIND_CRC
 
 
 def find_crc(extension: bytes, position: int, size: int, status: bytes) -> int | None:
@@ -129,7 +139,9 @@ _INTEGRITY_SHAPE = re.compile(
 
 def visible_extension(extension: bytes) -> bytes:
     """Return the extension's bytes without the integrity items; empty if nothing is left."""
-    if _INTEGRITY_SHAPE.search(extension) is None:
+    if len(extension) == len(_INTEGRITY_ONLY) and extension.startswith(_BEFORE_POSITION):
+        return b""
+    if not extension or _INTEGRITY_SHAPE.search(extension) is None:
         return extension
     rest = without_integrity(loads_extension(extension))
     return pickle.dumps(rest, 3) if rest else b""

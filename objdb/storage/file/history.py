@@ -10,7 +10,7 @@ pointer instead: to bring data back takes 8 bytes, however large they are.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from objdb.errors import POSKeyError
 from objdb.ids import NO_TID, Oid, Tid
@@ -18,14 +18,14 @@ from objdb.storage.commit import (
     Repeat,
     TransactionMetaData,
     loads_extension,
-    without_integrity,
 )
 from objdb.storage.file.format import COMMITTED, PACKED, START, visible_extension
 from objdb.storage.file.log import POSITION, Header, Log, Record
 from objdb.storage.file.medium import Medium
-from objdb.storage.file.recovery import next_transaction
 from objdb.storage.file.seeking import position_behind
-from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry, in_range
+from objdb.storage.file.walking import BehindFirst, Walk
+from objdb.storage.files import File
+from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry
 from objdb.storage.undo import Change, UndoableStorage
 
 
@@ -98,18 +98,14 @@ class FileHistory(UndoableStorage):
         medium = self._medium
         log, end = medium.log, medium.published.end
         position, last = (START, NO_TID) if start is None else _before(medium, start)
-        while position < end:
-            header = next_transaction(log, position, end, last)
-            if header is None:
-                return
+        walk = Walk(log, position, end, last)
+        for header in walk:
             if stop is not None and header.tid > stop:
                 return
-            if in_range(header.tid, start, stop):
-                yield TransactionRecord(
-                    header.tid, header.status.decode("ascii"), header.user, header.description,
-                    visible_extension(header.extension), _Records(log, header),
-                )
-            position, last = header.end, header.tid
+            yield TransactionRecord(
+                header.tid, header.status.decode("ascii"), header.user, header.description,
+                visible_extension(header.extension), _Records(walk, header),
+            )
 
     # -- versions
 
@@ -176,9 +172,10 @@ class FileHistory(UndoableStorage):
 
     def _iter_undoable(self, stop: Tid | None) -> Iterator[tuple[Tid, Any, int]]:
         medium = self._medium
-        log, (position, last, _, _) = medium.log, medium.published
+        position, last, _, _ = medium.published
         if stop is not None:
-            position = position_behind(log, position, last, stop)
+            position = position_behind(medium.log, position, last, stop)
+        log = Log(cast(File, BehindFirst(medium.file)))
         while position > START:
             header = log.header_before(position)
             if header.status == PACKED:
@@ -203,22 +200,16 @@ def _seen(record: Record, version: str) -> int:
 
 
 def _metadata(header: Header) -> TransactionMetaData:
-    extension = without_integrity(loads_extension(header.extension))
+    extension = loads_extension(visible_extension(header.extension))
     return TransactionMetaData(header.user, header.description, extension)
 
 
 class _Records:
     """The revisions of one transaction, read as they are iterated over."""
 
-    def __init__(self, log: Log, header: Header) -> None:
-        self._log = log
+    def __init__(self, walk: Walk, header: Header) -> None:
+        self._walk = walk
         self._header = header
 
     def __iter__(self) -> Iterator[RevisionRecord]:
-        for record in self._log.records(self._header):
-            data = self._log.data(record)
-            target = None if record.size or data is None else self._log.target(record)
-            yield RevisionRecord(
-                record.oid, record.tid, data, record.version,
-                None if target is None else target.tid,
-            )
+        return self._walk.revisions(self._header)

@@ -48,7 +48,6 @@ _SYNCED_AT = 1024
 # largest oid, number of objects, number of pages, 1 when commits are synced; then CRC-32 of it.
 _HEADER = struct.Struct(">8sQQ8sQQQQ")
 _CRC = struct.Struct(">I")
-_ENTRY = struct.Struct(">Q8s")
 _PAIR = struct.Struct(">QQ")
 _NUMBER = struct.Struct(">Q")
 
@@ -159,11 +158,7 @@ class Index(PageTable):
         if not self.is_writable:
             self.overlay.update((oid, (position, tid)) for oid, position in positions.items())
             return
-        mapped, pages, pack = self.map, self.pages, _ENTRY.pack
-        for oid, position in positions.items():
-            at = pages[oid[:7]] + (oid[7] << 4)
-            # Not with pack_into: it writes zeros first, which a reader beside this process sees.
-            mapped[at : at + 16] = pack(position, tid)
+        super().set_many(positions, tid)
 
     def note_synced(self, position: int) -> None:
         """Note that the log is on the medium up to *position*: never take that for a torn tail."""

@@ -294,6 +294,21 @@ class Log:
             data += more
         return data
 
+    def record_of(self, header: Header, position: int) -> Record:
+        """Return the record at *position* in a transaction, checking that it belongs to it."""
+        block = self.file.read_at(min(RECORD.size, header.end - NUMBER.size - position), position)
+        return self._require_in(header, self._parse_record(block, position))
+
+    def _require_in(self, header: Header, record: Record) -> Record:
+        position = record.position
+        if record.transaction != header.position or record.tid != header.tid:
+            raise self.damaged(position, "a data record belongs to another transaction")
+        if record.end > header.end - NUMBER.size:
+            raise self.damaged(position, "a data record is longer than its transaction")
+        if record.previous >= header.position:
+            raise self.damaged(position, "the previous record lies ahead", record.oid)
+        return record
+
     def records(self, header: Header) -> Iterator[Record]:
         """Yield the records of a transaction, checking that they fill it and belong to it."""
         position, stop = header.body, header.end - NUMBER.size
@@ -304,13 +319,7 @@ class Log:
                 window = self.file.read_at(min(_CHUNK, stop - position), position)
                 start, at = position, 0
             record = self._parse_record(window[at : at + RECORD.size], position)
-            if record.transaction != header.position or record.tid != header.tid:
-                raise self.damaged(position, "a data record belongs to another transaction")
-            if record.end > stop:
-                raise self.damaged(position, "a data record is longer than its transaction")
-            if record.previous >= header.position:
-                raise self.damaged(position, "the previous record lies ahead", record.oid)
-            yield record
+            yield self._require_in(header, record)
             position = record.end
 
     def is_zero_from(self, position: int, limit: int) -> bool:

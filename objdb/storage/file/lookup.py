@@ -22,7 +22,7 @@ from objdb.storage.file.format import RECORD, VERSION
 IN_VERSION = 3 << 62
 _RECORD_BYTES = RECORD.size
 _unpack_record = RECORD.unpack_from
-_unpack_entry = struct.Struct(">Q8s").unpack_from
+_unpack_entry, _pack_entry = struct.Struct(">Q8s").unpack_from, struct.Struct(">Q8s").pack
 # Header and record of most objects are had with one read of this size.
 _GUESS_BYTES = 512
 # Where reading goes on forward, this much is read at once.
@@ -57,6 +57,13 @@ class PageTable:
             return None
         return entry if entry[0] else None
 
+    def set_many(self, positions: dict[Oid, int], tid: Tid) -> None:
+        """Point each oid at its record of the transaction *tid*; it has a page in the map."""
+        mapped, pages, pack = self.map, self.pages, _pack_entry
+        for oid, position in positions.items():
+            at = pages[oid[:7]] + (oid[7] << 4)
+            # Not with pack_into: it writes zeros first, which a reader beside this process sees.
+            mapped[at : at + 16] = pack(position, tid)
 
     def changed(self, serials: dict[Oid, Tid]) -> list[tuple[Oid, Tid]]:
         """Return (oid, tid of its current record) where that is not the tid in *serials*; 8 zero

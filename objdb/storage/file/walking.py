@@ -1,0 +1,195 @@
+"""Going through a log in order: for iterating, and for copying.
+
+    window   ├ transaction ┼ transaction ┼ transaction ┼ tra…     read at once
+    header       └► length ─► status, order, checksum ─► Header
+    revisions    └► plain_revisions: a list of all that are plain, then one that is not, then …
+
+What is usual is recognised here, in what was read ahead: a committed transaction that was written
+by objdb without further items, and records that are in no version and have data of their own.
+Everything else, damage too, is left to those who know all cases: `next_transaction` and
+`Log.record_of`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from objdb.ids import Tid
+from objdb.storage.file.format import (
+    COMMITTED,
+    NUMBER,
+    RECORD,
+    TRANSACTION,
+    plain_extension,
+)
+from objdb.storage.file.log import Header, Log
+from objdb.storage.file.recovery import next_transaction
+from objdb.storage.files import File
+from objdb.storage.iteration import RevisionRecord
+
+_WINDOW_BYTES = 256 * 1024
+_WINDOW_BEHIND = 32 * 1024
+_EXTENSION_BYTES = sum(map(len, plain_extension(0))) + 4
+_unpack_transaction, _HEADER_BYTES = TRANSACTION.unpack_from, TRANSACTION.size
+_unpack_record, _RECORD_BYTES = RECORD.unpack_from, RECORD.size
+_NO_CRC = bytes(4)
+
+
+class Walk:
+    """Yields the committed transactions from *position*, behind the one with the tid *last*, up to
+    *end*. Raises `CorruptedDataError` for what is none."""
+
+    def __init__(self, log: Log, position: int, end: int, last: Tid) -> None:
+        self._log = log
+        self._position = position
+        self._end = end
+        self._last = last
+        self._window: tuple[int, bytes] = position, b""
+
+    def __iter__(self) -> Iterator[Header]:
+        while self._position < self._end:
+            header = self._plain(self._position) or next_transaction(
+                self._log, self._position, self._end, self._last
+            )
+            if header is None:
+                return
+            self._position, self._last = header.end, header.tid
+            yield header
+
+    def _plain(self, position: int) -> Header | None:
+        """Return the transaction at *position* if it is a usual one, and not large."""
+        start, block = self._window
+        at = position - start
+        size = _size_at(block, at)
+        if not size:
+            size = min(_WINDOW_BYTES, self._end - position)
+            block, at = self._log.file.read_at(size, position), 0
+            self._window = position, block
+            size = _size_at(block, 0)
+            if not size:
+                return None
+        tid, _, status, user, description, extension = _unpack_transaction(block, at)
+        stop = at + size
+        texts = at + _HEADER_BYTES + user + description
+        body = texts + _EXTENSION_BYTES
+        before, behind = plain_extension(position)
+        crc_at = texts + len(before)
+        if (
+            status != COMMITTED or extension != _EXTENSION_BYTES or tid <= self._last
+            or body + NUMBER.size > stop or block[stop - 8 : stop] != block[at + 8 : at + 16]
+            or block[texts:crc_at] != before or block[crc_at + 4 : body] != behind
+        ):
+            return None
+        view = memoryview(block)
+        crc = zlib.crc32(view[crc_at + 4 : stop], zlib.crc32(_NO_CRC, zlib.crc32(view[at:crc_at])))
+        if crc.to_bytes(4, "big") != block[crc_at : crc_at + 4]:
+            return None
+        users_end = at + _HEADER_BYTES + user
+        return Header(
+            position, tid, status, block[at + _HEADER_BYTES : users_end], block[users_end:texts],
+            block[texts:body], position + body - at, position + size,
+        )
+
+    def revisions(self, header: Header) -> Iterator[RevisionRecord]:
+        """Return the revisions of a transaction."""
+        stop = header.end - NUMBER.size
+        start, block = self._window
+        if start <= header.position and header.end <= start + len(block):
+            found, at = plain_revisions(
+                RevisionRecord, block, header.body - start, stop - start, header.tid,
+                header.position,
+            )
+            if at == stop - start:
+                return iter(found)
+        return self._any_revisions(header, start, block)
+
+    def _any_revisions(self, header: Header, start: int, block: bytes) -> Iterator[RevisionRecord]:
+        position, stop, log = header.body, header.end - NUMBER.size, self._log
+        while position < stop:
+            if position != start and not _has_record(block, position - start):
+                start = position
+                block = log.file.read_at(min(_WINDOW_BYTES, stop - position), position)
+            found, at = plain_revisions(
+                RevisionRecord, block, position - start, stop - start, header.tid, header.position
+            )
+            yield from found
+            position = start + at
+            if not found:
+                record = log.record_of(header, position)
+                data = log.data(record)
+                target = None if record.size or data is None else log.target(record)
+                yield RevisionRecord(
+                    record.oid, record.tid, data, record.version,
+                    None if target is None else target.tid,
+                )
+                position = record.end
+
+
+class BehindFirst:
+    """A file for who reads it from the end on back: much is read at once, and that from before.
+    Used for what does not change any more."""
+
+    def __init__(self, file: File) -> None:
+        self.path = file.path
+        self.size = file.size
+        self._read_at = file.read_at
+        self._start, self._block = 0, b""
+
+    def read_at(self, size: int, position: int) -> bytes:
+        """Return what is at *position*, as a file does."""
+        at = position - self._start
+        if not 0 <= at <= len(self._block) - size:
+            if size > _WINDOW_BEHIND:
+                return self._read_at(size, position)
+            self._start = max(position + size - _WINDOW_BEHIND, 0)
+            self._block = self._read_at(_WINDOW_BEHIND, self._start)
+            at = position - self._start
+        return self._block[at : at + size]
+
+
+def _size_at(block: bytes, at: int) -> int:
+    """Return the size of the transaction at a place in *block*; 0 if not all of it is there."""
+    if not 0 <= at <= len(block) - _HEADER_BYTES:
+        return 0
+    size: int = NUMBER.unpack_from(block, at + 8)[0] + NUMBER.size
+    return size if at + size <= len(block) else 0
+
+
+def _has_record(block: bytes, at: int) -> bool:
+    """Whether all of the data record at a place is in *block*."""
+    if not 0 <= at <= len(block) - _RECORD_BYTES:
+        return False
+    return bool(at + _RECORD_BYTES + _unpack_record(block, at)[5] <= len(block))
+
+
+def plain_revisions(
+    cls: Any, block: bytes, at: int, stop: int, tid: Tid, transaction: int
+) -> tuple[list[Any], int]:
+    """Return the revisions in *block* from *at* on, as far as they are plain, belong to the
+    transaction *tid* at the position *transaction*, and end at *stop* at the latest; and where in
+    the block the first that is not begins.
+
+    *cls* is `RevisionRecord`. This function is the reference. Where the accelerator was built, its
+    function of the same name takes its place.
+    """
+    found: list[Any] = []
+    stop = min(stop, len(block))
+    while at + _RECORD_BYTES <= stop:
+        oid, own_tid, previous, own, version_size, size = _unpack_record(block, at)
+        end = at + _RECORD_BYTES + size
+        if (
+            own_tid != tid or own != transaction or previous >= transaction or version_size
+            or not size or end > stop
+        ):
+            break
+        found.append(cls(oid, tid, block[at + _RECORD_BYTES : end]))
+        at = end
+    return found, at
+
+
+try:
+    from objdb._accelerator import plain_revisions  # type: ignore
+except ImportError:
+    pass
