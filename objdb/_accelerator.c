@@ -4,7 +4,7 @@
    reference, serves where this module could not be built, and is tested in the same way:
 
        PageTable, RecordReader         objdb/storage/file/lookup.py
-       plain_revisions                 objdb/storage/file/walking.py
+       plain_revisions, …_positions    objdb/storage/file/walking.py
        plain_reader, reference_loader  objdb/records/unpickling.py
        serializer, reference_maker     objdb/records/pickling.py
        LoadPath                        objdb/connection/loadpath.py
@@ -231,36 +231,85 @@ static PyTypeObject PageTable_type = {
     .tp_members = PageTable_members,
 };
 
-/* ---- plain_revisions: the records of a transaction ---- */
+/* ---- plain_revisions, plain_positions: the records of a transaction ---- */
+
+typedef struct {
+    PyTypeObject *cls;
+    PyObject *block, *tid;
+    Py_ssize_t start, at, stop;
+    unsigned long long transaction;
+} Run;
+
+static int
+Run_parse(Run *run, PyObject *args)
+{
+    run->cls = &PyTuple_Type;
+    if (!PyArg_ParseTuple(args, "O!nnnO!K|O!", &PyBytes_Type, &run->block, &run->start, &run->at,
+                          &run->stop, &PyBytes_Type, &run->tid, &run->transaction, &PyType_Type,
+                          &run->cls))
+        return -1;
+    if (!is_oid(run->tid) || !PyType_IsSubtype(run->cls, &PyTuple_Type) || run->start < 0
+            || run->at < run->start || run->stop < run->start) {
+        PyErr_SetString(PyExc_TypeError, "no tid, no named tuple, or no place in the block");
+        return -1;
+    }
+    run->at -= run->start;
+    run->stop -= run->start;
+    if (run->stop > PyBytes_GET_SIZE(run->block))
+        run->stop = PyBytes_GET_SIZE(run->block);
+    return 0;
+}
+
+/* Return the header of the record that is next, and its size; NULL if it is not plain. */
+static const char *
+Run_next(Run *run, Py_ssize_t *size)
+{
+    const char *header = PyBytes_AS_STRING(run->block) + run->at;
+    if (run->at > run->stop - RECORD_HEADER || memcmp(header + 8, PyBytes_AS_STRING(run->tid), 8)
+            || number_at(header + 16) >= run->transaction
+            || number_at(header + 24) != run->transaction || header[32] || header[33])
+        return NULL;
+    uint64_t data_size = number_at(header + 34);
+    *size = (Py_ssize_t)data_size;
+    return data_size && data_size <= (uint64_t)(run->stop - run->at - RECORD_HEADER) ? header : NULL;
+}
+
+static PyObject *
+plain_positions(PyObject *module, PyObject *args)
+{
+    Run run;
+    Py_ssize_t size;
+    const char *header;
+    if (Run_parse(&run, args) < 0)
+        return NULL;
+    PyObject *found = PyDict_New();
+    while (found != NULL && (header = Run_next(&run, &size)) != NULL) {
+        PyObject *oid = PyBytes_FromStringAndSize(header, 8);
+        PyObject *position = PyLong_FromSsize_t(run.start + run.at);
+        if (oid == NULL || position == NULL || PyDict_SetItem(found, oid, position) < 0)
+            Py_CLEAR(found);
+        Py_XDECREF(oid);
+        Py_XDECREF(position);
+        run.at += RECORD_HEADER + size;
+    }
+    return found == NULL ? NULL : Py_BuildValue("Nn", found, run.start + run.at);
+}
 
 static PyObject *
 plain_revisions(PyObject *module, PyObject *args)
 {
-    PyTypeObject *cls;
-    PyObject *block, *tid, *none = Py_None, *no_version = NULL, *found = NULL;
-    Py_ssize_t at, stop;
-    unsigned long long transaction;
-    if (!PyArg_ParseTuple(args, "O!O!nnO!K", &PyType_Type, &cls, &PyBytes_Type, &block, &at, &stop,
-                          &PyBytes_Type, &tid, &transaction))
+    Run run;
+    Py_ssize_t size;
+    const char *header;
+    if (Run_parse(&run, args) < 0)
         return NULL;
-    if (!PyType_IsSubtype(cls, &PyTuple_Type) || !is_oid(tid) || at < 0)
-        return PyErr_Format(PyExc_TypeError, "plain_revisions() takes a kind of named tuple");
-    if (stop > PyBytes_GET_SIZE(block))
-        stop = PyBytes_GET_SIZE(block);
-    found = PyList_New(0);
-    no_version = PyUnicode_New(0, 0);
-    while (found != NULL && no_version != NULL && at + RECORD_HEADER <= stop) {
-        const char *header = PyBytes_AS_STRING(block) + at;
-        uint64_t size = number_at(header + 34);
-        if (memcmp(header + 8, PyBytes_AS_STRING(tid), 8) || number_at(header + 16) >= transaction
-                || number_at(header + 24) != transaction || header[32] || header[33]
-                || !size || size > (uint64_t)(stop - at - RECORD_HEADER))
-            break;
+    PyObject *found = PyList_New(0), *no_version = PyUnicode_New(0, 0), *none = Py_None;
+    while (found != NULL && no_version != NULL && (header = Run_next(&run, &size)) != NULL) {
         PyObject *items[] = {
-            PyBytes_FromStringAndSize(header, 8), Py_NewRef(tid),
-            PyBytes_FromStringAndSize(header + RECORD_HEADER, (Py_ssize_t)size),
+            PyBytes_FromStringAndSize(header, 8), Py_NewRef(run.tid),
+            PyBytes_FromStringAndSize(header + RECORD_HEADER, size),
             Py_NewRef(no_version), Py_NewRef(none)};
-        PyObject *record = PyErr_Occurred() ? NULL : cls->tp_alloc(cls, 5);
+        PyObject *record = PyErr_Occurred() ? NULL : run.cls->tp_alloc(run.cls, 5);
         for (int i = 0; i < 5; i++)
             if (record != NULL)
                 PyTuple_SET_ITEM(record, i, items[i]);
@@ -269,10 +318,10 @@ plain_revisions(PyObject *module, PyObject *args)
         if (record == NULL || PyList_Append(found, record) < 0)
             Py_CLEAR(found);
         Py_XDECREF(record);
-        at += RECORD_HEADER + (Py_ssize_t)size;
+        run.at += RECORD_HEADER + size;
     }
     Py_XDECREF(no_version);
-    return found == NULL ? NULL : Py_BuildValue("Nn", found, at);
+    return found == NULL ? NULL : Py_BuildValue("Nn", found, run.start + run.at);
 }
 
 /* ---- RecordReader: plain current records, read with one read or none ---- */
@@ -340,9 +389,13 @@ RecordReader_read(RecordReader *self, Py_ssize_t position)
 static PyObject *
 RecordReader_load(RecordReader *self, PyObject *const *args, Py_ssize_t count)
 {
-    if ((count != 2 && (count != 3 || !PyBytes_CheckExact(args[2])))
+    if ((count != 2 && (count != 3 || !PyUnicode_CheckExact(args[2])))
             || !is_oid(args[0]) || !is_oid(args[1]))
         Py_RETURN_NONE;
+    Py_ssize_t name_size = 0;
+    const char *name = count == 3 ? PyUnicode_AsUTF8AndSize(args[2], &name_size) : "";
+    if (name == NULL)
+        return NULL;
     PyObject *entry = PyObject_CallOneArg(self->find, args[0]);
     if (entry == NULL || entry == Py_None)
         return entry;
@@ -350,11 +403,10 @@ RecordReader_load(RecordReader *self, PyObject *const *args, Py_ssize_t count)
     uint64_t place = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(entry, 0));
     if (place == (uint64_t)-1)
         PyErr_Clear();  /* larger than a position can be */
-    Py_ssize_t name_size = 0;
-    if (place >= IN_VERSION && count == 3) {
+    if (place >= IN_VERSION && name_size)
         place -= IN_VERSION;
-        name_size = PyBytes_GET_SIZE(args[2]);
-    }
+    else
+        name_size = 0;
     Py_ssize_t position = (Py_ssize_t)place;
     if (position < 0 || position >= self->end || memcmp(PyBytes_AS_STRING(tid), PyBytes_AS_STRING(args[1]), 8) >= 0)
         goto unusual;
@@ -381,7 +433,7 @@ RecordReader_load(RecordReader *self, PyObject *const *args, Py_ssize_t count)
             || !size || there < 0 || size > (uint64_t)there)
         goto unusual;
     header += RECORD_HEADER + more;
-    if (memcmp(header - name_size, count == 3 ? PyBytes_AS_STRING(args[2]) : "", name_size))
+    if (memcmp(header - name_size, name, name_size))
         goto unusual;
     result = tuple_of(PyBytes_FromStringAndSize(header, (Py_ssize_t)size),
                       Py_NewRef(tid), Py_NewRef(Py_None));
@@ -852,6 +904,7 @@ static PyMethodDef functions[] = {
     {"reference_maker", reference_maker, METH_VARARGS, NULL},
     {"read_since", read_since, METH_VARARGS, NULL},
     {"plain_revisions", plain_revisions, METH_VARARGS, NULL},
+    {"plain_positions", plain_positions, METH_VARARGS, NULL},
     {NULL},
 };
 

@@ -24,7 +24,7 @@ from tests.models import Fussy, Person
 IS_PURE = bool(os.environ.get("OBJDB_PURE_PYTHON"))
 NAMES = {
     lookup: ["PageTable", "RecordReader"],
-    walking: ["plain_revisions"],
+    walking: ["plain_positions", "plain_revisions"],
     unpickling: ["plain_reader", "reference_loader"],
     pickling: ["serializer", "reference_maker"],
     loadpath: ["LoadPath"],
@@ -95,9 +95,12 @@ def test_junk_is_refused_not_followed() -> None:
             outcome(function, first, second)
         outcome(table.set_many, first, second)
         outcome(table.set_many, {first if isinstance(first, bytes) else b"": second}, b"12345678")
-        outcome(walking.plain_revisions, first, second, 0, 9, b"12345678", 1)
-        outcome(walking.plain_revisions, RevisionRecord, b"x" * 99, first, second, b"12345678", 1)
-        outcome(walking.plain_revisions, RevisionRecord, b"x" * 99, 0, 99, first, second)
+        for plain in (walking.plain_positions,
+                      lambda *arguments: walking.plain_revisions(*arguments, RevisionRecord)):
+            outcome(plain, first, 0, 0, 9, b"12345678", second)
+            outcome(plain, b"x" * 99, 0, first, second, b"12345678", 1)
+            outcome(plain, b"x" * 99, first, 0, second, b"12345678", 1)
+            outcome(plain, b"x" * 99, 0, 0, 99, first, second)
         outcome(unpickling.plain_reader, {}, first, {}, second, print, print)
         outcome(pickling.serializer, {}, first, second)
         outcome(pickling.reference_maker, first, second, [], {}, print)

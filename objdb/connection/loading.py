@@ -11,7 +11,6 @@ import enum
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from persistent import Persistent, PickleCache
@@ -207,7 +206,8 @@ class ObjectLoader(LoadPath):
         """Load what this connection's version shows from its storage."""
         self._load_committed: Callable[..., Any] = self._storage.loadBefore
         if self._version:
-            self._load_committed = partial(self._load_committed, version=self._version)
+            load, version = self._storage.loadBefore, self._version
+            self._load_committed = lambda oid, before: load(oid, before, version)
         self._load_before = self._load_committed
 
     def _load_with_savepoints(self, oid: Oid, before: Tid) -> Any:

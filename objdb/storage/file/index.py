@@ -30,6 +30,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from objdb.ids import Oid, Tid
@@ -49,6 +50,7 @@ _SYNCED_AT = 1024
 _HEADER = struct.Struct(">8sQQ8sQQQQ")
 _CRC = struct.Struct(">I")
 _PAIR = struct.Struct(">QQ")
+_PREFIX = itemgetter(slice(7))  # of an oid: which page it is on
 _NUMBER = struct.Struct(">Q")
 
 assert _ENTRIES == 256 and _HEADER.size + _CRC.size <= 512
@@ -128,7 +130,7 @@ class Index(PageTable):
         """
         if not self.is_writable:
             return
-        for prefix in sorted({oid[:7] for oid in oids} - self.pages.keys()):
+        for prefix in sorted(set(map(_PREFIX, oids)) - self.pages.keys()):
             self._add_page(prefix)
 
     def _add_page(self, prefix: bytes) -> None:

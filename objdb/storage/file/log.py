@@ -144,7 +144,8 @@ class Log:
         self._map = b""
         self.file.truncate(size)
 
-    def _write_at(self, data: Any, position: int) -> None:
+    def write_at(self, data: Any, position: int) -> None:
+        """Write bytes at a position."""
         end = position + len(data)
         if end <= len(self._map) and len(data) <= _MOST_MAPPED:
             self._map[position:end] = data
@@ -205,15 +206,16 @@ class Log:
         crc_at = header.body - len(header.extension) + place
         crc, position = 0, header.position
         while position < header.end:
-            chunk = bytearray(self.file.read_at(min(_CHUNK, header.end - position), position))
+            chunk = self.file.read_at(min(_CHUNK, header.end - position), position)
             if not chunk:
                 raise self.damaged(position, "the file ends inside a transaction")
+            behind = 0
             if position == header.position:
-                chunk[STATUS_AT : STATUS_AT + 1] = COMMITTED
                 at = crc_at - position
-                expected = bytes(chunk[at : at + 4])
-                chunk[at : at + 4] = bytes(4)
-            crc = zlib.crc32(chunk, crc)
+                expected, behind = chunk[at : at + 4], at + 4
+                before = chunk[:STATUS_AT] + COMMITTED + chunk[STATUS_AT + 1 : at]
+                crc = zlib.crc32(before + bytes(4))
+            crc = zlib.crc32(memoryview(chunk)[behind:], crc)
             position += len(chunk)
         if expected != crc.to_bytes(4, "big"):
             raise self.damaged(header.position, "the transaction's checksum does not fit")
@@ -418,20 +420,20 @@ class Log:
             piece[STATUS_AT : STATUS_AT + 1] = VOTED
         if is_first and is_last:
             _CRC.pack_into(piece, head.crc_at, crc)
-        self._write_at(piece, at)
+        self.write_at(piece, at)
         if is_last and not is_first:
-            self._write_at(_CRC.pack(crc), head.position + head.crc_at)
+            self.write_at(_CRC.pack(crc), head.position + head.crc_at)
         return at + len(piece), crc
 
     def decide(self, position: int, status: bytes = COMMITTED) -> None:
         """Make the transaction at *position* a committed one (or a copy of a packed one)."""
-        self._write_at(status, position + STATUS_AT)
+        self.write_at(status, position + STATUS_AT)
 
     def erase(self, position: int, end: int) -> None:
         """Put zeros over a transaction that was given up."""
         while position < end:
             size = min(_CHUNK, end - position)
-            self._write_at(bytes(size), position)
+            self.write_at(bytes(size), position)
             position += size
 
 

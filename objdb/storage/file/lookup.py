@@ -90,7 +90,7 @@ class RecordReader:
         self._window: tuple[int, bytes] = 0, b""
 
     def load(
-        self, oid: Oid, before: Tid, version: bytes = b""
+        self, oid: Oid, before: Tid, version: str = ""
     ) -> tuple[bytes, Tid, None] | None:
         """Return (record, tid, None) of the current revision of *oid*; None unless it is older
         than *before*, in *version* or none, and a plain record of at most some kilobytes."""
@@ -100,7 +100,7 @@ class RecordReader:
         position, current = entry
         name = b""
         if version and position >= IN_VERSION:
-            position, name = position - IN_VERSION, version
+            position, name = position - IN_VERSION, version.encode()
         if position >= self.end or current >= before:
             return None
         start, block = self._window

@@ -101,7 +101,8 @@ class Medium:
         there is none; whatever objects hold that looks like transactions."""
         end, last = self.published[:2]
         position = position_behind(self.log, end, last, tid)
-        return position if self.is_genuine(position) else position_by_walking(self.log, end, tid)
+        is_genuine = position == end or self.is_genuine(position)
+        return position if is_genuine else position_by_walking(self.log, end, tid)
 
     def last_records(self, header: Header) -> dict[Oid, Record]:
         """Return a transaction's records. ZODB writes an object once for each transaction that is

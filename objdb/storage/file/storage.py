@@ -41,6 +41,7 @@ from objdb.interfaces import (
 )
 from objdb.storage.commit import Staged
 from objdb.storage.file.checking import check_structure
+from objdb.storage.file.copying import FileCopying
 from objdb.storage.file.durability import GroupCommit, Ticket
 from objdb.storage.file.following import FollowingFile
 from objdb.storage.file.index import Index
@@ -59,7 +60,7 @@ DURABILITIES = ("sync", "os")
     IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStoragePolling,
     IStorageSelfCheck, IStorageRestoreable, IStorageUndoable, IStorageVersions, IStoragePackable,
 )
-class FileStorage(FollowingFile, PackableFile):
+class FileStorage(FollowingFile, PackableFile, FileCopying):
     """Keeps every revision in one file, in ZODB's format.
 
     *path*: the file; made if it does not exist (unless *create* is false, or *read_only*).
@@ -179,10 +180,7 @@ class FileStorage(FollowingFile, PackableFile):
     ) -> tuple[bytes, Tid, Tid | None] | None:
         """See `VersionedStorage.loadBefore`. Raises `CorruptedDataError` where the index and the
         log disagree."""
-        if version:
-            found = self._load_plain(oid, tid, version.encode())
-        else:
-            found = self._load_plain(oid, tid)
+        found = self._load_plain(oid, tid, version) if version else self._load_plain(oid, tid)
         if found is not None:
             return found
         medium = self._medium

@@ -13,10 +13,10 @@ Everything else, damage too, is left to those who know all cases: `next_transact
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from objdb.ids import Tid
+from objdb.ids import Oid, Tid
 from objdb.storage.file.format import (
     COMMITTED,
     NUMBER,
@@ -24,7 +24,7 @@ from objdb.storage.file.format import (
     TRANSACTION,
     plain_extension,
 )
-from objdb.storage.file.log import Header, Log
+from objdb.storage.file.log import Header, Log, Record
 from objdb.storage.file.recovery import next_transaction
 from objdb.storage.files import File
 from objdb.storage.iteration import RevisionRecord
@@ -97,34 +97,54 @@ class Walk:
         stop = header.end - NUMBER.size
         start, block = self._window
         if start <= header.position and header.end <= start + len(block):
-            found, at = plain_revisions(
-                RevisionRecord, block, header.body - start, stop - start, header.tid,
-                header.position,
+            found, position = plain_revisions(
+                block, start, header.body, stop, header.tid, header.position, RevisionRecord
             )
-            if at == stop - start:
+            if position == stop:
                 return iter(found)
-        return self._any_revisions(header, start, block)
+        return self._any_revisions(header)
 
-    def _any_revisions(self, header: Header, start: int, block: bytes) -> Iterator[RevisionRecord]:
-        position, stop, log = header.body, header.end - NUMBER.size, self._log
-        while position < stop:
-            if position != start and not _has_record(block, position - start):
-                start = position
-                block = log.file.read_at(min(_WINDOW_BYTES, stop - position), position)
-            found, at = plain_revisions(
-                RevisionRecord, block, position - start, stop - start, header.tid, header.position
-            )
+    def _any_revisions(self, header: Header) -> Iterator[RevisionRecord]:
+        log = self._log
+        for found, record in self._runs(header, plain_revisions, RevisionRecord):
             yield from found
-            position = start + at
-            if not found:
-                record = log.record_of(header, position)
+            if record is not None:
                 data = log.data(record)
                 target = None if record.size or data is None else log.target(record)
                 yield RevisionRecord(
                     record.oid, record.tid, data, record.version,
                     None if target is None else target.tid,
                 )
-                position = record.end
+
+    def places(self, header: Header) -> tuple[dict[Oid, int], dict[Oid, str]]:
+        """Return where the records of a transaction are, by oid, as the index has it; and the
+        versions of those that are in one. Where an object is written twice, the last counts."""
+        positions: dict[Oid, int] = {}
+        versions: dict[Oid, str] = {}
+        for found, record in self._runs(header, plain_positions):
+            positions.update(found)
+            if record is not None:
+                positions[record.oid] = record.place
+                versions[record.oid] = record.version
+        return positions, {oid: version for oid, version in versions.items() if version}
+
+    def _runs(
+        self, header: Header, plain: Callable[..., tuple[Any, int]], *more: Any
+    ) -> Iterator[tuple[Any, Record | None]]:
+        """Yield the revisions of a transaction: what *plain* finds, and the record behind that, if
+        it is not plain."""
+        start, block = self._window
+        position, stop = header.body, header.end - NUMBER.size
+        while position < stop:
+            if not _has_record(block, position - start):
+                start = position
+                block = self._log.file.read_at(min(_WINDOW_BYTES, stop - position), position)
+            found, after = plain(
+                block, start, position, stop, header.tid, header.position, *more
+            )
+            record = None if found else self._log.record_of(header, position)
+            yield found, record
+            position = after if record is None else record.end
 
 
 class BehindFirst:
@@ -164,32 +184,52 @@ def _has_record(block: bytes, at: int) -> bool:
     return bool(at + _RECORD_BYTES + _unpack_record(block, at)[5] <= len(block))
 
 
-def plain_revisions(
-    cls: Any, block: bytes, at: int, stop: int, tid: Tid, transaction: int
-) -> tuple[list[Any], int]:
-    """Return the revisions in *block* from *at* on, as far as they are plain, belong to the
-    transaction *tid* at the position *transaction*, and end at *stop* at the latest; and where in
-    the block the first that is not begins.
+def plain_positions(
+    block: bytes, start: int, position: int, stop: int, tid: Tid, transaction: int
+) -> tuple[dict[Oid, int], int]:
+    """Return the positions, by oid, of what `plain_revisions` returns the revisions of; and where
+    the first that is not plain begins."""
+    found: dict[Oid, int] = {}
+    for oid, at, end in _plain(block, position - start, stop - start, tid, transaction):
+        found[oid] = start + at
+        position = start + end
+    return found, position
 
-    *cls* is `RevisionRecord`. This function is the reference. Where the accelerator was built, its
-    function of the same name takes its place.
+
+def plain_revisions(
+    block: bytes, start: int, position: int, stop: int, tid: Tid, transaction: int, cls: Any
+) -> tuple[list[Any], int]:
+    """Return the revisions from *position* on, as far as they are plain, belong to the transaction
+    *tid* at the position *transaction*, end at *stop* at the latest, and are in *block*, which was
+    read at *start*; and where the first that is not plain begins.
+
+    *cls* is `RevisionRecord`. These functions are the reference. Where the accelerator was built,
+    its functions of the same names take their place.
     """
     found: list[Any] = []
+    for oid, at, end in _plain(block, position - start, stop - start, tid, transaction):
+        found.append(cls(oid, tid, block[at + _RECORD_BYTES : end]))
+        position = start + end
+    return found, position
+
+
+def _plain(
+    block: bytes, at: int, stop: int, tid: Tid, transaction: int
+) -> Iterator[tuple[Oid, int, int]]:
+    """Yield (oid, where the record begins, where it ends) of plain records."""
     stop = min(stop, len(block))
     while at + _RECORD_BYTES <= stop:
         oid, own_tid, previous, own, version_size, size = _unpack_record(block, at)
         end = at + _RECORD_BYTES + size
-        if (
-            own_tid != tid or own != transaction or previous >= transaction or version_size
-            or not size or end > stop
-        ):
+        if own_tid != tid or own != transaction or previous >= transaction:
             break
-        found.append(cls(oid, tid, block[at + _RECORD_BYTES : end]))
+        if version_size or not size or end > stop:
+            break
+        yield oid, at, end
         at = end
-    return found, at
 
 
 try:
-    from objdb._accelerator import plain_revisions  # type: ignore
+    from objdb._accelerator import plain_positions, plain_revisions  # type: ignore
 except ImportError:
     pass
