@@ -159,21 +159,25 @@ def versions(system: System, path: Path, sizes: Sizes) -> dict[str, float]:
 
 
 def version_commit(system: System, path: Path, sizes: Sizes) -> dict[str, float]:
-    """Committing, and aborting, a version in which many objects are changed: medians."""
+    """Committing, and aborting, a version in which many objects are changed, in a transaction that
+    does nothing else: medians. The connection that changed them stays open, and sees it later."""
+    from transaction import TransactionManager
+
     store = system.open(path)
     assert isinstance(store, PersistentStore)
     database, times = store.database, {}
-    worker = _Worker(database, VERSION, range(sizes.version_objects))
+    worker, manager = _Worker(database, VERSION, range(sizes.version_objects)), TransactionManager()
     for name, end in (("commit", database.commitVersion), ("abort", database.abortVersion)):
         found = times[f"version_{name}_ms"] = []
         for _ in range(VERSION_TURNS):
             worker.change(sizes.version_objects)
             gc.collect()
             started = perf_counter()
-            end(VERSION, txn=worker.manager.get())
-            worker.manager.commit()
+            end(VERSION, txn=manager.get())
+            manager.commit()
             found.append(perf_counter() - started)
             assert database.versionEmpty(VERSION)
+            worker.manager.begin()
             worker.load()
     worker.connection.close()
     store.close()

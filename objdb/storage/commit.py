@@ -133,10 +133,10 @@ class Staged:
         self.versions: dict[Oid, str] = {}  # of the revisions staged, those that are in one
         # Requests (to undo a transaction, to commit or abort a version): functions that stage
         # what has to change, made from what is current; the objects that they change, with what
-        # is current, as in `current`; and the versions that they empty, with the number of objects.
+        # is current, as in `current`; and the versions that they empty, with the same.
         self.requests: list[Callable[[], object]] = []
         self.requested: dict[Oid, tuple[Any, Tid]] = {}
-        self.emptied: dict[str, int] = {}
+        self.emptied: dict[str, dict[Oid, tuple[Any, Tid]]] = {}
         self.requested_at: Tid | None = None  # the last tid decided, when it was staged
         self.is_stale = False  # not all of what they stage is staged any more
         self._spool: Any = None

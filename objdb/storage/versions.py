@@ -217,7 +217,7 @@ class VersionedStorage(RevisionStorage):
         make = self._as_outside if destination is None else self._again
         records, repeats = make(modified)
         staged.write_all_requested(modified, records, repeats, destination or "")
-        staged.emptied[version] = len(modified)
+        staged.emptied[version] = modified
         return list(modified)
 
     def _as_outside(
@@ -237,8 +237,11 @@ class VersionedStorage(RevisionStorage):
 
     # -- what the vote checks
 
+    _last_name: Any = None  # the last that was found to be a name
+
     def _require_version(self, version: str) -> None:
-        require_name(version)
+        if version is not self._last_name:
+            self._last_name = require_name(version)
 
     def _check(self, staged: Staged) -> None:
         if staged.requests and (staged.is_stale or self._has_moved(staged)):
@@ -248,7 +251,7 @@ class VersionedStorage(RevisionStorage):
 
     def _current_of(self, staged: Staged) -> dict[Oid, Entry | None]:
         if not staged.requested:
-            return super()._current_of(staged)
+            return self._find_current(staged.bases)
         found = self._find_current(staged.bases.keys() - staged.requested.keys())
         found.update(staged.requested)  # nothing has moved since
         return found
@@ -265,13 +268,20 @@ class VersionedStorage(RevisionStorage):
             (NO_TID if entry is None else entry[1]) != staged.bases[oid]
             for oid, entry in entries.items()
         ) or any(
-            len(self._modified_in(version)) != count for version, count in staged.emptied.items()
+            len(self._modified_in(version)) != len(entries)
+            for version, entries in staged.emptied.items()
         )
 
     def _check_locks(self, staged: Staged) -> None:
-        staged.locked = self._locked_among(staged.current)
-        for oid, version in staged.locked.items():
-            is_checked = oid not in staged.requested and staged.bases[oid] is not None
+        rest, requested = staged.current, staged.requested
+        for version, entries in staged.emptied.items():
+            staged.locked.update(dict.fromkeys(entries, version))
+        if staged.emptied:
+            rest = {oid: entry for oid, entry in rest.items() if oid not in staged.locked}
+        found = self._locked_among(rest)
+        staged.locked.update(found)
+        for oid, version in found.items():
+            is_checked = oid not in requested and staged.bases[oid] is not None
             if is_checked and staged.versions.get(oid, "") != version:
                 raise VersionLockError(
                     f"object {format_oid(oid)} is changed in the version {version!r}, which "

@@ -272,6 +272,15 @@ class Log:
             )
         return target
 
+    def outside_of(self, oid: Oid, position: int) -> int:
+        """Return where the record outside any version is of an object that is in one, and whose
+        current record is at *position*: all that the next record in that version has to know."""
+        block = self._exactly(RECORD.size + VERSION.size, position)
+        if block[:8] != oid:
+            raise self.damaged(position, "there is the record of another object", oid)
+        outside: int = VERSION.unpack_from(block, RECORD.size)[0]
+        return outside
+
     def outside(self, record: Record) -> Record | None:
         """Return the record outside any version of an object that is in one; None if there it
         does not exist."""
@@ -375,31 +384,36 @@ class Log:
 
     def write(self, staged: Staged, head: Head, before: Before) -> Written:
         """Write the staged transaction, undecided."""
-        position, size, block, _ = head
+        position, _, block, _ = head
         parts: list[bytes | bytearray] = [block]
         add, pack, get, tid = parts.append, RECORD.pack, before.previous.get, staged.tid
-        repeats, versions = staged.repeats, staged.versions
+        repeats, versions, pack_number = staged.repeats, staged.versions, NUMBER.pack
         positions: dict[Oid, int] = {}
         at, flushed, crc = position + len(block), position, 0
         for oid, record in staged.records():
             positions[oid] = at
-            data = record or NUMBER.pack(repeats.get(oid, 0))
+            if record is None:
+                data, size = pack_number(repeats.get(oid, 0)), 0
+            else:
+                data, size = record, len(record)
             if oid in versions:
                 in_version = _version_head(oid, at, versions[oid], before)
                 positions[oid], name_size = at | IN_VERSION, len(in_version) - VERSION.size
-                add(pack(oid, tid, get(oid, 0), position, name_size, len(record or b"")))
+                add(pack(oid, tid, get(oid, 0), position, name_size, size))
                 add(in_version)
                 at += len(in_version)
             else:
-                add(pack(oid, tid, get(oid, 0), position, 0, len(record or b"")))
+                add(pack(oid, tid, get(oid, 0), position, 0, size))
             add(data)
             at += _RECORD_BYTES + len(data)
             if at - flushed > _CHUNK:
                 flushed, crc = self._write_piece(head, parts, flushed, crc, is_last=False)
-        add(NUMBER.pack(size - NUMBER.size))
+        add(pack_number(head.size - NUMBER.size))
         flushed, _ = self._write_piece(head, parts, flushed, crc, is_last=True)
-        assert flushed == position + size == at + NUMBER.size
-        changed = {**dict.fromkeys(staged.locked, ""), **versions}
+        assert flushed == position + head.size == at + NUMBER.size
+        changed = versions
+        if staged.locked:
+            changed = {**dict.fromkeys(staged.locked, ""), **versions}
         new_objects = len(positions) - len(before.previous)
         return Written(position, flushed, positions, new_objects, changed)
 

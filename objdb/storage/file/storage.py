@@ -296,13 +296,14 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
         """Return what the records that are staged point to."""
         current, locked = staged.current, staged.locked
         previous = {oid: entry[0] for oid, entry in current.items() if entry is not None}
-        if locked:
-            previous = {oid: place & POSITION for oid, place in previous.items()}
+        if not locked and not staged.versions:
+            return Before(previous, {}, {})
+        previous = {oid: place & POSITION for oid, place in previous.items()}
         log, outside = self._medium.log, {}
         for oid in staged.versions.keys() & previous.keys():
             outside[oid] = previous[oid]
             if oid in locked:
-                outside[oid] = log.record(previous[oid]).outside
+                outside[oid] = log.outside_of(oid, previous[oid])
             elif oid in staged.repeats:
                 repeated = log.record(staged.repeats[oid])
                 if repeated.version:
