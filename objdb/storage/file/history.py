@@ -207,6 +207,8 @@ def _metadata(header: Header) -> TransactionMetaData:
 class _Records:
     """The revisions of one transaction, read as they are iterated over."""
 
+    __slots__ = ("_header", "_walk")
+
     def __init__(self, walk: Walk, header: Header) -> None:
         self._walk = walk
         self._header = header

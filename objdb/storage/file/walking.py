@@ -32,8 +32,10 @@ from objdb.storage.iteration import RevisionRecord
 _WINDOW_BYTES = 256 * 1024
 _WINDOW_BEHIND = 32 * 1024
 _EXTENSION_BYTES = sum(map(len, plain_extension(0))) + 4
+_BEHIND_CRC_BYTES = len(plain_extension(0)[1])
 _unpack_transaction, _HEADER_BYTES = TRANSACTION.unpack_from, TRANSACTION.size
 _unpack_record, _RECORD_BYTES = RECORD.unpack_from, RECORD.size
+_unpack_number = NUMBER.unpack_from
 _NO_CRC = bytes(4)
 
 
@@ -62,34 +64,34 @@ class Walk:
         """Return the transaction at *position* if it is a usual one, and not large."""
         start, block = self._window
         at = position - start
-        size = _size_at(block, at)
-        if not size:
+        here = len(block) - at
+        if here < _HEADER_BYTES or here < _unpack_number(block, at + 8)[0] + NUMBER.size:
             size = min(_WINDOW_BYTES, self._end - position)
             block, at = self._log.file.read_at(size, position), 0
             self._window = position, block
-            size = _size_at(block, 0)
-            if not size:
+            here = len(block)
+            if here < _HEADER_BYTES or here < _unpack_number(block, 8)[0] + NUMBER.size:
                 return None
-        tid, _, status, user, description, extension = _unpack_transaction(block, at)
+        tid, length, status, user, description, extension = _unpack_transaction(block, at)
+        size = length + NUMBER.size
         stop = at + size
         texts = at + _HEADER_BYTES + user + description
         body = texts + _EXTENSION_BYTES
-        before, behind = plain_extension(position)
-        crc_at = texts + len(before)
         if (
             status != COMMITTED or extension != _EXTENSION_BYTES or tid <= self._last
             or body + NUMBER.size > stop or block[stop - 8 : stop] != block[at + 8 : at + 16]
-            or block[texts:crc_at] != before or block[crc_at + 4 : body] != behind
         ):
             return None
-        view = memoryview(block)
-        crc = zlib.crc32(view[crc_at + 4 : stop], zlib.crc32(_NO_CRC, zlib.crc32(view[at:crc_at])))
-        if crc.to_bytes(4, "big") != block[crc_at : crc_at + 4]:
+        crc_at = body - _BEHIND_CRC_BYTES - 4
+        crc = zlib.crc32(block[at:crc_at] + _NO_CRC + block[crc_at + 4 : stop])
+        before, behind = plain_extension(position)
+        found = block[texts:body]
+        if found != before + crc.to_bytes(4, "big") + behind:
             return None
         users_end = at + _HEADER_BYTES + user
         return Header(
             position, tid, status, block[at + _HEADER_BYTES : users_end], block[users_end:texts],
-            block[texts:body], position + body - at, position + size,
+            found, position + body - at, position + size,
         )
 
     def revisions(self, header: Header) -> Iterator[RevisionRecord]:
@@ -167,14 +169,6 @@ class BehindFirst:
             self._block = self._read_at(_WINDOW_BEHIND, self._start)
             at = position - self._start
         return self._block[at : at + size]
-
-
-def _size_at(block: bytes, at: int) -> int:
-    """Return the size of the transaction at a place in *block*; 0 if not all of it is there."""
-    if not 0 <= at <= len(block) - _HEADER_BYTES:
-        return 0
-    size: int = NUMBER.unpack_from(block, at + 8)[0] + NUMBER.size
-    return size if at + size <= len(block) else 0
 
 
 def _has_record(block: bytes, at: int) -> bool:
