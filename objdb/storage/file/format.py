@@ -116,9 +116,9 @@ def find_crc(extension: bytes, position: int, size: int, status: bytes) -> int |
     that was made for another position, or before it was packed. ValueError when the items are
     there and damaged."""
     before, behind = plain_extension(position)
-    if status != PACKED and extension.startswith(before):
-        if extension[len(before) + 4 :] == behind:
-            return len(before)
+    is_plain = extension.startswith(before) and extension[len(before) + 4 :] == behind
+    if is_plain and status != PACKED:
+        return len(before)
     names = sum(key.encode() in extension for key in _ZEROS)
     shape = _INTEGRITY_SHAPE.search(extension) if names else None
     if shape is None:
