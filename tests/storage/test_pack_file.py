@@ -90,6 +90,25 @@ def test_the_index_is_used(path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert caplog.text == ""
 
 
+def test_an_object_in_two_pieces(path: Path) -> None:
+    """An object of which a pack has left two pieces, with a gap between, is counted once when the
+    index is built again."""
+    with FileStorage(path) as storage:
+        oid, transaction = storage.new_oid(), TransactionMetaData()
+        storage.tpc_begin(transaction)
+        storage.store(oid, NO_TID, record("in a version"), "plan", transaction)
+        storage.tpc_vote(transaction)
+        tids = [storage.tpc_finish(transaction)]
+        for _ in range(3):  # un-created, made again, un-created
+            tids.append(undo(storage, tids[-1]))
+        storage.pack(tids[1], refer, False)
+        assert storage.self_check() == []
+        assert storage.loadBefore(oid, next_tid(tids[2]), "plan")
+    os.remove(path.with_name("data.fs.oidx"))
+    with FileStorage(path) as storage:
+        assert storage.self_check() == []
+
+
 def test_the_old_file(path: Path) -> None:
     """With keep_old, the old file is there as .old, whole; the next one takes its place."""
     for _ in range(2):

@@ -105,8 +105,10 @@ def replay(log: Log, index: Index, state: LogState) -> CorruptedDataError | None
                 positions[record.oid] = record.place
                 entry = index.get(record.oid)
                 is_torn = entry is not None and entry[1] == NO_TID
+                # An entry may be of this record or a later one, where the index is ahead. One of
+                # an earlier record that this one does not lead to was left there by a pack.
                 is_new = entry is None or is_torn or (
-                    entry[0] & POSITION >= start and not record.previous
+                    entry[0] & POSITION >= record.position and not record.previous
                 )
                 state.objects += is_first and is_new
             index.reserve(positions)
