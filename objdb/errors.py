@@ -253,7 +253,7 @@ class StorageSpaceError(StorageError):
 
 
 class PackError(StorageError):
-    """The storage cannot be packed now: it is being packed already."""
+    """The storage cannot be packed now: it is being packed, or what was to go comes back."""
 
 
 class RecordTooLargeError(StorageError):

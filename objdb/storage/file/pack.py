@@ -108,7 +108,10 @@ class PackableFile(FileHistory):
                 result = self._copy(survey, found, pacer, keep_old)
                 if result is not None:
                     return result
-            raise AssertionError("all that exists stays, and that was not all")
+            raise PackError(
+                f"{self._name} was not packed, since revisions that were to go were brought back "
+                "meanwhile, again and again. Pack to an earlier moment"
+            )
         finally:
             self._packer = 0
             self._pack_lock.release()

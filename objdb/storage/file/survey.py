@@ -73,6 +73,7 @@ class Survey:
         self.end = begin  # of the later transactions that were looked at
         self.stays = PositionSet()
         self.orphans: set[int] = set()  # those of `stays` that are none of the objects' last ones
+        self._uncreated: set[int] = set()  # last ones that stay because of orphans
         self.size = 0
         self.objects = 0  # with those of the later transactions
 
@@ -113,8 +114,8 @@ class Survey:
                     for oid in references(log.data(record) or b""):
                         self.reach(oid)
                 self._pacer.pace()
-            self._follow()
             self.end, self._end_tid = header.end, header.tid
+        self._follow()
         return self.stays.count > count
 
     def _keep_orphans(self, record: Record) -> None:
@@ -130,12 +131,14 @@ class Survey:
         if place is not None:
             current = log.record(place[0])
             usual = {current.position, current.outside}
-            if log.data(current) is None:
+            if log.data(current) is None and current.position not in self._uncreated:
+                self._uncreated.add(current.position)
                 self._keep(current)
         for found in (target, log.outside(target)):
-            if found is not None and log.data(found) is not None:
-                if found.position not in usual:
-                    self.orphans.add(found.position)
+            if found is None or found.position in usual | self.orphans:
+                continue
+            if log.data(found) is not None:
+                self.orphans.add(found.position)
                 self._keep(found)
 
     def _keep(self, record: Record) -> None:
