@@ -44,6 +44,8 @@ _CHUNK = 4 * 1024 * 1024
 # What is larger is written with a call: one call is nothing then, and what is written through the
 # map stays resident.
 _MOST_MAPPED = 256 * 1024
+# A transaction's header, and its texts where they are short, are had with one read of this size.
+_GUESS_BYTES = 256
 _CRC = struct.Struct(">I")
 _RECORD_BYTES = RECORD.size
 POSITION = (1 << 62) - 1  # the part of an index entry's position that is one
@@ -167,10 +169,10 @@ class Log:
 
         Raises `CorruptedDataError` unless it is complete and its two lengths agree.
         """
-        block = self.file.read_at(TRANSACTION.size, position)
+        block = self.file.read_at(_GUESS_BYTES, position)
         if len(block) < TRANSACTION.size:
             raise self.damaged(position, "the file ends inside a transaction header")
-        tid, length, status, user, description, extension = TRANSACTION.unpack(block)
+        tid, length, status, user, description, extension = TRANSACTION.unpack_from(block)
         if status not in (COMMITTED, VOTED, PACKED, UNDONE):
             raise self.damaged(position, f"{status!r} is no transaction status")
         texts_size = user + description + extension
@@ -180,7 +182,9 @@ class Log:
         if self.file.read_at(NUMBER.size, end - NUMBER.size) != block[8:16]:
             raise self.damaged(position, "the length at the transaction's end differs")
         body = position + TRANSACTION.size + texts_size
-        texts = self.file.read_at(texts_size, position + TRANSACTION.size)
+        texts = block[TRANSACTION.size : TRANSACTION.size + texts_size]
+        if len(texts) < texts_size:
+            texts = self.file.read_at(texts_size, position + TRANSACTION.size)
         return Header(
             position, tid, status, texts[:user], texts[user : user + description],
             texts[user + description :], body, end,
