@@ -27,6 +27,7 @@ from objdb.storage.file.format import COMMITTED, START, find_crc
 from objdb.storage.file.history import FileHistory
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import Log, Written
+from objdb.storage.file.medium import Medium
 from objdb.storage.file.walking import Walk
 
 _BATCH_BYTES = 1024 * 1024
@@ -85,22 +86,21 @@ class FileCopying(FileHistory):
         transactions = revisions = 0
         log, medium = other._medium.log, self._medium
         for batch in _batches(log, other._medium.published.end, medium.index):
-            if medium is not self._medium or not self._write_batch(log, batch):
+            if not self._write_batch(log, batch, medium):
                 return
             for ticket in batch.tickets:
                 transactions += 1
                 revisions += len(ticket.positions)
                 yield CopyProgress(transactions, revisions, ticket.tid)
 
-    def _write_batch(self, log: Log, batch: _Batch) -> bool:
+    def _write_batch(self, log: Log, batch: _Batch, medium: Medium) -> bool:
         """Commit the transactions in a batch; false if their place is not at the end any more."""
         staged = Staged(TransactionMetaData(), None, " ")
         self._slot.take(staged)
         try:
             self._require_writable()
             self._require_not_failed()
-            medium = self._medium
-            if medium.end != batch.position:
+            if medium is not self._medium or medium.end != batch.position:
                 return False
             try:
                 if batch.end > medium.log.allocated and self._preallocate_bytes:
