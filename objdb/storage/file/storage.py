@@ -299,12 +299,15 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
         if not locked and not staged.versions:
             return Before(previous, {}, {})
         previous = {oid: place & POSITION for oid, place in previous.items()}
-        log, outside = self._medium.log, {}
+        log, versions = self._medium.log, self._medium.versions
+        versions.forget_outside(locked.keys() ^ staged.versions.keys())
+        outside = {}
         for oid in staged.versions.keys() & previous.keys():
-            outside[oid] = previous[oid]
             if oid in locked:
-                outside[oid] = log.outside_of(oid, previous[oid])
-            elif oid in staged.repeats:
+                outside[oid] = versions.outside(oid, previous[oid])
+                continue
+            outside[oid] = previous[oid]
+            if oid in staged.repeats:
                 repeated = log.record(staged.repeats[oid])
                 if repeated.version:
                     outside[oid] = repeated.outside

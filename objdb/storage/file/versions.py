@@ -8,6 +8,7 @@ whoever publishes transactions.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 from objdb.ids import Oid, Tid
 from objdb.storage.file.index import Index
@@ -19,12 +20,14 @@ Entry = tuple[int, Tid]  # as in the index
 class FileVersions:
     """version → objects → entries, the entry of the record written last being the last one.
 
-    `_lock` covers the attributes below it.
+    `_lock` covers the attributes below it; the commit slot covers `_outside`, which has what was
+    read of where the records outside are.
     """
 
     def __init__(self, log: Log, index: Index) -> None:
         self._log = log
         self._index = index
+        self._outside: dict[Oid, int] = {}
         self._lock = threading.Lock()
         self._is_known = False
         self._objects: dict[str, dict[Oid, Entry]] = {}
@@ -54,6 +57,20 @@ class FileVersions:
             self._find()
             entries = self._objects.get(version)
             return next(reversed(entries.values()))[0] & POSITION if entries else 0
+
+    def outside(self, oid: Oid, position: int) -> int:
+        """Return where the record outside is of an object in a version, whose current record is
+        at *position*; 0 if there is none. The slot is held."""
+        found = self._outside.get(oid)
+        if found is None:
+            found = self._outside[oid] = self._log.outside_of(oid, position)
+        return found
+
+    def forget_outside(self, oids: Iterable[Oid]) -> None:
+        """Forget where the records outside are of objects that enter or leave a version. The slot
+        is held."""
+        for oid in oids:
+            self._outside.pop(oid, None)
 
     def of(self, entries: dict[Oid, Entry]) -> dict[Oid, str]:
         """Return the versions of objects that have these entries, decided or published."""
