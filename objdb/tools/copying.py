@@ -7,15 +7,14 @@ import sys
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from objdb.check import check
 from objdb.database.opening import open_storage
 from objdb.errors import UsageError
 from objdb.ids import NO_TID, format_tid, next_tid
 from objdb.interfaces import IStorageIteration, IStorageRestoreable
-from objdb.tools.terminal import json_option, reading_uri, show_json
+from objdb.tools.terminal import json_option, progress_bar, reading_uri, show_json
 
 
 @click.command(epilog="Example: objdb migrate work.fs file:/backup/work.fs")
@@ -70,7 +69,7 @@ def _remaining(origin: Any, last: bytes) -> dict[str, Any]:
 def _copy(origin: Any, target: Any, verify: bool) -> dict[str, Any]:
     _require(target, IStorageRestoreable, "take copies")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with progress_bar(*columns) as progress:
         task = progress.add_task("copying")
 
         def tell(done: Any) -> None:

@@ -6,11 +6,16 @@ from datetime import datetime
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from objdb.errors import UsageError
-from objdb.tools.terminal import TimeType, database_argument, open_database, show_bytes
+from objdb.tools.terminal import (
+    TimeType,
+    database_argument,
+    open_database,
+    progress_bar,
+    show_bytes,
+)
 
 _PHASES = {
     "mark": "finding what stays", "copy": "copying what stays",
@@ -41,7 +46,7 @@ def pack(
     )
     with (
         open_database(database, read_only=dry_run) as db,
-        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+        progress_bar(*columns) as progress,
     ):
         tasks: dict[str, Any] = {}
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.progress import Progress, ProgressColumn
 
 from objdb.database.db import DB
 from objdb.ids import Oid, Tid, oid_from_int
@@ -108,11 +108,20 @@ def show_bytes(size: int) -> str:
 
 
 def show_table(header: list[str], rows: Iterable[list[Any]]) -> None:
-    """Print rows under a header."""
-    table = Table(*header, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    Console(soft_wrap=True).print(table)
+    """Print rows under a header; a row is a line, however long."""
+    lines = [header, *([" ".join(str(cell).splitlines()) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """Return a progress bar for long work: on a terminal; elsewhere nothing is shown."""
+    console = Console(stderr=True)
+    return Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    )
 
 
 def show_json(value: Any) -> None:

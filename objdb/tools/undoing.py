@@ -67,7 +67,7 @@ def undolog(
 
         def is_wanted(entry: dict[str, Any]) -> bool:
             return (
-                (user is None or entry["user_name"] == user)
+                (user is None or _is_user(entry["user_name"], user))
                 and (text is None or text in entry["description"])
                 and (since is None or entry["time"] >= since.timestamp())
                 and (until is None or entry["time"] <= until.timestamp())
@@ -89,6 +89,11 @@ def undolog(
             for entry in entries
         ),
     )
+
+
+def _is_user(user_name: str, user: str) -> bool:
+    """Whether this is the user; `setUser` puts a path and a space before the name."""
+    return user in (user_name, user_name.partition(" ")[2])
 
 
 def _condition(expression: str) -> Condition:

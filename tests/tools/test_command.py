@@ -76,6 +76,24 @@ def test_check(terminal: Terminal) -> None:
         assert result.exit_code == 1 and "position" in result.output
 
 
+def test_users_with_a_path(terminal: Terminal) -> None:
+    """--user takes a name as setUser was given it, too."""
+    with objdb.DB(terminal.path) as db, db.transaction() as connection:
+        connection.transaction_manager.get().setUser("sue")
+        connection.root()["sue"] = 1
+    (entry,) = terminal.json("undolog", "--user", "sue")
+    assert entry["user_name"] == "/ sue"
+    assert terminal.json("undolog", "--user", "/ sue") == [entry]
+    assert terminal.json("undolog", "--user", "s") == []
+
+
+def test_lines_stay_lines(terminal: Terminal) -> None:
+    """A table has a line for each entry, however long it is."""
+    with objdb.DB(terminal.path) as db, db.transaction(note="x\n" * 300) as connection:
+        connection.root()["more"] = 1
+    assert len(terminal.out("undolog").splitlines()) == 1 + len(terminal.json("undolog"))
+
+
 def test_history_and_diff(terminal: Terminal) -> None:
     """The revisions of an object, and what differs between two of them."""
     entries = terminal.json("history", "1")
