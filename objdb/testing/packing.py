@@ -34,12 +34,10 @@ from objdb.interfaces import (
 from objdb.storage.commit import TransactionMetaData
 from objdb.testing.helpers import commit, contents, current, require, undo
 from objdb.testing.packing_model import (
-    RandomHistory,
     current_tid,
-    expected_after,
+    pack_at_random,
     record,
     refer,
-    transactions,
 )
 
 
@@ -481,18 +479,4 @@ class PackConformance:
     def test_random(self, packable: Any, seed: int) -> None:
         """After a random history, a pack to any moment leaves what a calculation of its own
         says; what is seen from then on is what was seen, and so is what undoing would do."""
-        chance = random.Random(seed)
-        history = RandomHistory(packable, chance)
-        for _ in range(3):
-            history.go_on(25)
-            tids = [entry[0] for entry in contents(packable)]
-            moment = chance.choice(tids)
-            collects = chance.random() < 0.8
-            before = transactions(packable)
-            expected = expected_after(before, moment, collects)
-            views = history.views(moment, {oid for oid, _ in expected})
-            self.pack(packable, moment, gc=collects)
-            left = {(r[0], tid): r[1] for tid, rs in transactions(packable) for r in rs}
-            assert left == expected
-            for arguments, seen in views.items():
-                assert history.view(*arguments) == seen, arguments
+        pack_at_random(packable, random.Random(seed))

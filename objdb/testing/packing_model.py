@@ -181,6 +181,24 @@ class RandomHistory:
             return type(error)
 
 
+def pack_at_random(storage: Any, chance: random.Random, times: int = 3) -> None:
+    """Let a random history happen to an empty *storage*, and pack it to a random moment, several
+    *times*; AssertionError unless what has to stay has stayed, and nothing else, and what is seen
+    from the moment on is what was seen."""
+    history = RandomHistory(storage, chance)
+    for _ in range(times):
+        history.go_on(25)
+        moment = chance.choice([entry[0] for entry in contents(storage)])
+        collects = chance.random() < 0.8
+        expected = expected_after(transactions(storage), moment, collects)
+        views = history.views(moment, {oid for oid, _ in expected})
+        storage.pack(moment, refer, gc=collects)
+        left = {(r[0], tid): r[1] for tid, rs in transactions(storage) for r in rs}
+        assert left == expected
+        for arguments, seen in views.items():
+            assert history.view(*arguments) == seen, arguments
+
+
 def current_tid(storage: Any, oid: Oid) -> Tid:
     """Return the tid of an object's current revision, in a version or not; zeros if none."""
     try:

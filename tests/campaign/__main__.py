@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 import objdb
 from objdb.check import check
 from objdb.connection.isolation import ISOLATIONS
+from objdb.testing.packing_model import pack_at_random
 from objdb.testing.recording import check_isolation
 from tests.campaign.graphs import graph_goes_round
 from tests.campaign.kills import kill_once
@@ -54,7 +55,7 @@ def races(directory: Path, seed: int) -> None:
     )
     for where in (None, storage):
         with objdb.DB(where, **database_options(chance)) as db:
-            race(db, rounds=400, seed=seed)
+            race(db, rounds=400, seed=seed, packs=chance.random() < 0.5)
             check(db.storage).raise_if_damaged()
 
 
@@ -96,7 +97,17 @@ def graphs(directory: Path, seed: int) -> None:
         graph_goes_round(directory / f"data{number}.fs", seed + number)
 
 
-CAMPAIGNS: list[Callable[[Path, int], None]] = [kills, races, histories, sweeps, graphs]
+def packs(directory: Path, seed: int) -> None:
+    """Random histories, packed to random moments."""
+    for number in range(20):
+        with objdb.MappingStorage() as memory:
+            pack_at_random(memory, random.Random(20 * seed + number))
+        with objdb.FileStorage(directory / f"data{number}.fs", durability="os") as storage:
+            pack_at_random(storage, random.Random(20 * seed + number), times=5)
+            assert storage.self_check() == []
+
+
+CAMPAIGNS: list[Callable[[Path, int], None]] = [kills, races, histories, sweeps, graphs, packs]
 
 
 @click.command(epilog="Example: ./dev crash 60   (an hour)")

@@ -6,6 +6,8 @@ do.
     pair       two objects always changed together are always equal
     book       a tree, and a counter of its entries: changes that conflict in them are resolved
     counter    every addition is in the sum
+
+and, in some races, packs.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import transaction
@@ -20,11 +23,12 @@ from BTrees.IOBTree import IOBTree
 from BTrees.Length import Length
 
 import objdb
-from objdb.errors import ConflictError
+from objdb.errors import ConflictError, PackError, ReadConflictError
 from tests.database.staging import Worker, all_stacks
 
 ACCOUNTS, START = 12, 100
 TRIES = 1000
+MOMENT_DAYS = 0.05 / 86400
 # When no thread has finished a round for so long, it is a deadlock.
 DEADLOCK_SECONDS = 60.0
 
@@ -34,10 +38,12 @@ class GaveUp(Exception):
 
 
 class Race:
-    """The threads of one race over *db*, each doing *rounds* rounds, from one *seed*."""
+    """The threads of one race over *db*, each doing *rounds* rounds, from one *seed*. With *packs*
+    the database is packed all the time, and a view may be too old to go on."""
 
-    def __init__(self, db: objdb.DB, rounds: int, seed: int) -> None:
+    def __init__(self, db: objdb.DB, rounds: int, seed: int, *, packs: bool = False) -> None:
         self.db = db
+        self.packs = packs
         self.rounds = rounds
         self.seed = seed
         self.added = 0
@@ -61,6 +67,7 @@ class Race:
             self.transfer, self.transfer, self.pair, self.count, self.count, self.write,
             self.write, self.read, self.shrink, self.pass_by,
         ]
+        work += [self.pack, self.pack] if self.packs else []
         workers = [
             Worker(lambda f=function, n=number: self.repeat(f, n), f"{function.__name__} {number}")
             for number, function in enumerate(work)
@@ -81,7 +88,11 @@ class Race:
         """Do the rounds of thread *number*."""
         chance = random.Random(f"{self.seed} {number}")
         for _ in range(self.rounds):
-            function(chance, number)
+            try:
+                function(chance, number)
+            except ReadConflictError:
+                if not self.packs:
+                    raise
             with self._lock:
                 self.rounds_done += 1
 
@@ -189,6 +200,11 @@ class Race:
 
         self.db.run(change, tries=TRIES)
 
+    def pack(self, chance: random.Random, number: int) -> None:
+        """Forget all that is old, or older than a moment."""
+        with suppress(PackError):  # the other thread does
+            self.db.pack(days=chance.choice([0, MOMENT_DAYS]))
+
     def read(self, chance: random.Random, number: int) -> None:
         """Look several times in one view, loading objects anew in between."""
         with self.db.transaction() as connection:
@@ -224,6 +240,6 @@ def move(account: objdb.PersistentMapping, amount: int) -> None:
     account["slip"] = objdb.PersistentMapping(last=amount)
 
 
-def race(db: Any, rounds: int, seed: int) -> None:
+def race(db: Any, rounds: int, seed: int, *, packs: bool = False) -> None:
     """Run one race."""
-    Race(db, rounds, seed).run()
+    Race(db, rounds, seed, packs=packs).run()
