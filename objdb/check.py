@@ -11,7 +11,7 @@ Run by the tests after every test, and by whoever wants to know: `check(storage)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,9 @@ from objdb.errors import CorruptedDataError, ObjdbError, POSKeyError
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid, format_oid, format_tid
 from objdb.interfaces import IStorageIteration, IStorageSelfCheck, IStorageVersions
 from objdb.records.references import record_class_name, references
+
+Progress = Callable[[str, int, int], object]
+_BETWEEN_REPORTS = 1000
 
 
 @dataclass
@@ -47,17 +50,20 @@ class CheckReport:
         return self
 
 
-def check(storage: Any) -> CheckReport:
+def check(storage: Any, progress: Progress | None = None) -> CheckReport:
     """Read everything in *storage* (one that can be iterated) and report on it.
 
     Nothing is changed, and nothing is raised for damage: see `CheckReport.raise_if_damaged`.
-    Takes memory for every object: about 300 bytes, and 100 for each reference.
+    `progress(phase, done, total)` is called now and then: of "transactions", whose total is not
+    known (0), and of "objects". Takes memory for every object: about 300 bytes, and 100 for each
+    reference.
     """
+    tell = progress or (lambda phase, done, total: None)
     report = CheckReport(storage.getName())
     current: dict[Oid, Tid | None] = {}  # None: un-created
     try:
         if IStorageIteration.providedBy(storage):
-            _check_history(storage, report, current)
+            _check_history(storage, report, current, tell)
         if IStorageSelfCheck.providedBy(storage):
             report.problems += storage.self_check()
     except ObjdbError as error:
@@ -65,7 +71,7 @@ def check(storage: Any) -> CheckReport:
     living = [oid for oid, tid in current.items() if tid is not None]
     report.objects = len(living)
     in_version = _versions_of(storage)
-    referred = dict(_check_objects(storage, report, living, in_version))
+    referred = dict(_check_objects(storage, report, living, in_version, tell))
     if ROOT_OID in referred:
         report.reachable = len(_reachable(referred))
     elif living:
@@ -73,13 +79,17 @@ def check(storage: Any) -> CheckReport:
     return report
 
 
-def _check_history(storage: Any, report: CheckReport, current: dict[Oid, Tid | None]) -> None:
+def _check_history(
+    storage: Any, report: CheckReport, current: dict[Oid, Tid | None], tell: Progress
+) -> None:
     last = NO_TID
     # Where a storage checks its own chains, loading every revision once more, which takes time
     # by the square of their number, would show nothing new.
     loads_all = not IStorageSelfCheck.providedBy(storage)
     for transaction in storage.iterator():
         report.transactions += 1
+        if report.transactions % _BETWEEN_REPORTS == 0:
+            tell("transactions", report.transactions, 0)
         if transaction.tid <= last:
             report.problems.append(f"transaction {format_tid(transaction.tid)} is out of order")
         last = transaction.tid
@@ -118,12 +128,15 @@ def _versions_of(storage: Any) -> dict[Oid, str]:
 
 
 def _check_objects(
-    storage: Any, report: CheckReport, living: list[Oid], in_version: dict[Oid, str]
+    storage: Any, report: CheckReport, living: list[Oid], in_version: dict[Oid, str],
+    tell: Progress,
 ) -> Iterator[tuple[Oid, list[Oid]]]:
     """Yield (oid, the oids it refers to, in its version or outside), noting references that lead
     nowhere."""
     exists = set(living)
-    for oid in living:
+    for number, oid in enumerate(living, 1):
+        if number % _BETWEEN_REPORTS == 0 or number == len(living):
+            tell("objects", number, len(living))
         targets: list[Oid] = []
         try:
             for record in _records(storage, oid, in_version.get(oid, "")):

@@ -111,7 +111,10 @@ def pack_moment(t: Any, days: float, last: Tid) -> Tid:
     if isinstance(days, bool) or not isinstance(days, (int, float)) or not math.isfinite(days):
         raise UsageError(f"days is {days!r}; it is a number")
     if days:
-        moment = t.timestamp() if isinstance(t, datetime) else time.time() if t is None else t
+        if isinstance(t, datetime):
+            bound(t, None, last)  # which refuses one without a zone
+            t = t.timestamp()
+        moment = time.time() if t is None else t
         if isinstance(moment, bool) or not isinstance(moment, (int, float)):
             raise UsageError(f"days are counted back from seconds or a datetime, not from {t!r}")
         t = moment - days * _DAY_SECONDS

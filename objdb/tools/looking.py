@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import click
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from objdb.check import check as check_storage
 from objdb.database.differences import diff as diff_revisions
@@ -18,6 +19,7 @@ from objdb.tools.terminal import (
     limit_option,
     open_database,
     plain_changes,
+    progress_bar,
     show_bytes,
     show_changes,
     show_json,
@@ -54,8 +56,16 @@ def info(database: str, as_json: bool) -> None:
 @json_option
 def check(database: str, as_json: bool) -> None:
     """Read everything, and say whether it holds together. Exit code 1 if it does not."""
-    with open_database(database) as db:
-        report = check_storage(db.storage)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with open_database(database) as db, progress_bar(*columns) as progress:
+        task = progress.add_task("reading", total=None)
+
+        def tell(phase: str, done: int, total: int) -> None:
+            progress.update(
+                task, description=f"{done:,} {phase}", completed=done, total=total or None
+            )
+
+        report = check_storage(db.storage, tell)
     if as_json:
         show_json(
             {

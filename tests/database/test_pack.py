@@ -402,3 +402,9 @@ def test_the_tid_of_a_pack(db: objdb.DB) -> None:
     change(db, a=2)
     db.pack(first)
     assert db.storage.packed_tid == first < next_tid(first)
+
+
+def test_days_before_a_time_without_zone(db: objdb.DB) -> None:
+    """Days are not counted back from a time of which it is not known when it is."""
+    with pytest.raises(UsageError, match="zone"):
+        db.pack(datetime(2026, 1, 1), days=1)

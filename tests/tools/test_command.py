@@ -15,6 +15,7 @@ import transaction
 from click.testing import CliRunner, Result
 
 import objdb
+from objdb.check import check
 from objdb.ids import format_oid
 from objdb.tools.main import main
 from tests.models import Counter, Person
@@ -74,6 +75,17 @@ def test_check(terminal: Terminal) -> None:
     for option in ([], ["--json"]):
         result = terminal.run("check", *option)
         assert result.exit_code == 1 and "position" in result.output
+
+
+def test_check_tells_how_far_it_is(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever checks a database is told how far it is: transactions, then objects."""
+    monkeypatch.setattr("objdb.check._BETWEEN_REPORTS", 2)
+    told: list[tuple[str, int, int]] = []
+    with objdb.DB(terminal.path) as db:
+        check(db.storage, lambda *facts: told.append(facts))
+    assert told == [
+        ("transactions", 2, 0), ("transactions", 4, 0), ("objects", 2, 3), ("objects", 3, 3),
+    ]
 
 
 def test_users_with_a_path(terminal: Terminal) -> None:
