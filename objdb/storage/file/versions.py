@@ -69,8 +69,8 @@ class FileVersions:
     def forget_outside(self, oids: Iterable[Oid]) -> None:
         """Forget where the records outside are of objects that enter or leave a version. The slot
         is held."""
-        for oid in oids:
-            self._outside.pop(oid, None)
+        for oid in self._outside.keys() & oids:
+            del self._outside[oid]
 
     def of(self, entries: dict[Oid, Entry]) -> dict[Oid, str]:
         """Return the versions of objects that have these entries, decided or published."""
