@@ -42,8 +42,8 @@ def kills(directory: Path, seed: int) -> None:
     options = chance.choice(
         [{}, {"checkpoint_records": 20}, {"preallocate_bytes": 0}, {"durability": "os"}]
     )
+    way = chance.choice(["plain", "versions", "undo"])
     for _ in range(10):
-        way = chance.choice(["plain", "versions", "undo"])
         kill_once(directory / "data.fs", chance, way, **options)
 
 
