@@ -1,6 +1,6 @@
 """A process that commits from several threads until it is killed: `python -m
 tests.campaign.writer PATH THREADS WAY OPTIONS` (a JSON dict for FileStorage; with "packs" it also
-packs, over and over).
+packs, over and over; by itself, where that is "auto").
 
 Thread number t sets two objects to the same number n, commits, and then writes "t n" to standard
 output: acknowledged. It begins after the numbers that are in the file. Ways to do it:
@@ -21,12 +21,15 @@ from collections.abc import Callable
 import transaction
 
 import objdb
+from objdb.database import packing
 
 
 def main() -> None:
     path, count, way, options = sys.argv[1], int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
     packs = options.pop("packs", False)
-    db = objdb.DB(objdb.FileStorage(path, **options), pool_size=count)
+    autopack = {"days": 0, "growth_bytes": 50_000} if packs == "auto" else None
+    packing._LOOK_SECONDS = 0.01
+    db = objdb.DB(objdb.FileStorage(path, **options), autopack=autopack, pool_size=count)
     with db.transaction() as connection:
         root = connection.root()
         for thread in range(count):
@@ -35,7 +38,7 @@ def main() -> None:
     threads = [
         threading.Thread(target=write, args=(db, thread, WAYS[way])) for thread in range(count)
     ]
-    if packs:
+    if packs is True:
         threads.append(threading.Thread(target=pack, args=(db,)))
     for thread in threads:
         thread.start()

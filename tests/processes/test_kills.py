@@ -23,10 +23,11 @@ from tests.campaign.kills import kill_once
         (12, "undo", {"checkpoint_records": 50}),
         (12, "plain", {"packs": True, "checkpoint_records": 50}),
         (8, "versions", {"packs": True}),
+        (8, "versions", {"packs": "auto"}),
     ],
     ids=[
         "usual", "many checkpoints", "not synced", "nothing allocated", "versions", "undo",
-        "packing", "packing versions",
+        "packing", "packing versions", "packing by itself",
     ],
 )
 def test_killed_while_committing(
