@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from objdb.errors import UsageError
-from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, format_tid, tid_after, time_from_tid
+from objdb.ids import NO_TID, Oid, Tid, format_tid, tid_after, time_from_tid
 
 References = Callable[[bytes], Iterable[Oid]]
 Progress = Callable[[str, int, int], object]
@@ -179,31 +179,6 @@ class Pacer:
         if now >= self._report_at or done >= total:
             self._report_at = now + _BETWEEN_REPORTS_SECONDS
             self._progress(phase, done, total)
-
-
-def survivors(
-    at_pack_time: Callable[[Oid], list[tuple[Tid, bytes | None]]],
-    later: Iterable[tuple[Oid, bytes]], references: References, roots: Iterable[Oid],
-) -> Iterator[tuple[Oid, list[Tid]]]:
-    """Yield (oid, tids) of the revisions that stay of each object that is reached.
-
-    For storages without an order of their own. *at_pack_time(oid)* gives (tid, record) of what
-    would stay of an object, *later* the records of the transactions after the pack time; *roots*
-    are further oids that stay.
-    """
-    seen = OidSet()
-    waiting = [ROOT_OID, *roots]
-    for oid, record in later:
-        waiting.append(oid)
-        waiting += references(record) if record else ()
-    while waiting:
-        oid = waiting.pop()
-        if seen.add(oid):
-            revisions = at_pack_time(oid)
-            if revisions:
-                yield oid, [tid for tid, _ in revisions]
-            for _, data in revisions:
-                waiting += references(data) if data else ()
 
 
 def no_roots() -> Iterable[Oid]:

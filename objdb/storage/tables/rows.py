@@ -1,0 +1,149 @@
+"""The rows that revisions and transactions are kept in, and their bytes.
+
+A revision, under its oid and tid:
+
+    flags 1   [version length 2, version, outside 8]   [repeat 8]   record
+              └─────────── if VERSION ────────────┘   └ REPEATS ┘   absent if UNCREATED
+
+A transaction, under its tid:
+
+    status 1, lengths of user, description and extension 4 each, number of oids 4, size 8,
+    user, description, extension (a pickled dict), oids 8 each
+
+Numbers are big-endian; texts are UTF-8. An *outside* of zeros is none.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+from objdb.errors import CorruptedDataError
+from objdb.ids import NO_TID, Oid, Tid
+from objdb.storage.commit import loads_extension
+
+UNCREATED, VERSION, REPEATS, FOLLOWS_GAP = 1, 2, 4, 8
+PLAIN = b"\0"  # what a row with nothing but a record begins with
+
+_VERSION_LENGTH = struct.Struct(">H")
+_TRANSACTION = struct.Struct(">cIIIIQ")
+assert _TRANSACTION.size == 25
+
+
+class Place(NamedTuple):
+    """Where a revision is: its row's key, and the version it is in."""
+
+    oid: Oid
+    tid: Tid
+    version: str = ""
+
+
+class Row(NamedTuple):
+    """A revision. `data` is None where the object was un-created; `outside` is the tid of the
+    revision that is seen outside of `version` while this one is current, `repeat` that of an
+    older one with the same data. `follows_gap`: the revision before it was packed away."""
+
+    tid: Tid
+    data: bytes | None
+    version: str = ""
+    outside: Tid | None = None
+    repeat: Tid | None = None
+    follows_gap: bool = False
+
+
+class TransactionRow(NamedTuple):
+    """A transaction: what it is told to be, the objects it changed, the size of their records in
+    bytes. `status` is one character: space, `p` (packed) or `u`."""
+
+    tid: Tid
+    status: str
+    user: bytes
+    description: bytes
+    extension_bytes: bytes
+    oids: list[Oid]
+    size: int
+
+    @property
+    def extension(self) -> dict[str, Any]:
+        """Further facts of the transaction."""
+        return loads_extension(self.extension_bytes)
+
+
+def encode_row(row: Row) -> bytes:
+    """Return the bytes of a row, without its tid."""
+    flags, parts = 0, []
+    if row.version:
+        flags |= VERSION
+        name = row.version.encode()
+        parts += [_VERSION_LENGTH.pack(len(name)), name, row.outside or NO_TID]
+    if row.repeat is not None:
+        flags |= REPEATS
+        parts.append(row.repeat)
+    if row.follows_gap:
+        flags |= FOLLOWS_GAP
+    if row.data is None:
+        flags |= UNCREATED
+    else:
+        parts.append(row.data)
+    return b"".join((flags.to_bytes(1, "big"), *parts))
+
+
+def decode_row(tid: Tid, data: bytes) -> Row:
+    """Return the row that `encode_row` made *data* from; `CorruptedDataError` if it made none."""
+    if not data:
+        raise CorruptedDataError(f"the row of the revision {tid.hex()} is empty")
+    flags, at = data[0], 1
+    if not flags:
+        return Row(tid, data[1:])
+    version, outside, repeat = "", None, None
+    try:
+        if flags & VERSION:
+            (length,) = _VERSION_LENGTH.unpack_from(data, at)
+            at += 2 + length
+            version = data[at - length : at].decode()
+            outside = data[at : at + 8]
+            at += 8
+        if flags & REPEATS:
+            repeat = data[at : at + 8]
+            at += 8
+    except (struct.error, UnicodeDecodeError) as error:
+        raise CorruptedDataError(f"the row of the revision {tid.hex()}: {error}") from error
+    if at > len(data) or flags > 15:
+        raise CorruptedDataError(f"the row of the revision {tid.hex()} is damaged")
+    record = None if flags & UNCREATED else data[at:]
+    seen = None if outside == NO_TID else outside
+    return Row(tid, record, version, seen, repeat, bool(flags & FOLLOWS_GAP))
+
+
+def encode_transaction(row: TransactionRow) -> bytes:
+    """Return the bytes of a transaction, without its tid."""
+    user, description, extension = row.user, row.description, row.extension_bytes
+    return b"".join((
+        _TRANSACTION.pack(
+            row.status.encode(), len(user), len(description), len(extension), len(row.oids),
+            row.size,
+        ),
+        user, description, extension, *row.oids,
+    ))
+
+
+def decode_transaction(tid: Tid, data: bytes) -> TransactionRow:
+    """Return what `encode_transaction` made *data* from; `CorruptedDataError` if nothing."""
+    try:
+        status, *lengths, count, size = _TRANSACTION.unpack_from(data)
+    except struct.error as error:
+        raise CorruptedDataError(f"the row of the transaction {tid.hex()}: {error}") from error
+    if len(data) != _TRANSACTION.size + sum(lengths) + 8 * count:
+        raise CorruptedDataError(
+            f"the row of the transaction {tid.hex()} has {len(data)} bytes, and its lengths add "
+            f"up to {_TRANSACTION.size + sum(lengths) + 8 * count}"
+        )
+    texts, at = [], _TRANSACTION.size
+    for length in lengths:
+        texts.append(data[at : at + length])
+        at += length
+    oids = [data[i : i + 8] for i in range(at, len(data), 8)]
+    user, description, extension = texts
+    return TransactionRow(
+        tid, status.decode("latin-1"), user, description, extension, oids, size
+    )

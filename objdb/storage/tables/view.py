@@ -1,0 +1,72 @@
+"""What an iterator goes through: the transactions as they were when it began.
+
+A pack changes rows while somebody iterates. Before it does, it gives what was there to each view
+that is still in use (`View.keep`), which shows that in place of what the tables have.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from objdb.ids import Oid, Tid, next_tid
+from objdb.storage.iteration import RevisionRecord, TransactionRecord
+from objdb.storage.tables.rows import Row, TransactionRow
+
+if TYPE_CHECKING:
+    from objdb.storage.tables.storage import TableStorage
+
+
+class View:
+    """The transactions of *storage* with *start* <= tid <= *stop*, oldest first."""
+
+    def __init__(self, storage: TableStorage, start: Tid, stop: Tid) -> None:
+        self._storage = storage
+        self._next, self._stop = start, stop
+        self._rows: dict[tuple[Oid, Tid], Row] = {}
+        self._transactions: dict[Tid, TransactionRow] = {}
+        self._tids: list[Tid] = []  # the keys of `_transactions`
+
+    def keep(
+        self, rows: dict[tuple[Oid, Tid], Row], transactions: dict[Tid, TransactionRow]
+    ) -> None:
+        """Go on showing these, which are about to be changed."""
+        for key, row in rows.items():
+            self._rows.setdefault(key, row)
+        for tid, transaction in transactions.items():
+            if self._next <= tid <= self._stop and tid not in self._transactions:
+                self._transactions[tid] = transaction
+                insort(self._tids, tid)
+
+    def __iter__(self) -> Iterator[TransactionRecord]:
+        for row in self._storage._iter_transactions(self._next, self._stop):
+            yield from self._kept_before(row.tid)
+            if row.tid >= self._next:
+                yield self._record(self._transactions.get(row.tid, row))
+        yield from self._kept_before(next_tid(self._stop))
+
+    def _kept_before(self, tid: Tid) -> Iterator[TransactionRecord]:
+        while self._tids and self._tids[0] < tid:
+            kept = self._tids.pop(0)
+            if kept >= self._next:
+                yield self._record(self._transactions[kept])
+
+    def _record(self, row: TransactionRow) -> TransactionRecord:
+        self._next = next_tid(row.tid)
+        records = [
+            RevisionRecord(
+                oid, row.tid, found.data, found.version, self._repeated(oid, found.repeat)
+            )
+            for oid in row.oids if (found := self._row(oid, row.tid)) is not None
+        ]
+        return TransactionRecord.of(row.tid, row.status, row, records)
+
+    def _row(self, oid: Oid, tid: Tid) -> Row | None:
+        # Looked for in this order: one that goes is kept first, and removed then.
+        found = self._storage._row(oid, tid)
+        return self._rows.get((oid, tid), found)
+
+    def _repeated(self, oid: Oid, tid: Tid | None) -> Tid | None:
+        """Return the tid of a revision that has the same data, if that is there."""
+        return None if tid is None or self._row(oid, tid) is None else tid
