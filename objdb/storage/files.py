@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import mmap
 import os
+import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import zc.lockfile
 
-from objdb.errors import StorageClosedError
+from objdb.errors import StorageClosedError, StorageLockedError
 
 
 class File(Protocol):
@@ -214,3 +215,21 @@ def sync_directory(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def take_lock(files: Files, path: str) -> Lock:
+    """Take the lock of the file; `StorageLockedError` says who has it."""
+    host = socket.gethostname()
+    lock = files.lock(path + ".lock", f"{os.getpid()};{host}")
+    if not isinstance(lock, str):
+        return lock
+    pid_text, _, owner_host = (part.strip() for part in lock.partition(";"))
+    pid = int(pid_text) if pid_text.isdigit() else None
+    owner = f"process {pid_text}" + (f" on {owner_host}" if owner_host else "")
+    if pid == os.getpid():
+        owner = f"this process ({pid})"
+    raise StorageLockedError(
+        f"{path} is open for writing in {owner}. Close it there, or open it here with "
+        "read_only=True",
+        path=path, pid=pid, host=owner_host or None,
+    )

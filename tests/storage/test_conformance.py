@@ -10,6 +10,7 @@ import pytest
 
 from objdb.storage.file.storage import FileStorage
 from objdb.storage.memory import MappingStorage
+from objdb.storage.pickled import PickledMappingStorage
 from objdb.testing.conformance import StorageConformance
 
 
@@ -19,6 +20,19 @@ class TestMappingStorage(StorageConformance):
     @pytest.fixture
     def make_storage(self) -> Callable[[], Any]:
         return MappingStorage
+
+
+class TestMappingStorageOverAMapping(StorageConformance):
+    @pytest.fixture
+    def make_storage(self) -> Callable[[], Any]:
+        data: dict[bytes, bytes] = {}
+        return lambda: MappingStorage(data=data)
+
+
+class TestPickledMappingStorage(StorageConformance):
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
+        return lambda: PickledMappingStorage(tmp_path / "data.pickle")
 
 
 class TestFileStorage(StorageConformance):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
-from objdb.errors import FileFormatError, NeedsMigrationError, StorageLockedError
+from objdb.errors import FileFormatError, NeedsMigrationError
 from objdb.storage.file.format import MAGIC, PYTHON_TWO_MAGIC, START
-from objdb.storage.files import Files, Lock
+from objdb.storage.files import Files
 
 
 def require_openable(files: Files, path: str, *, create: bool) -> None:
@@ -47,24 +46,6 @@ def _check_magic(files: Files, path: str) -> None:
         )
     raise FileFormatError(
         f"{path} is no database file: it begins with {magic!r} instead of {MAGIC!r}", path=path
-    )
-
-
-def take_lock(files: Files, path: str) -> Lock:
-    """Take the lock of the file; `StorageLockedError` says who has it."""
-    host = socket.gethostname()
-    lock = files.lock(path + ".lock", f"{os.getpid()};{host}")
-    if not isinstance(lock, str):
-        return lock
-    pid_text, _, owner_host = (part.strip() for part in lock.partition(";"))
-    pid = int(pid_text) if pid_text.isdigit() else None
-    owner = f"process {pid_text}" + (f" on {owner_host}" if owner_host else "")
-    if pid == os.getpid():
-        owner = f"this process ({pid})"
-    raise StorageLockedError(
-        f"{path} is open for writing in {owner}. Close it there, or open it here with "
-        "read_only=True",
-        path=path, pid=pid, host=owner_host or None,
     )
 
 

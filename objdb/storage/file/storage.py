@@ -48,10 +48,10 @@ from objdb.storage.file.index import Index
 from objdb.storage.file.log import POSITION, Before, Log, Written
 from objdb.storage.file.lookup import IN_VERSION
 from objdb.storage.file.medium import Medium, Published
-from objdb.storage.file.opening import create_file, require_openable, take_lock
+from objdb.storage.file.opening import create_file, require_openable
 from objdb.storage.file.pack import PackableFile, remove_leftovers
 from objdb.storage.file.recovery import LogState, cut_tail, open_log
-from objdb.storage.files import Files, Lock, OSFiles
+from objdb.storage.files import Files, Lock, OSFiles, take_lock
 
 DURABILITIES = ("sync", "os")
 
