@@ -255,6 +255,14 @@ class IStoragePolling(Interface):
         database which objects changed."""
 
 
+class IStorageShared(IStoragePolling):
+    """A storage that several processes can have open at once, each seeing what others commit."""
+
+    def again():
+        """Return another storage on the same medium, with the same options: for a process that
+        was forked, in which this one cannot be used."""
+
+
 class IDatabase(Interface):
     """Hands out connections to one storage."""
 

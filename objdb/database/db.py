@@ -38,7 +38,7 @@ from objdb.errors import (
     require_at_least,
 )
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid
-from objdb.interfaces import IDatabase, IStoragePolling
+from objdb.interfaces import IDatabase, IStoragePolling, IStorageShared
 from objdb.records.conflicts import resolve
 from objdb.records.format import PROTOCOL, class_prefix
 from objdb.records.references import references
@@ -72,8 +72,9 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
     version, and how many objects each keeps loaded. *autopack*: when the database packs itself
     (an `AutoPack`, or a dict of its arguments; default: never).
 
-    After `os.fork()`, a database made with a callable opens a storage of its own in the child,
-    when it is first used there; any other raises `StorageForkedError`.
+    After `os.fork()`, a database made with a callable, or whose storage several processes can
+    share, opens a storage of its own in the child, when it is first used there; any other raises
+    `StorageForkedError`.
 
     Raises what opening the storage raises. Closing the database closes the storage.
     """
@@ -151,7 +152,9 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         self._require_root()
         self.invalidations = InvalidationLog(self.storage.lastTransaction())
         self._pack_thread = None if self._autopack is None else PackThread(self, self._autopack)
-        self._is_polled = IStoragePolling.providedBy(self.storage) and self.storage.isReadOnly()
+        self._is_polled = IStorageShared.providedBy(self.storage) or (
+            IStoragePolling.providedBy(self.storage) and self.storage.isReadOnly()
+        )
 
     def _require_usable(self) -> None:
         if self._is_closed:
@@ -163,13 +166,16 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         with _after_fork:
             if self._pid == os.getpid():
                 return
-            if self._factory is None:
+            make = self._factory
+            if make is None and IStorageShared.providedBy(self.storage):
+                make = self.storage.again
+            if make is None:
                 raise StorageForkedError(
                     f"the database {self.name} was opened by process {self._pid}, of which this "
                     "one is a fork. Open it here, or give DB a function that makes the storage: "
                     "then each process gets its own"
                 )
-            self.storage = self._factory()
+            self.storage = make()
             self._begin()
 
     def _require_root(self) -> None:

@@ -156,7 +156,9 @@ class MappingStorage(TableStorage):
 
     # -- writing
 
-    def _write(self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]]) -> None:
+    def _write(
+        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]], replaced: list[Oid]
+    ) -> None:
         self._written = transaction, list(rows)
 
     def _decide(self) -> None:

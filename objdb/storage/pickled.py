@@ -14,7 +14,6 @@ import io
 import os
 import pickle
 import struct
-import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable
@@ -23,12 +22,12 @@ from typing import Any, NoReturn
 from objdb.errors import (
     CorruptedDataError,
     FileFormatError,
-    ObjdbError,
     StorageFailedError,
     StorageWriteError,
     UsageError,
 )
 from objdb.ids import Oid
+from objdb.storage.clock import Clock
 from objdb.storage.files import Files, Lock, OSFiles, take_lock
 from objdb.storage.memory import MappingStorage
 from objdb.storage.packing import PackResult, Progress, References
@@ -80,9 +79,10 @@ class PickledMappingStorage(MappingStorage):
                 self._lock.release()
             raise
         self._is_read_only = read_only
-        self._clock: _Clock | None = None
+        self._is_due = False  # whether there is something to write
+        self._clock: Clock | None = None
         if every_seconds and not read_only:
-            self._clock = _Clock(every_seconds, self._save_now, f"{path} writer")
+            self._clock = Clock(every_seconds, self._save, f"{path} writer")
 
     def _read(self, *, must_exist: bool) -> dict[bytes, bytes]:
         if not must_exist and not self._files.exists(self._path):
@@ -96,15 +96,18 @@ class PickledMappingStorage(MappingStorage):
 
     # -- writing
 
-    def _write(self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]]) -> None:
+    def _write(
+        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]], replaced: list[Oid]
+    ) -> None:
         if self._failed is not None:
             raise StorageFailedError(self._failed)
         if self._clock is not None:
-            self._clock.require_well()
-            super()._write(transaction, rows)
+            if self._clock.error is not None:
+                raise self._clock.error
+            super()._write(transaction, rows, replaced)
             return
         rows = list(rows)
-        super()._write(transaction, rows)
+        super()._write(transaction, rows, replaced)
         new = {oid + row.tid: encode_row(row) for oid, row in rows}
         new[transaction.tid] = encode_transaction(transaction)
         self._write_new({**self._data, **new})
@@ -114,7 +117,7 @@ class PickledMappingStorage(MappingStorage):
             self._replace()
         super()._decide()
         if self._clock is not None:
-            self._clock.is_due = True
+            self._is_due = True
 
     def _take_back(self) -> None:
         super()._take_back()
@@ -162,12 +165,18 @@ class PickledMappingStorage(MappingStorage):
             )
             raise StorageFailedError(self._failed) from error
 
-    def _save_now(self) -> None:
-        """Write what there is (called when it is time)."""
+    def _save(self) -> None:
+        """Write what there is, if it is not written yet (called when it is time)."""
+        if not self._is_due:
+            return
         with self._slot.held():
-            data = dict(self._data)
-        self._write_new(data)
-        self._replace()
+            data, self._is_due = dict(self._data), False
+        try:
+            self._write_new(data)
+            self._replace()
+        except BaseException:
+            self._is_due = True
+            raise
 
     def pack(
         self, time: Any, referencesf: References, gc: bool = True, *,
@@ -180,12 +189,9 @@ class PickledMappingStorage(MappingStorage):
             roots=roots,
         )
         if not dry_run:
-            if self._clock is not None:
-                self._clock.is_due = True
-            else:
-                with self._slot.held():
-                    self._write_new(dict(self._data))
-                    self._replace()
+            self._is_due = True
+            if self._clock is None:
+                self._save()
         return result
 
     def _end_work(self, seconds: float) -> None:
@@ -193,44 +199,16 @@ class PickledMappingStorage(MappingStorage):
             self._clock.stop()
 
     def _close(self) -> None:
-        if self._clock is not None and self._clock.is_due and self._pid == os.getpid():
-            self._write_new(dict(self._data))
-            self._replace()
+        try:
+            if self._is_due and self._pid == os.getpid():
+                self._write_new(dict(self._data))
+                self._replace()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
         if self._lock is not None:
             self._lock.release()
-
-
-class _Clock:
-    """Calls *save* every *seconds* if that is due, in a thread."""
-
-    def __init__(self, seconds: float, save: Callable[[], None], name: str) -> None:
-        self._seconds = seconds
-        self._save = save
-        self.is_due = False
-        self._error: ObjdbError | None = None
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(self._seconds):
-            if self.is_due:
-                self.is_due = False
-                try:
-                    self._save()
-                    self._error = None
-                except ObjdbError as error:
-                    self.is_due, self._error = True, error
-
-    def require_well(self) -> None:
-        """Raise what the last attempt to save raised, if it failed."""
-        if self._error is not None:
-            raise self._error
-
-    def stop(self) -> None:
-        """Save no more."""
-        self._stopping.set()
-        self._thread.join()
 
 
 def _encode(data: dict[bytes, bytes]) -> bytes:

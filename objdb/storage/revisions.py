@@ -270,6 +270,7 @@ class RevisionStorage(ABC):
         self._slot.take(staged)
         try:
             self._require_writable()
+            self._begin_vote()
             self._check(staged)
             if staged.tid is None:
                 staged.tid = tid_after(self._decided_tid())
@@ -285,10 +286,17 @@ class RevisionStorage(ABC):
             self._settle(staged)
             raise
         except BaseException:
-            self._slot.release(staged)
+            self._give_up(staged)
             raise
         staged.phase = Phase.VOTED
         return staged.resolved
+
+    def _begin_vote(self) -> None:  # noqa: B027  most need nothing
+        """Get ready to check and to write. The slot is held."""
+
+    def _give_up(self, staged: Staged) -> None:
+        """Free the slot after a vote that failed."""
+        self._slot.release(staged)
 
     def _check(self, staged: Staged) -> None:
         """Check that every write was made from, and every checked read saw, the current
@@ -362,7 +370,7 @@ class RevisionStorage(ABC):
     def _settle(self, staged: Staged) -> None:
         """Free the slot after a conflict, and return when what was conflicted with can be seen:
         the next try would meet it again otherwise."""
-        self._slot.release(staged)
+        self._give_up(staged)
 
     def _decided_tid(self) -> Tid:
         """Return the last tid whose outcome is decided, visible or not."""

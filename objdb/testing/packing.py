@@ -59,11 +59,11 @@ class PackConformance:
             assert not IStorageSelfCheck.providedBy(storage) or storage.self_check() == []
 
     def chain(self, storage: Any) -> tuple[Oid, Oid, Oid, list[Tid]]:
-        """Make root → a → b, and c, which nothing refers to; change a and b twice."""
+        """Make root → a → b, and c, large, which nothing refers to; change a and b twice."""
         a, b, c = (storage.new_oid() for _ in range(3))
         tids = [commit(storage, {
             ROOT_OID: (storage.getTid(ROOT_OID), record("root", a)), a: (NO_TID, record("a0", b)),
-            b: (NO_TID, record("b0")), c: (NO_TID, record("c0")),
+            b: (NO_TID, record("b0")), c: (NO_TID, record("c" * 20_000)),
         }, user="me", extension={"key": "value"})]
         for name in "12":
             tids.append(commit(storage, {
@@ -213,7 +213,7 @@ class PackConformance:
         linked = commit(packable, {ROOT_OID: (last, record("again", c))})
         commit(packable, {ROOT_OID: (linked, record("empty"))})
         self.pack(packable, last)
-        assert packable.loadBefore(c, next_tid(linked))[0] == record("c0")
+        assert packable.loadBefore(c, next_tid(linked))[0] == record("c" * 20_000)
         assert current(packable, a) is None
 
     def test_changed_later(self, packable: Any) -> None:
@@ -224,7 +224,7 @@ class PackConformance:
         self.pack(packable, tids[2])
         assert packable.load(c)[0] == record("c1")
         undo(packable, changed)
-        assert packable.load(c)[0] == record("c0")
+        assert packable.load(c)[0] == record("c" * 20_000)
 
     def test_roots_from_elsewhere(self, packable: Any) -> None:
         """What `roots` gives stays, with what it refers to."""

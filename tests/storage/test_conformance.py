@@ -11,6 +11,7 @@ import pytest
 from objdb.storage.file.storage import FileStorage
 from objdb.storage.memory import MappingStorage
 from objdb.storage.pickled import PickledMappingStorage
+from objdb.storage.sql.sqlite import SQLiteStorage
 from objdb.testing.conformance import StorageConformance
 
 
@@ -33,6 +34,12 @@ class TestPickledMappingStorage(StorageConformance):
     @pytest.fixture
     def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
         return lambda: PickledMappingStorage(tmp_path / "data.pickle")
+
+
+class TestSQLiteStorage(StorageConformance):
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
+        return lambda: SQLiteStorage(tmp_path / "data.sqlite")
 
 
 class TestFileStorage(StorageConformance):

@@ -15,12 +15,12 @@ import threading
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from objdb.errors import PackError, Unsupported
 from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, next_tid
-from objdb.storage.commit import CommitSlot
 from objdb.storage.packing import (
     OidSet,
     Pacer,
@@ -122,11 +122,11 @@ class TablePack:
     if TYPE_CHECKING:
         _name: str
         _last_tid: Tid
-        _slot: CommitSlot
         _places_lock: threading.RLock
         _pack_lock: threading.Lock
         _views: WeakSet[View]
 
+        def _alone(self) -> AbstractContextManager[None]: ...
         def _require_writable(self) -> None: ...
         def _require_open(self) -> None: ...
         def getSize(self) -> int: ...
@@ -268,7 +268,7 @@ class _Pack:
     def _remove(self, oids: Iterable[Oid]) -> None:
         """Remove of these objects what does not stay, as things are now."""
         storage = self._storage
-        with storage._places_lock, storage._slot.held():
+        with storage._places_lock, storage._alone():
             self._mark_later()
             edits: Rows = {}
             for oid in oids:
@@ -323,7 +323,7 @@ class _Pack:
         self._amend({}, changed)
 
     def _amend(self, rows: Rows, transactions: Transactions) -> None:
-        with self._storage._places_lock, self._storage._slot.held():
+        with self._storage._places_lock, self._storage._alone():
             self._amend_held(rows, transactions)
 
     def _amend_held(self, rows: Rows, transactions: Transactions) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakSet
 
@@ -50,8 +51,9 @@ class TableStorage(TablePack, UndoableStorage):
     * `_places_in_versions()`: of all objects whose last row is in a version, the place of that
     * `_transaction(tid)`, `_iter_transactions(start, stop, newest_first)`: rows of transactions
     * `_iter_chains()`: (oid, [(tid, size of the record in bytes), …]), oldest first, of all objects
-    * `_write(transaction, rows)`: write a transaction, undecided, and its (oid, `Row`) pairs;
-      `_decide()`: make it durable; `_take_back()`: forget it
+    * `_write(transaction, rows, replaced)`: write a transaction, undecided, and its (oid, `Row`)
+      pairs; *replaced* are those that have a row already. `_decide()`: make it durable;
+      `_take_back()`: forget what was written, if anything
     * `_amend(rows, transactions)`: change, or where the value is None remove, rows by (oid, tid),
       and transactions by tid, all of them or none
     * `getSize`, `__len__`, `_close`
@@ -99,7 +101,9 @@ class TableStorage(TablePack, UndoableStorage):
         """Yield the transactions with *start* <= tid <= *stop*."""
 
     @abstractmethod
-    def _write(self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]]) -> None:
+    def _write(
+        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]], replaced: list[Oid]
+    ) -> None:
         """Write a transaction, undecided. Everything that can fail happens here."""
 
     @abstractmethod
@@ -109,6 +113,10 @@ class TableStorage(TablePack, UndoableStorage):
     @abstractmethod
     def _take_back(self) -> None:
         """Forget what was written."""
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Hold the slot, without a transaction, to amend rows."""
+        return self._slot.held()
 
     # -- reading
 
@@ -304,7 +312,8 @@ class TableStorage(TablePack, UndoableStorage):
             staged.tid, staged.status, metadata.user, metadata.description,
             metadata.extension_bytes, list(staged.bases), staged.record_bytes,
         )
-        self._write(transaction, self._rows_of(staged, staged.tid))
+        replaced = [oid for oid, entry in staged.current.items() if entry is not None]
+        self._write(transaction, self._rows_of(staged, staged.tid), replaced)
 
     def _rows_of(self, staged: Staged, tid: Tid) -> Iterator[tuple[Oid, Row]]:
         versions, repeats = staged.versions, staged.repeats
@@ -341,3 +350,9 @@ class TableStorage(TablePack, UndoableStorage):
 
     def _discard(self, staged: Staged) -> None:
         self._take_back()
+
+    def _give_up(self, staged: Staged) -> None:
+        try:
+            self._take_back()
+        finally:
+            super()._give_up(staged)

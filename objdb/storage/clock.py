@@ -1,0 +1,33 @@
+"""Something that is done every so often, in a thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from objdb.errors import ObjdbError
+
+
+class Clock:
+    """Calls *action* every *seconds*, until it is stopped. `error` is what the last call raised."""
+
+    def __init__(self, seconds: float, action: Callable[[], None], name: str) -> None:
+        self._seconds = seconds
+        self._action = action
+        self.error: ObjdbError | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._seconds):
+            try:
+                self._action()
+                self.error = None
+            except ObjdbError as error:
+                self.error = error
+
+    def stop(self) -> None:
+        """Return when no call is under way, and none will be."""
+        self._stopping.set()
+        self._thread.join()

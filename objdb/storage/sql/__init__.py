@@ -1,0 +1,1 @@
+"""Storages in SQL databases: what all have in common is in `storage`, SQLite in `sqlite`."""

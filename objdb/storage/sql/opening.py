@@ -1,0 +1,231 @@
+"""Opening an SQLite database: what has to be right, how it is made, and what errors mean."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from objdb.errors import (
+    CorruptedDataError,
+    FileFormatError,
+    ObjdbError,
+    ReadOnlyError,
+    StorageError,
+    StorageLockedError,
+    StorageWriteError,
+    UsageError,
+)
+from objdb.storage.sql.storage import SCHEMA
+
+APPLICATION_ID = 0x6F626A64  # "objd", at byte 68 of the file
+SCHEMA_VERSION = 1
+# SQLite's numbers of errors, and what their texts have in them.
+_BUSY, _LOCKED, _READONLY, _CORRUPT, _FULL, _CANTOPEN, _NOTADB = 5, 6, 8, 11, 13, 14, 26
+_TEXTS = {
+    "database is locked": _BUSY, "is locked": _LOCKED, "readonly": _READONLY,
+    "malformed": _CORRUPT, "is full": _FULL, "unable to open": _CANTOPEN,
+    "not a database": _NOTADB,
+}
+_MAGIC = b"SQLite format 3\0"
+_FIRST_WAIT_SECONDS, _MOST_WAIT_SECONDS = 0.0001, 0.005
+
+# A tid has the minutes since 1900, months counted as 31 days, and 1/2**32 of a minute.
+_TIME = (
+    "printf('%04d-%02d-%02d %02d:%02d:%06.3f', (tid >> 32) / 535680 + 1900,"
+    " (tid >> 32) / 44640 % 12 + 1, (tid >> 32) / 1440 % 31 + 1, (tid >> 32) / 60 % 24,"
+    " (tid >> 32) % 60, (tid & 4294967295) * 60.0 / 4294967296)"
+)
+_VIEW = (
+    f"CREATE VIEW history AS SELECT printf('%016x', tid) AS tid, {_TIME} AS time, user,"
+    " description, length(oids) / 8 AS objects, size, status FROM transactions ORDER BY tid"
+)
+
+
+class ProcessLock:
+    """A lock file that processes wait at. The system frees it when a process ends."""
+
+    def __init__(self, path: str, seconds: float) -> None:
+        self._path = path
+        self._seconds = seconds
+        self._file = -1
+        self._is_held = False
+
+    def acquire(self) -> None:
+        """Take the lock; `StorageLockedError` if another process has it for too long."""
+        if self._file < 0:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        deadline, wait = time.monotonic() + self._seconds, _FIRST_WAIT_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise StorageLockedError(
+                        f"{self._path} was held by another process for {self._seconds:g} s: it "
+                        "commits, packs, or hangs. Try again, or raise busy_seconds",
+                        path=self._path,
+                    ) from None
+            time.sleep(wait)
+            wait = min(wait * 1.3, _MOST_WAIT_SECONDS)
+        self._is_held = True
+
+    def release(self) -> None:
+        """Free the lock, if it is held."""
+        if self._is_held:
+            self._is_held = False
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file, self._is_held = -1, False
+
+
+def connect(
+    path: str, read_only: bool, busy_seconds: float, pragmas: Iterable[str] = ()
+) -> sqlite3.Connection:
+    """Return a connection to an existing database, without transactions of Python's own."""
+    mode = "ro" if read_only else "rw"
+    connection = sqlite3.connect(
+        f"file:{quote(os.path.abspath(path))}?mode={mode}", uri=True, timeout=busy_seconds,
+        isolation_level=None, check_same_thread=False, cached_statements=200,
+    )
+    for pragma in pragmas:
+        connection.execute(pragma)
+    return connection
+
+
+def open_database(
+    path: str, history: bool | None, create: bool, read_only: bool, busy_seconds: float
+) -> bool:
+    """Make the database if it is to be made, and return whether it keeps history.
+
+    `FileFormatError`, `UsageError` if it cannot be opened like this.
+    """
+    _require_openable(path, create)
+    lock = ProcessLock(path + ".lock", busy_seconds)
+    try:
+        if create:
+            lock.acquire()
+            if not os.path.exists(path):
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        connection = connect(path, read_only, busy_seconds)
+        try:
+            return _look_at(connection, path, history, create)
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise explained(error, path) from error
+    finally:
+        lock.close()
+
+
+def _require_openable(path: str, create: bool) -> None:
+    if os.path.isdir(path):
+        raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
+    folder = os.path.dirname(path)
+    if create and folder and not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "the folder of the database does not exist", folder)
+    if not os.path.exists(path):
+        if not create:
+            raise FileNotFoundError(errno.ENOENT, "there is no such database", path)
+        return
+    with open(path, "rb") as file:
+        magic = file.read(16)
+    if magic and magic != _MAGIC:
+        raise FileFormatError(
+            f"{path} is no SQLite database: it begins with {magic!r}", path=path
+        )
+
+
+def _look_at(
+    connection: sqlite3.Connection, path: str, history: bool | None, create: bool
+) -> bool:
+    (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    if not count and not application and create:
+        _make(connection, path, history is not False)
+    elif application != APPLICATION_ID:
+        raise FileFormatError(
+            f"{path} is an SQLite database of something else (application id {application:#x}). "
+            "Nothing was changed; name another file", path=path,
+        )
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise FileFormatError(
+            f"{path} was written by a newer release of objdb (schema {version}; this one knows "
+            f"{SCHEMA_VERSION}). Nothing was changed; open it with that release", path=path,
+        )
+    found = connection.execute("SELECT value FROM facts WHERE name = 'keeps_history'").fetchone()
+    if found is None:
+        raise CorruptedDataError(f"{path}: the table facts has no keeps_history", path=path)
+    if history is not None and bool(found[0]) is not history:
+        raise UsageError(
+            f"{path} was made with history={bool(found[0])}, and that stays. Leave the argument "
+            "out, or copy it to a database made with the other (objdb migrate)"
+        )
+    return bool(found[0])
+
+
+def _make(connection: sqlite3.Connection, path: str, history: bool) -> None:
+    (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+    if mode != "wal":
+        raise StorageError(
+            f"{path}: SQLite has no write-ahead log here (its journal mode is {mode!r}). It "
+            "takes a local file system"
+        )
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in SCHEMA:
+        connection.execute(statement.format(by_key="WITHOUT ROWID"))
+    connection.execute(_VIEW)
+    connection.executemany(
+        "INSERT INTO facts VALUES (?, ?)", [("keeps_history", int(history)), ("last_oid", 0)]
+    )
+    connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+
+
+def explained(error: sqlite3.Error, path: str) -> ObjdbError:
+    """Return the error that says what one of SQLite means."""
+    code = _code(error)
+    if code in (_BUSY, _LOCKED):
+        return StorageLockedError(
+            f"{path}: another program holds the database for longer than this one waits "
+            f"({error}). End its transaction, or raise busy_seconds", path=path,
+        )
+    if code in (_CORRUPT, _NOTADB):
+        return CorruptedDataError(
+            f"{path} is damaged: SQLite says {str(error)!r}. Put a backup in its place, or try "
+            "`sqlite3 FILE .recover`", path=path,
+        )
+    if code == _FULL:
+        return StorageWriteError(
+            f"{path}: the disk is full; nothing was committed. Make room, and try again"
+        )
+    if code == _READONLY:
+        return ReadOnlyError(
+            f"{path} cannot be written ({error}). See to its permissions and its folder's, or "
+            "open it with read_only=True"
+        )
+    if code == _CANTOPEN:
+        return StorageError(
+            f"{path} cannot be opened ({error}). See to its permissions and its folder's: SQLite "
+            "makes files beside it"
+        )
+    return StorageError(f"{path}: SQLite says {str(error)!r}")
+
+
+def _code(error: sqlite3.Error) -> int:
+    """Return SQLite's number of an error, which Python 3.10 does not tell."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF
+    return next((number for text, number in _TEXTS.items() if text in str(error)), 0)

@@ -1,0 +1,464 @@
+"""SQLite: a storage in one file, for several threads and several processes at once.
+
+    loads     each thread has a connection of its own, in a read transaction that is begun anew
+              when something was committed
+    commits   one connection, used by the holder of the commit slot
+    poll      what other processes have committed: transactions after the last one known
+
+    vote      file lock ─► BEGIN IMMEDIATE ─► poll ─► checks ─► rows written
+    finish    COMMIT (and sync) ─► file lock freed ─► callback ─► lastTransaction()
+
+SQLite's write-ahead log lets everybody read meanwhile. Processes wait for each other at a lock
+file, since SQLite itself can only be asked again and again; programs that do not know of it are
+waited for at BEGIN IMMEDIATE.
+
+A read transaction keeps the write-ahead log from being started over, so a thread (`Clock`) ends
+those that are not new, once a second, and copies the log into the file.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+from weakref import WeakSet
+
+from zope.interface import alsoProvides, implementer
+
+from objdb.errors import (
+    ObjdbError,
+    StorageClosedError,
+    StorageFailedError,
+    StorageForkedError,
+    UsageError,
+    require_at_least,
+)
+from objdb.ids import Oid, Tid
+from objdb.interfaces import (
+    IStorageHistory,
+    IStorageSelfCheck,
+    IStorageShared,
+    IStorageUndoable,
+    IStorageVersions,
+)
+from objdb.storage.clock import Clock
+from objdb.storage.commit import Staged
+from objdb.storage.sql.opening import ProcessLock, connect, explained, open_database
+from objdb.storage.sql.storage import CURRENT, SQLStorage, name_of, number
+from objdb.storage.tables.rows import Row, TransactionRow
+
+_CLOCK_SECONDS = 1.0
+_LONG_LOG_BYTES = 4 << 20
+_FIRST_OIDS, _MOST_OIDS = 50, 12_800  # how many oids are set aside at a time
+
+DURABILITIES = {"sync": "FULL", "os": "NORMAL"}
+
+
+class _Link:
+    """A connection to the database, and the last transaction known when its read transaction
+    began. It can be used by one thread; another one may end its read transaction."""
+
+    __slots__ = ("__weakref__", "connection", "execute", "tid")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.execute = connection.cursor().execute
+        self.tid: Tid | None = None
+
+    def renew(self, tid: Tid) -> None:
+        """Begin a read transaction in which *tid* can be seen."""
+        with suppress(sqlite3.OperationalError):  # it was ended meanwhile
+            if self.connection.in_transaction:
+                self.connection.execute("COMMIT")
+            self.connection.execute("BEGIN")
+        self.tid = tid
+
+    def rest(self) -> None:
+        """End the read transaction. Reading goes on, and begins another one."""
+        with suppress(sqlite3.Error):
+            if self.connection.in_transaction:
+                self.connection.execute("COMMIT")
+        self.tid = None
+
+    def __del__(self) -> None:
+        self.connection.close()
+
+
+@implementer(IStorageShared, IStorageSelfCheck)
+class SQLiteStorage(SQLStorage):
+    """Keeps revisions in the SQLite database *path*, made if it does not exist (unless *create*
+    is false). Several processes may have it open at once, and see each other's commits.
+
+    *history*: whether old revisions are kept, for undo, versions and the past (default: as the
+    database was made; true for a new one). Without, they stay for *keep_seconds*, for those who
+    still read them. *read_only*: take no transactions. *durability*: `"sync"`: a commit returns
+    when it is on the medium (`synchronous=FULL`); `"os"`: when the operating system has it.
+    *busy_seconds*: how long a commit waits for another process's. *cache_bytes*: of SQLite's
+    cache, for each thread.
+
+    Raises `FileFormatError` for a file of something else or of a newer release,
+    `StorageLockedError`, `CorruptedDataError`, or OSError from the operating system.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, history: bool | None = None, create: bool = True,
+        read_only: bool = False, durability: str = "sync", busy_seconds: float = 30,
+        cache_bytes: int = 16 << 20, keep_seconds: float = 600,
+    ) -> None:
+        if durability not in DURABILITIES:
+            raise UsageError(f"durability is {durability!r}; it can be {' or '.join(DURABILITIES)}")
+        require_at_least(0, cache_bytes=cache_bytes)
+        for name, value in (("busy_seconds", busy_seconds), ("keep_seconds", keep_seconds)):
+            if not (isinstance(value, (int, float)) and value >= 0):
+                raise UsageError(f"{name} is {value!r}; it is a number of seconds, 0 or more")
+        path = os.fspath(path)
+        if not path:
+            raise UsageError("the path of the file is empty")
+        self._path = path
+        self._options: dict[str, Any] = {
+            "history": history, "create": False, "read_only": read_only, "durability": durability,
+            "busy_seconds": busy_seconds, "cache_bytes": cache_bytes, "keep_seconds": keep_seconds,
+        }
+        self._keep_seconds = keep_seconds
+        self._pragmas = (
+            f"PRAGMA synchronous={DURABILITIES[durability]}",
+            f"PRAGMA cache_size=-{cache_bytes // 1024}",
+            # The clock does it; this is for when it cannot keep up.
+            "PRAGMA wal_autocheckpoint=10000",
+        )
+        self._busy_seconds = busy_seconds
+        keeps = open_database(path, history, create and not read_only, read_only, busy_seconds)
+        super().__init__(path, read_only=read_only, keeps_history=keeps)
+        if keeps:
+            alsoProvides(self, IStorageHistory, IStorageUndoable, IStorageVersions)
+        self._open()
+
+    def _open(self) -> None:
+        self._db: Any = None
+        self._failed: str | None = None
+        self._poll_lock = threading.Lock()
+        self._links: WeakSet[_Link] = WeakSet()
+        self._local = threading.local()
+        self._process_lock = ProcessLock(self._path + ".lock", self._busy_seconds)
+        self._writer = _Link(self._connect())
+        self._polling = self._connect()  # for polling, and for setting oids aside
+        self._own_tid: Tid | None = None  # of the transaction that is being committed here
+        self._oids_until = 0  # up to which oids are set aside for this process
+        self._oids_at_a_time = _FIRST_OIDS
+        _open_storages.add(self)
+        self.poll()
+        self._clock = Clock(_CLOCK_SECONDS, self._tick, f"{self._path} clock")
+
+    def _connect(self) -> sqlite3.Connection:
+        return connect(self._path, self._is_read_only, self._busy_seconds, self._pragmas)
+
+    def registerDB(self, db: Any) -> None:
+        """Take from *db* the function that resolves conflicts, and tell it of what others do."""
+        super().registerDB(db)
+        self._db = db if hasattr(db, "invalidate") else None
+
+    def again(self) -> SQLiteStorage:
+        """See `IStorageShared`."""
+        return SQLiteStorage(self._path, **self._options)
+
+    # -- reading
+
+    def _link(self) -> _Link:
+        try:
+            link: _Link = self._local.link
+        except AttributeError:
+            self._require_open()
+            if self._pid != os.getpid():
+                raise StorageForkedError(
+                    f"{self._name} was opened by process {self._pid}, of which this one is a "
+                    "fork. Open the storage in the child"
+                ) from None
+            link = self._local.link = _Link(self._connect())
+            self._links.add(link)
+        if link.tid is not self._last_tid:
+            link.renew(self._last_tid)
+        return link
+
+    def _find(self, statement: str, *parameters: Any) -> Any:
+        try:
+            return self._link().execute(statement, parameters).fetchone()
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def _find_all(self, statement: str, *parameters: Any) -> list[Any]:
+        try:
+            return self._link().execute(statement, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: sqlite3.Error) -> ObjdbError:
+        if self._closed:
+            return StorageClosedError(f"{self._name} is closed. Open it again to use it")
+        return explained(error, self._path)
+
+    def loadBefore(
+        self, oid: Oid, tid: Tid, version: str = ""
+    ) -> tuple[bytes, Tid, Tid | None] | None:
+        """See `VersionedStorage.loadBefore`."""
+        try:
+            link = self._local.link
+            if link.tid is not self._last_tid:
+                link.renew(self._last_tid)
+            found = link.execute(CURRENT, (int.from_bytes(oid, "big", signed=True),)).fetchone()
+        except AttributeError:  # the first time in this thread
+            return super().loadBefore(oid, tid, version)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        if found is not None:
+            serial, data, own = found
+            serial = serial.to_bytes(8, "big")
+            if own is None and data is not None and serial < tid and serial < self._visible_before:
+                return data, serial, None
+        return super().loadBefore(oid, tid, version)
+
+    def getSize(self) -> int:
+        """Return how much of the file is in use, in bytes."""
+        names = "page_count", "freelist_count", "page_size"
+        pages, free, size = (self._find(f"PRAGMA {name}")[0] for name in names)
+        return int((pages - free) * size)
+
+    # -- what other processes do
+
+    def poll(self) -> None:
+        """See `IStoragePolling`."""
+        try:
+            with self._poll_lock:
+                self._take_in(self._polling)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def _take_in(self, connection: sqlite3.Connection) -> None:
+        """Note what was committed, up to a transaction of this process. `_poll_lock` is held."""
+        last = connection.execute("SELECT max(tid) FROM transactions").fetchone()[0]
+        if last is None or last == number(self._last_tid):
+            return
+        own = None if self._own_tid is None else number(self._own_tid)
+        new = "SELECT tid, oids FROM transactions WHERE tid > ? ORDER BY tid"
+        for tid, oids in connection.execute(new, (number(self._last_tid),)).fetchall():
+            if own is not None and tid >= own:
+                return
+            if self._db is not None:
+                changed = [oids[i : i + 8] for i in range(0, len(oids), 8)]
+                self._db.invalidate(name_of(tid), changed)
+            self._publish(name_of(tid))
+
+    # -- oids
+
+    def new_oid(self) -> Oid:
+        """Return an oid that was never returned before, by any process."""
+        with self._oid_lock:
+            if self._max_oid >= self._oids_until:
+                self._require_writable()
+                self._set_oids_aside()
+            self._max_oid = number = self._max_oid + 1
+        return number.to_bytes(8, "big")
+
+    def _set_oids_aside(self) -> None:
+        try:
+            (until,) = self._polling.execute(
+                "UPDATE facts SET value = value + ? WHERE name = 'last_oid' RETURNING value",
+                (self._oids_at_a_time,),
+            ).fetchone()
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        self._max_oid, self._oids_until = until - self._oids_at_a_time, until
+        self._oids_at_a_time = min(self._oids_at_a_time * 2, _MOST_OIDS)
+
+    # -- committing
+
+    def tpc_vote(self, transaction: Any) -> list[Oid]:
+        """See `RevisionStorage.tpc_vote`."""
+        link = getattr(self._local, "link", None)
+        try:
+            return super().tpc_vote(transaction)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        finally:
+            self._local.link = link or _Link(self._connect())
+            self._links.add(self._local.link)
+
+    def _begin_vote(self) -> None:
+        if self._failed is not None:
+            raise StorageFailedError(self._failed)
+        self._begin_writing()
+        self._local.link = self._writer  # until the end of the vote
+
+    def _begin_writing(self) -> None:
+        """Keep all other processes from writing, and take in what they wrote."""
+        self._process_lock.acquire()
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            with self._poll_lock:
+                self._take_in(self._writer.connection)
+        except BaseException as error:
+            self._end_writing("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise self._explained(error) from error
+            raise
+        self._writer.tid = self._last_tid
+
+    def _end_writing(self, how: str) -> None:
+        try:
+            if self._writer.connection.in_transaction:
+                self._writer.execute(how)
+        finally:
+            self._process_lock.release()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._slot.held():
+            self._begin_writing()
+            link = getattr(self._local, "link", None)
+            self._local.link = self._writer
+            try:
+                yield
+                self._end_writing("COMMIT")
+            except BaseException as error:
+                self._end_writing("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise self._explained(error) from error
+                raise
+            finally:
+                if link is None:
+                    del self._local.link
+                else:
+                    link.rest()
+                    self._local.link = link
+
+    def _change(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        self._writer.connection.executemany(statement, rows)
+
+    def _write(
+        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]], replaced: list[Oid]
+    ) -> None:
+        super()._write(transaction, rows, replaced)
+        largest = max(map(number, transaction.oids), default=0)
+        if largest > self._max_oid:  # it comes from elsewhere
+            self._note_oid(name_of(largest))
+            note = "UPDATE facts SET value = ? WHERE name = 'last_oid' AND value < ?"
+            self._change(note, [(largest, largest)])
+        self._own_tid = transaction.tid
+
+    def _decide(self) -> None:
+        try:
+            self._end_writing("COMMIT")
+        except sqlite3.Error as error:
+            self._own_tid = None
+            if self._writer.connection.in_transaction:
+                self._writer.connection.rollback()
+            told = self._explained(error)
+            self._failed = (
+                f"{self._name}: a commit failed ({told}). Whether the transaction is on the "
+                "medium is unknown, so the storage commits no more. Close it, see to the disk, "
+                "and open it again"
+            )
+            raise StorageFailedError(self._failed) from error
+
+    def _take_back(self) -> None:
+        self._own_tid = None
+        if self._writer.connection.in_transaction:
+            self._end_writing("ROLLBACK")
+
+    def _commit(self, staged: Staged, finished: Callable[[Tid], object]) -> None:
+        assert staged.tid is not None
+        self._decide()
+        try:
+            finished(staged.tid)
+        finally:
+            with self._poll_lock:
+                self._publish(staged.tid)
+                self._own_tid = None
+
+    # -- maintenance
+
+    def _tick(self) -> None:
+        for link in list(self._links):
+            link.rest()
+        with suppress(OSError, sqlite3.Error):
+            if os.path.getsize(self._path + "-wal") > _LONG_LOG_BYTES:
+                with self._poll_lock:
+                    self._polling.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def backup(
+        self, path: str | os.PathLike[str], progress: Callable[[int, int], object] | None = None
+    ) -> None:
+        """Write a copy of the database, as of now, to the new file *path*, while others work.
+
+        `progress(pages, of)` is called now and then. FileExistsError if there is such a file.
+        """
+        self._require_open()
+        target = os.fspath(path)
+        if os.path.lexists(target):
+            raise FileExistsError(17, "there is such a file already", target)
+        temporary = target + ".new"
+        with suppress(FileNotFoundError):
+            os.remove(temporary)
+        try:
+            source, copy = self._connect(), sqlite3.connect(temporary)
+            try:
+                tell = progress or (lambda done, of: None)
+                source.backup(
+                    copy, pages=1000, progress=lambda _, left, of: tell(of - left, of)
+                )
+            finally:
+                copy.close()
+                source.close()
+            descriptor = os.open(temporary, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.rename(temporary, target)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        finally:
+            with suppress(FileNotFoundError):
+                os.remove(temporary)
+
+    def self_check(self) -> list[str]:
+        """Return what SQLite finds wrong with the file."""
+        rows = self._find_all("PRAGMA integrity_check")
+        return [f"{self._path}: {text}" for (text,) in rows if text != "ok"]
+
+    def _end_work(self, seconds: float) -> None:
+        self._clock.stop()
+
+    def _close(self) -> None:
+        _open_storages.discard(self)
+        if self._pid != os.getpid():
+            return  # the connections are the parent's
+        for link in list(self._links):
+            link.connection.close()
+        self._local = threading.local()
+        self._polling.close()
+        if self._writer.connection.in_transaction:
+            self._writer.connection.rollback()
+        self._writer.connection.close()
+        self._process_lock.close()
+
+    def _leave_to_parent(self) -> None:
+        """Never touch the connections again (called in a process that was forked)."""
+        _parents.append((self._local, list(self._links), self._writer, self._polling))
+        self._local = threading.local()
+        self._links = WeakSet()
+
+
+_open_storages: WeakSet[SQLiteStorage] = WeakSet()
+# What a process that forked this one has open: closing it here would be closing it there.
+_parents: list[Any] = []
+
+
+def _leave_all_to_parent() -> None:
+    for storage in list(_open_storages):
+        storage._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_all_to_parent)
