@@ -24,6 +24,9 @@ database → connection, records, storage; connection and conflictfree → recor
 storage → ids, errors, interfaces.
 """
 
+from importlib import import_module
+from typing import Any
+
 from persistent import Persistent
 from persistent.list import PersistentList
 from persistent.mapping import PersistentMapping
@@ -38,6 +41,7 @@ from objdb.database.db import DB, open_database
 from objdb.database.differences import diff
 from objdb.database.packing import AutoPack
 from objdb.database.pool import LeakedConnectionWarning
+from objdb.database.settings import open_databases
 from objdb.errors import (
     BrokenObjectError,
     ConcurrentUseError,
@@ -87,6 +91,17 @@ from objdb.version import __version__
 
 open = open_database
 
+# Those that need more than what is imported here; imported when they are asked for.
+_ON_DEMAND = {
+    "PickledMappingStorage": "objdb.storage.pickled",
+    "SQLiteStorage": "objdb.storage.sql.sqlite",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ON_DEMAND[name]), name)
 
 
 __all__ = [
@@ -117,12 +132,14 @@ __all__ = [
     "Persistent",
     "PersistentList",
     "PersistentMapping",
+    "PickledMappingStorage",
     "PoolTimeoutError",
     "PythonTwoRecordError",
     "ReadConflictError",
     "ReadOnlyError",
     "ReadOnlyHistoryError",
     "RecordTooLargeError",
+    "SQLiteStorage",
     "SerializationError",
     "StorageClosedError",
     "StorageError",
@@ -149,5 +166,6 @@ __all__ = [
     "get_transaction",
     "object_state",
     "open",
+    "open_databases",
     "task_manager",
 ]

@@ -4,60 +4,29 @@
     file:calendar.fs?durability=os       the same, with parameters
     file:///var/lib/app/calendar.fs
     memory:                              a MappingStorage
+    encrypted+file:calendar.fs?key=…     a layer over a storage; several are joined by +
+    demo:(file:calendar.fs)              changes over a storage, in memory
+    demo:(file:calendar.fs)(file:tries.fs)   … or in another one
 
-Parameters of the database (`pool_size`, `cache_size` …) can stand in the query as well.
+All parameters stand in one query: each goes to the storage or layer that knows it, or to the
+database (`pool_size`, `cache_size` …).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from objdb.database.schemes import DATABASE_PARAMETERS, Scheme, scheme_named
 from objdb.errors import UsageError
 from objdb.storage.file.storage import FileStorage
 from objdb.storage.memory import MappingStorage
 
-Parser = Callable[[str], Any]
 
-
-def _boolean(text: str) -> bool:
-    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    return values[text.lower()]
-
-
-FILE_PARAMETERS: dict[str, Parser] = {
-    "create": _boolean, "read_only": _boolean, "durability": str, "preallocate_bytes": int,
-    "checkpoint_records": int,
-}
-DATABASE_PARAMETERS: dict[str, Parser] = {
-    "pool_size": int, "pool_wait": float, "cache_size": int, "cache_size_bytes": int,
-    "cache_deactivate_after": float, "isolation": str, "database_name": str,
-    "historical_pool_size": int, "historical_timeout": float, "historical_cache_size": int,
-    "record_stacks": _boolean, "detect_mutations": _boolean,
-}
-
-
-def _file(path: str, parameters: dict[str, Any]) -> FileStorage:
-    if not path:
-        raise UsageError("a file: URI names a path, as in file:calendar.fs")
-    return FileStorage(path, **parameters)
-
-
-def _memory(name: str, parameters: dict[str, Any]) -> MappingStorage:
-    return MappingStorage(name or "MappingStorage")
-
-
-SCHEMES: dict[str, tuple[Callable[[str, dict[str, Any]], Any], dict[str, Parser]]] = {
-    "file": (_file, FILE_PARAMETERS),
-    "memory": (_memory, {}),
-}
-
-
-def open_storage(where: Any) -> tuple[Any, dict[str, Any]]:
+def open_storage(where: Any, folder: str = "") -> tuple[Any, dict[str, Any]]:
     """Return (storage, database parameters) for a storage, a path, a URI, None (memory) or a
-    callable that makes a storage.
+    callable that makes a storage. Relative paths are relative to *folder*.
 
     `UsageError` for an unknown scheme, parameter or value; the storage's own errors.
     """
@@ -66,7 +35,7 @@ def open_storage(where: Any) -> tuple[Any, dict[str, Any]]:
     if callable(where):
         return where(), {}
     if isinstance(where, os.PathLike):
-        return FileStorage(where), {}
+        return FileStorage(os.path.join(folder, where)), {}
     if not isinstance(where, str):
         if not hasattr(where, "loadBefore"):
             raise UsageError(
@@ -74,38 +43,146 @@ def open_storage(where: Any) -> tuple[Any, dict[str, Any]]:
                 "storage, or None for one in memory"
             )
         return where, {}
+    if not is_uri(where):
+        return FileStorage(os.path.join(folder, where)), {}
+    return _Uri.parse(where).open(folder)
+
+
+def is_uri(where: str) -> bool:
+    """Whether *where* is a URI; else it is a path."""
     scheme, colon, _ = where.partition(":")
     # A single letter is a drive, and what has a separator before the colon is a path.
-    if not colon or len(scheme) < 2 or "/" in scheme or os.sep in scheme:
-        return FileStorage(where), {}
-    return _from_uri(where)
+    return bool(colon) and len(scheme) > 1 and "/" not in scheme and os.sep not in scheme
 
 
-def _from_uri(uri: str) -> tuple[Any, dict[str, Any]]:
-    try:
-        parts = urlsplit(uri)
-    except ValueError as error:
-        raise UsageError(f"{uri}: {error}") from None
-    if parts.scheme not in SCHEMES:
-        raise UsageError(
-            f"{uri}: there is no storage {parts.scheme!r}; there are {', '.join(SCHEMES)}. "
-            "A path whose name has a colon can be written file:NAME"
-        )
-    if parts.netloc:
-        raise UsageError(f"{uri}: a host cannot be given; write file:///absolute/path")
-    if parts.fragment:
-        raise UsageError(f"{uri}: a # in a path is written %23")
-    make, own_parameters = SCHEMES[parts.scheme]
-    known = own_parameters | DATABASE_PARAMETERS
-    values: dict[str, Any] = {}
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in known:
-            raise UsageError(f"{uri}: unknown parameter {name!r}; known are {', '.join(known)}")
+def with_parameter(where: str, name: str, value: str) -> str:
+    """Return the URI for *where* (a path or URI) with a parameter more, if its storage has it."""
+    uri = where if is_uri(where) else "file:" + quote(where)
+    parsed = _Uri.parse(uri)
+    if name not in parsed.schemes[-1].parameters:
+        return uri
+    return f"{uri}{'&' if parsed.has_query else '?'}{name}={value}"
+
+
+class _Uri(NamedTuple):
+    """A URI's parts: the schemes and their names, the outermost first; the path, or what stands
+    in parentheses; its parameters."""
+
+    uri: str
+    names: list[str]
+    schemes: list[Scheme]
+    path: str
+    groups: list[str]
+    query: str
+    has_query: bool
+
+    @classmethod
+    def parse(cls, uri: str) -> _Uri:
+        head, _, rest = uri.partition(":")
+        names = head.split("+")
+        schemes = [scheme_named(name, uri) for name in names]
+        if any(not scheme.is_layer for scheme in schemes[:-1]):
+            wrong = next(n for n, s in zip(names, schemes, strict=True) if not s.is_layer)
+            raise UsageError(f"{uri}: {wrong} is no layer, so nothing can come after {wrong}+")
+        if schemes[-1].is_layer and not rest.startswith("("):
+            raise UsageError(
+                f"{uri}: {names[-1]} is a layer, which needs a storage below it: "
+                f"{names[-1]}+file:PATH, or {names[-1]}:(URI)"
+            )
+        if rest.startswith("("):
+            groups, rest = _groups(uri, rest)
+            path, mark, query = rest.partition("?")
+            if path:
+                raise UsageError(f"{uri}: {path!r} after the parentheses makes no sense")
+            if len(groups) > schemes[-1].most_below:
+                raise UsageError(
+                    f"{uri}: {names[-1]} goes over {schemes[-1].most_below} storages at most"
+                )
+            return cls(uri, names, schemes, "", groups, query, bool(mark))
         try:
-            values[name] = known[name](text)
-        except (ValueError, KeyError):
-            raise UsageError(f"{uri}: {name} cannot be {text!r}") from None
-    storage = make(
-        unquote(parts.path), {k: v for k, v in values.items() if k in own_parameters}
-    )
-    return storage, {k: v for k, v in values.items() if k in DATABASE_PARAMETERS}
+            parts = urlsplit(f"{names[-1]}:{rest}")
+        except ValueError as error:
+            raise UsageError(f"{uri}: {error}") from None
+        if parts.netloc:
+            raise UsageError(f"{uri}: a host cannot be given; write file:///absolute/path")
+        if parts.fragment:
+            raise UsageError(f"{uri}: a # in a path is written %23")
+        return cls(uri, names, schemes, unquote(parts.path), [], parts.query, "?" in rest)
+
+    def open(self, folder: str) -> tuple[Any, dict[str, Any]]:
+        """Return (storage, database parameters)."""
+        values = self._values()
+        *layers, innermost = zip(self.schemes, values[:-1], strict=True)
+        scheme, given = innermost
+        of_database = values[-1]
+        if self.groups:
+            storage, of_database = self._open_groups(scheme, given, folder, of_database)
+        else:
+            path = os.path.join(folder, self.path) if scheme.has_path else self.path
+            storage = scheme.make(path, given)
+        for scheme, given in reversed(layers):
+            try:
+                storage = scheme.make(storage, given)
+            except BaseException:
+                storage.close()
+                raise
+        return storage, of_database
+
+    def _open_groups(
+        self, scheme: Scheme, given: dict[str, Any], folder: str, of_database: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Open the storages in parentheses, and the layer over them."""
+        opened: list[Any] = []
+        try:
+            for group in self.groups:
+                storage, options = open_storage(group, folder)
+                opened.append(storage)
+                of_database = {**options, **of_database}
+            if len(opened) > 1:
+                given = {**given, "changes": opened[1]}
+            return scheme.make(opened[0], given), of_database
+        except BaseException:
+            for storage in opened:
+                storage.close()
+            raise
+
+    def _values(self) -> list[dict[str, Any]]:
+        """Return the parameters' values: for each scheme, and for the database."""
+        owners = [*((scheme.parameters, scheme.many) for scheme in self.schemes)]
+        owners.append((DATABASE_PARAMETERS, ()))
+        values: list[dict[str, Any]] = [{} for _ in owners]
+        for name, text in parse_qsl(self.query, keep_blank_values=True):
+            owner = next((i for i in range(len(owners)) if name in owners[i][0]), None)
+            if owner is None:
+                known = ", ".join(each for parameters, _ in owners for each in parameters)
+                raise UsageError(f"{self.uri}: unknown parameter {name!r}; known are {known}")
+            parameters, many = owners[owner]
+            try:
+                value = parameters[name](text)
+            except UsageError:
+                raise
+            except ValueError as error:
+                why = f": {error}" if parameters[name] not in (int, float) else ""
+                raise UsageError(f"{self.uri}: {name} cannot be {text!r}{why}") from None
+            if name in many:
+                values[owner].setdefault(name, []).append(value)
+            else:
+                values[owner][name] = value
+        return values
+
+
+def _groups(uri: str, rest: str) -> tuple[list[str], str]:
+    """Return what stands in the parentheses that *rest* begins with, and what comes after."""
+    groups, depth, start = [], 0, 0
+    for i, character in enumerate(rest):
+        if character == "(":
+            if not depth:
+                start = i + 1
+            depth += 1
+        elif character == ")":
+            depth -= 1
+            if not depth:
+                groups.append(rest[start:i])
+                if rest[i + 1 : i + 2] != "(":
+                    return groups, rest[i + 1 :]
+    raise UsageError(f"{uri}: a parenthesis is not closed")

@@ -12,7 +12,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from objdb.check import check
 from objdb.database.opening import open_storage
 from objdb.errors import UsageError
-from objdb.ids import NO_TID, format_tid, next_tid
+from objdb.ids import NO_TID, Tid, format_tid, next_tid
 from objdb.interfaces import IStorageIteration, IStorageRestoreable
 from objdb.tools.terminal import json_option, progress_bar, reading_uri, show_json
 
@@ -33,16 +33,12 @@ def migrate(source: str, destination: str, dry_run: bool, verify: bool, as_json:
     origin, _ = open_storage(reading_uri(source))
     try:
         _require(origin, IStorageIteration, "be copied: its transactions cannot be listed")
-        exists = os.path.exists(destination)
-        if dry_run and not exists:
-            facts = _remaining(origin, NO_TID)
+        if dry_run:
+            facts = _remaining(origin, _last_in(destination))
         else:
-            target, _ = open_storage(reading_uri(destination) if dry_run else destination)
+            target, _ = open_storage(destination)
             try:
-                if dry_run:
-                    facts = _remaining(origin, target.lastTransaction())
-                else:
-                    facts = _copy(origin, target, verify)
+                facts = _copy(origin, target, verify)
             finally:
                 target.close()
     finally:
@@ -52,6 +48,19 @@ def migrate(source: str, destination: str, dry_run: bool, verify: bool, as_json:
     else:
         click.echo("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
     sys.exit(1 if facts.get("problems") else 0)
+
+
+def _last_in(destination: str) -> Tid:
+    """Return the last transaction of a storage that may not exist."""
+    try:
+        target, _ = open_storage(reading_uri(destination))
+    except FileNotFoundError:
+        return NO_TID
+    try:
+        tid: Tid = target.lastTransaction()
+        return tid
+    finally:
+        target.close()
 
 
 def _require(storage: Any, interface: Any, what: str) -> None:

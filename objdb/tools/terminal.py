@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
-from urllib.parse import quote
 
 import click
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn
 
 from objdb.database.db import DB
+from objdb.database.opening import with_parameter
 from objdb.ids import Oid, Tid, oid_from_int
 
 database_argument = click.argument("database")
@@ -32,21 +32,11 @@ def open_database(where: str, *, read_only: bool = True) -> Iterator[DB]:
 
 def reading_uri(where: str) -> str:
     """Return the URI that opens what *where* names, which has to exist, for reading only."""
-    return _with(where, "read_only=true")
+    return with_parameter(where, "read_only", "true")
 
 
 def _existing(where: str) -> str:
-    return _with(where, "create=false")
-
-
-def _with(where: str, option: str) -> str:
-    uri = where if _is_uri(where) else "file:" + quote(where)
-    return uri + ("&" if "?" in uri else "?") + option if uri.startswith("file:") else uri
-
-
-def _is_uri(where: str) -> bool:
-    scheme, colon, _ = where.partition(":")
-    return bool(colon) and len(scheme) > 1 and "/" not in scheme
+    return with_parameter(where, "create", "false")
 
 
 class OidType(click.ParamType):  # type: ignore[type-arg]

@@ -96,7 +96,26 @@ def test_parameters_in_a_uri(tmp_path: Path) -> None:
         connection.root()["q"] = 1
 
 
+def test_every_scheme(tmp_path: Path) -> None:
+    """Each kind of storage opens from a URI, with its parameters, and is there the next time."""
+    for uri in (
+        f"file:{tmp_path}/a.fs?durability=os", f"sqlite:{tmp_path}/a.sqlite?busy_seconds=3",
+        f"pickle:{tmp_path}/a.pickle?every_seconds=5",
+    ):
+        with objdb.DB(uri) as db:
+            fill(db)
+        with objdb.DB(uri) as db, db.transaction() as connection:
+            assert connection.root()["p"].name == "p"
+
+
 WRONG = {
+    "two storages": ("file+memory:", "file is no layer"),
+    "parentheses for a file": ("file:(memory:)", "file goes over 0"),
+    "open parenthesis": ("file:(memory:", "not closed"),
+    "behind parentheses": ("memory:()x", "'x' after"),
+    "history": ("sqlite:{}/a.sqlite?history=some", r"history cannot be 'some'"),
+    "no path in SQLite": ("sqlite:", "sqlite:calendar.sqlite"),
+    "no path to a pickle": ("pickle:?every_seconds=1", "pickle:calendar.pickle"),
     "scheme": ("nosuch:data.fs", r"'nosuch'.*file, memory"),
     "scheme of the web": ("http://example.org/data.fs", "'http'"),
     "no scheme": ("1a:data.fs", "file, memory"),

@@ -1,0 +1,143 @@
+"""What a URI can name: kinds of storages, layers over them, and their parameters.
+
+A package adds its own with an entry point of the group `objdb.storages`, whose name is the scheme,
+and which is a `Scheme`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple
+
+from objdb.errors import UsageError
+from objdb.storage.file.storage import FileStorage
+from objdb.storage.memory import MappingStorage
+
+Parser = Callable[[str], Any]
+GROUP = "objdb.storages"
+
+
+class Scheme(NamedTuple):
+    """How a storage is made from a URI: `make(path, parameters)`; of a layer, `make(base,
+    parameters)` with the storage it is over.
+
+    *parameters* maps the names that can stand in the query to functions that make a value of a
+    text (or raise ValueError). Those in *many* can be given several times, and come as a list.
+    """
+
+    make: Callable[[Any, dict[str, Any]], Any]
+    parameters: dict[str, Parser] = {}
+    many: tuple[str, ...] = ()
+    has_path: bool = True  # relative to the folder of the settings
+    most_below: int = 0  # of a layer: over how many storages it can be; `changes` is the second
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it goes over another storage."""
+        return self.most_below > 0
+
+
+def boolean(text: str) -> bool:
+    """Return what yes, no and their like stand for; ValueError for anything else."""
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise ValueError(f"{text!r} is neither yes nor no")
+    return values[text.lower()]
+
+
+def secret(text: str) -> bytes | str:
+    """Return what `env:NAME` or `file:PATH` has: 32 bytes if it is those, or their hexadecimal
+    digits; else text. `UsageError` if there is no such thing; ValueError for what is a secret
+    itself, which has no place in a URI."""
+    kind, colon, name = text.partition(":")
+    if not colon or kind not in ("env", "file"):
+        raise ValueError("a secret is never in a URI: write env:NAME or file:PATH")
+    if kind == "env":
+        value = os.environ.get(name)
+        if value is None:
+            raise UsageError(f"the environment variable {name}, which has a key, is not set")
+        content = value.encode()
+    else:
+        with open(name, "rb") as file:
+            content = file.read()
+    if len(content) == 32:
+        return content
+    content = content.strip()
+    try:
+        return bytes.fromhex(content.decode()) if len(content) == 64 else content.decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{text} has {len(content)} bytes; a key has 32, or is text") from None
+    except ValueError:
+        return content.decode()
+
+
+def _path(scheme: str, path: str, suffix: str) -> str:
+    if not path:
+        raise UsageError(f"a {scheme}: URI names a path, as in {scheme}:calendar.{suffix}")
+    return path
+
+
+def _file(path: str, parameters: dict[str, Any]) -> Any:
+    return FileStorage(_path("file", path, "fs"), **parameters)
+
+
+def _memory(name: str, parameters: dict[str, Any]) -> Any:
+    return MappingStorage(name or "MappingStorage")
+
+
+def _pickle(path: str, parameters: dict[str, Any]) -> Any:
+    from objdb.storage.pickled import PickledMappingStorage
+
+    return PickledMappingStorage(_path("pickle", path, "pickle"), **parameters)
+
+
+def _sqlite(path: str, parameters: dict[str, Any]) -> Any:
+    from objdb.storage.sql.sqlite import SQLiteStorage
+
+    return SQLiteStorage(_path("sqlite", path, "sqlite"), **parameters)
+
+
+SCHEMES = {
+    "file": Scheme(_file, {
+        "create": boolean, "read_only": boolean, "durability": str, "preallocate_bytes": int,
+        "checkpoint_records": int,
+    }),
+    "memory": Scheme(_memory, has_path=False),
+    "pickle": Scheme(_pickle, {"every_seconds": float, "read_only": boolean}),
+    "sqlite": Scheme(_sqlite, {
+        "history": boolean, "create": boolean, "read_only": boolean, "durability": str,
+        "busy_seconds": float, "cache_bytes": int, "keep_seconds": float,
+    }),
+}
+DATABASE_PARAMETERS: dict[str, Parser] = {
+    "pool_size": int, "pool_wait": float, "cache_size": int, "cache_size_bytes": int,
+    "cache_deactivate_after": float, "isolation": str, "database_name": str,
+    "historical_pool_size": int, "historical_timeout": float, "historical_cache_size": int,
+    "version_pool_size": int, "version_cache_size": int,
+    "record_stacks": boolean, "detect_mutations": boolean,
+}
+
+
+def scheme_named(name: str, uri: str) -> Scheme:
+    """Return the scheme *name* of *uri*; `UsageError` listing what there is if there is none."""
+    if name in SCHEMES:
+        return SCHEMES[name]
+    added = {point.name: point for point in entry_points(group=GROUP)}
+    if name in added:
+        found = added[name].load()
+        if isinstance(found, Scheme):
+            return found
+        raise UsageError(
+            f"{uri}: the entry point {name} of the group {GROUP} is {found!r}, which is no "
+            "objdb.database.schemes.Scheme"
+        )
+    known = {**SCHEMES, **dict.fromkeys(added)}
+    layers = [each for each, scheme in SCHEMES.items() if scheme.is_layer]
+    storages = [each for each in known if each not in layers]
+    of_layers = f" (and layers: {', '.join(f'{each}+' for each in layers)})" if layers else ""
+    raise UsageError(
+        f"{uri}: there is no storage {name!r}; there are {', '.join(storages)}{of_layers}. "
+        "A path whose name has a colon can be written file:NAME"
+    )

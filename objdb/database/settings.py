@@ -1,0 +1,110 @@
+"""Settings in a file: the databases of an application, in TOML.
+
+    [calendar]
+    storage = "sqlite:calendar.sqlite"
+    pool_size = 10
+
+    [archive]
+    storage = "compressed+file:archive.fs"
+
+Each table is a database, whose name it has; besides `storage` (a path or a URI, relative to the
+folder of the file) it has arguments of `DB`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from objdb.database.db import DB
+from objdb.database.opening import open_storage
+from objdb.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_PATH = "objdb.toml"
+_NOT_IN_A_FILE = {"self", "storage", "databases", "database_name"}
+OPTIONS = sorted(set(inspect.signature(DB.__init__).parameters) - _NOT_IN_A_FILE)
+
+
+class Databases(Mapping[str, DB]):
+    """The databases of an application, by name; they can refer to one another. As a context
+    manager, closes them."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> DB:
+        if name not in self._open:
+            known = ", ".join(self._open) or "none"
+            raise UsageError(f"there is no database {name!r} in the settings; there are {known}")
+        database: DB = self._open[name]
+        return database
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._open
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._open)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def close(self) -> None:
+        """Close all."""
+        for database in list(self._open.values()):
+            database.close()
+
+    def __enter__(self) -> Databases:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def open_databases(path: str | os.PathLike[str] = DEFAULT_PATH) -> Databases:
+    """Open all databases in the settings file *path*.
+
+    `UsageError` for what makes no sense in it, saying what there is; what opening raises. Then
+    none is open.
+    """
+    path = os.fspath(path)
+    with open(path, "rb") as file:
+        try:
+            settings = tomllib.load(file)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} is no TOML: {error}") from error
+    if not settings:
+        raise UsageError(f"{path} has no databases: each is a table, [NAME], with its storage")
+    databases = Databases()
+    try:
+        for name, options in settings.items():
+            _open_one(path, name, options, databases._open)
+    except BaseException:
+        databases.close()
+        raise
+    return databases
+
+
+def _open_one(path: str, name: str, options: Any, databases: dict[str, Any]) -> None:
+    if not isinstance(options, dict):
+        raise UsageError(f"{path}: {name} is outside of a table. Each database is one: [{name}]")
+    options = dict(options)
+    where = options.pop("storage", None)
+    if not isinstance(where, str):
+        raise UsageError(f"{path}: [{name}] needs storage, a path or a URI, as text")
+    unknown = options.keys() - set(OPTIONS)
+    if unknown:
+        raise UsageError(
+            f"{path}: [{name}] has {', '.join(sorted(unknown))}; known are storage, "
+            f"{', '.join(OPTIONS)}"
+        )
+    storage, given = open_storage(where, os.path.dirname(os.path.abspath(path)))
+    given.pop("database_name", None)
+    DB(storage, **{**options, **given}, databases=databases, database_name=name)
