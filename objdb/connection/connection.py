@@ -168,6 +168,11 @@ class Connection(ObjectCommitter):
             self._snapshot = last
             self._set_bound()
 
+    def view_tid(self, last: Tid) -> Tid:
+        """Return the tid that the view is at; *last* if the connection is closed: what it will
+        open then is not older."""
+        return last if self._phase is Phase.CLOSED else self._snapshot
+
     def _set_bound(self) -> None:
         """Set what loads are bounded by."""
         if self._past is not None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from persistent.mapping import PersistentMapping
 from zope.interface import implementer
@@ -139,6 +140,8 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         self._pid = os.getpid()
         self.conflicts = ConflictLog()
         self._commits = 0
+        self._all_connections: WeakSet[Connection] = WeakSet()
+        self._connections_lock = threading.Lock()  # of adding to these, and going through them
         self._for_transaction: dict[tuple[int, str, Tid | None], Connection] = {}
         # Threads that wait in place of coroutines: for commits together, and for the rest.
         self.committer = Workers(f"{self.name} commit", 1, MOST_TOGETHER)
@@ -251,9 +254,13 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         return self._version_pools.of(version) if version else self._pool
 
     def _make_connection(self, version: str = "") -> Connection:
+        limits = self._cache_limits
         if version:
-            return Connection(self, self._version_cache_size, self._cache_limits[1], version)
-        return Connection(self, *self._cache_limits)
+            limits = self._version_cache_size, limits[1]
+        connection = Connection(self, *limits, version)
+        with self._connections_lock:
+            self._all_connections.add(connection)
+        return connection
 
     def _make_historical_connection(self, version: str) -> Connection:
         return Connection(self, self._historical_cache_size, self._cache_limits[1], version)
@@ -382,6 +389,14 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
             self.storage.poll()
         tid: Tid = self.storage.lastTransaction()
         return tid
+
+    def oldest_view(self) -> Tid:
+        """Return the tid of the oldest view that a connection has, those to the past aside: what
+        was replaced up to then is seen by nobody."""
+        last: Tid = self.storage.lastTransaction()
+        with self._connections_lock:
+            views = [connection.view_tid(last) for connection in self._all_connections]
+        return min([last, *views])
 
     def invalidate(
         self, tid: Tid, oids: Iterable[Oid], version: str = "", origin: Any = None

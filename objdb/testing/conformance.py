@@ -44,10 +44,9 @@ from objdb.testing.undolog import UndoLogConformance
 from objdb.testing.versions import VersionConformance
 
 
-class StorageConformance(
-    UndoConformance, UndoLogConformance, CopyConformance, VersionConformance, PackConformance,
-):
-    """The suite. Each test gets a fresh, empty storage."""
+class CoreConformance:
+    """The part of the suite for every storage, with history or without. Each test gets a fresh,
+    empty storage."""
 
     persistent = True
 
@@ -377,38 +376,6 @@ class StorageConformance(
             storage.tpc_vote(late)  # not after the last one
         storage.tpc_abort(late)
 
-    # -- history and iteration
-
-    def test_history(self, storage: Any) -> None:
-        """history lists revisions, newest first, with what their transactions say."""
-        require(storage, IStorageHistory)
-        oid = storage.new_oid()
-        first = commit(storage, {oid: (NO_TID, b"1")}, user="anna", description="début")
-        second = commit(storage, {oid: (first, b"22")}, extension={"ticket": 7})
-        newest, oldest = storage.history(oid, 9)
-        assert (newest["tid"], newest["size"], newest["ticket"]) == (second, 2, 7)
-        assert (oldest["user_name"], oldest["description"]) == ("anna", "début")
-        assert len(storage.history(oid)) == 1
-        with pytest.raises(POSKeyError):
-            storage.history(b"\0\0\0\0\0\xbb\xbb\xbb")
-
-    def test_iterator(self, storage: Any) -> None:
-        """iterator lists transactions oldest first, within bounds, with their records."""
-        require(storage, IStorageIteration)
-        oid = storage.new_oid()
-        first = commit(storage, {oid: (NO_TID, b"1")}, user="u", description="d")
-        second = commit(storage, {oid: (first, b"2")}, extension={"a": [1]})
-        third = commit(storage, {oid: (second, None)})
-        seen = list(storage.iterator())
-        assert [t.tid for t in seen[1:]] == [first, second, third]
-        assert (seen[1].user, seen[1].description, seen[2].extension) == (b"u", b"d", {"a": [1]})
-        assert [(r.oid, r.tid, r.data) for t in seen[1:] for r in t] == [
-            (oid, first, b"1"), (oid, second, b"2"), (oid, third, None),
-        ]
-        assert [t.tid for t in storage.iterator(second)] == [second, third]
-        assert [t.tid for t in storage.iterator(first, second)] == [first, second]
-        assert list(storage.iterator(next_tid(third))) == []
-
     # -- threads
 
     def test_readers_beside_writers(self, storage: Any) -> None:
@@ -491,3 +458,44 @@ class StorageConformance(
         assert storage.lastTransaction() == tid
         assert storage.new_oid() > oid
         storage.close()
+
+
+class HistoryConformance:
+    """What a storage that keeps old revisions shows of them."""
+
+    def test_history(self, storage: Any) -> None:
+        """history lists revisions, newest first, with what their transactions say."""
+        require(storage, IStorageHistory)
+        oid = storage.new_oid()
+        first = commit(storage, {oid: (NO_TID, b"1")}, user="anna", description="début")
+        second = commit(storage, {oid: (first, b"22")}, extension={"ticket": 7})
+        newest, oldest = storage.history(oid, 9)
+        assert (newest["tid"], newest["size"], newest["ticket"]) == (second, 2, 7)
+        assert (oldest["user_name"], oldest["description"]) == ("anna", "début")
+        assert len(storage.history(oid)) == 1
+        with pytest.raises(POSKeyError):
+            storage.history(b"\0\0\0\0\0\xbb\xbb\xbb")
+
+    def test_iterator(self, storage: Any) -> None:
+        """iterator lists transactions oldest first, within bounds, with their records."""
+        require(storage, IStorageIteration)
+        oid = storage.new_oid()
+        first = commit(storage, {oid: (NO_TID, b"1")}, user="u", description="d")
+        second = commit(storage, {oid: (first, b"2")}, extension={"a": [1]})
+        third = commit(storage, {oid: (second, None)})
+        seen = list(storage.iterator())
+        assert [t.tid for t in seen[1:]] == [first, second, third]
+        assert (seen[1].user, seen[1].description, seen[2].extension) == (b"u", b"d", {"a": [1]})
+        assert [(r.oid, r.tid, r.data) for t in seen[1:] for r in t] == [
+            (oid, first, b"1"), (oid, second, b"2"), (oid, third, None),
+        ]
+        assert [t.tid for t in storage.iterator(second)] == [second, third]
+        assert [t.tid for t in storage.iterator(first, second)] == [first, second]
+        assert list(storage.iterator(next_tid(third))) == []
+
+
+class StorageConformance(
+    CoreConformance, HistoryConformance, UndoConformance, UndoLogConformance, CopyConformance,
+    VersionConformance, PackConformance,
+):
+    """The whole suite."""

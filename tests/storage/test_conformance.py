@@ -12,7 +12,7 @@ from objdb.storage.file.storage import FileStorage
 from objdb.storage.memory import MappingStorage
 from objdb.storage.pickled import PickledMappingStorage
 from objdb.storage.sql.sqlite import SQLiteStorage
-from objdb.testing.conformance import StorageConformance
+from objdb.testing.conformance import CoreConformance, StorageConformance
 
 
 class TestMappingStorage(StorageConformance):
@@ -40,6 +40,12 @@ class TestSQLiteStorage(StorageConformance):
     @pytest.fixture
     def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
         return lambda: SQLiteStorage(tmp_path / "data.sqlite")
+
+
+class TestSQLiteStorageWithoutHistory(CoreConformance):
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
+        return lambda: SQLiteStorage(tmp_path / "data.sqlite", history=False)
 
 
 class TestFileStorage(StorageConformance):

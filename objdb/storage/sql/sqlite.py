@@ -137,7 +137,6 @@ class SQLiteStorage(SQLStorage):
         self._open()
 
     def _open(self) -> None:
-        self._db: Any = None
         self._failed: str | None = None
         self._poll_lock = threading.Lock()
         self._links: WeakSet[_Link] = WeakSet()
@@ -154,11 +153,6 @@ class SQLiteStorage(SQLStorage):
 
     def _connect(self) -> sqlite3.Connection:
         return connect(self._path, self._is_read_only, self._busy_seconds, self._pragmas)
-
-    def registerDB(self, db: Any) -> None:
-        """Take from *db* the function that resolves conflicts, and tell it of what others do."""
-        super().registerDB(db)
-        self._db = db if hasattr(db, "invalidate") else None
 
     def again(self) -> SQLiteStorage:
         """See `IStorageShared`."""
@@ -245,7 +239,7 @@ class SQLiteStorage(SQLStorage):
         for tid, oids in connection.execute(new, (number(self._last_tid),)).fetchall():
             if own is not None and tid >= own:
                 return
-            if self._db is not None:
+            if hasattr(self._db, "invalidate"):
                 changed = [oids[i : i + 8] for i in range(0, len(oids), 8)]
                 self._db.invalidate(name_of(tid), changed)
             self._publish(name_of(tid))
@@ -382,6 +376,8 @@ class SQLiteStorage(SQLStorage):
     def _tick(self) -> None:
         for link in list(self._links):
             link.rest()
+        if not self._keeps_history and not self._is_read_only:
+            self._forget_old(self._keep_seconds)
         with suppress(OSError, sqlite3.Error):
             if os.path.getsize(self._path + "-wal") > _LONG_LOG_BYTES:
                 with self._poll_lock:

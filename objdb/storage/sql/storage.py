@@ -83,6 +83,13 @@ _RENOTE = (
     "UPDATE transactions SET status = ?, user = ?, description = ?, extension = ?, oids = ?,"
     " size = ? WHERE tid = ?"
 )
+# What was replaced up to a transaction.
+_FORGET_OLD = (
+    "DELETE FROM old_revisions WHERE EXISTS (SELECT 1 FROM objects AS newer WHERE"
+    " newer.oid = old_revisions.oid AND newer.tid <= ?) OR EXISTS (SELECT 1 FROM old_revisions"
+    " AS newer WHERE newer.oid = old_revisions.oid AND newer.tid > old_revisions.tid AND"
+    " newer.tid <= ?)"
+)
 _REVISION_TABLES = ("objects", "old_revisions")
 
 
@@ -275,6 +282,14 @@ class SQLStorage(TableStorage):
             (number(oid), number(row.tid), row.data, *_facts(row)) for oid, row in rows
         ))
         self._change(_NOTE, [(number(transaction.tid), *_columns(transaction))])
+
+    def _prune(self, horizon: Tid) -> None:
+        until = number(horizon)
+        self._change(_FORGET_OLD, [(until, until)])
+        self._change(
+            "DELETE FROM transactions WHERE tid <= ? AND tid < (SELECT max(tid) FROM transactions)",
+            [(until,)],
+        )
 
     def _amend(self, rows: Rows, transactions: Transactions) -> None:
         gone = [(number(oid), number(tid)) for (oid, tid), row in rows.items() if row is None]

@@ -12,16 +12,17 @@ else.
 from __future__ import annotations
 
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from zope.interface import implementer
 
 from objdb.errors import POSKeyError, Unsupported
-from objdb.ids import NO_TID, Oid, Tid, next_tid
+from objdb.ids import NO_TID, Oid, Tid, next_tid, tid_after
 from objdb.interfaces import (
     IStorage,
     IStorageIteration,
@@ -33,7 +34,7 @@ from objdb.storage.commit import Repeat, Staged
 from objdb.storage.iteration import TransactionRecord, history_entry
 from objdb.storage.tables.pack import TablePack
 from objdb.storage.tables.rows import Place, Row, TransactionRow
-from objdb.storage.tables.view import View
+from objdb.storage.tables.view import CurrentView, View
 from objdb.storage.undo import Change, UndoableStorage
 
 Entry = tuple[Place, Tid]
@@ -60,7 +61,8 @@ class TableStorage(TablePack, UndoableStorage):
 
     They go by what is decided, visible or not. A subclass that keeps history declares
     `IStorageHistory`, `IStorageUndoable` and `IStorageVersions`, for which all is here. With
-    *keeps_history* false old revisions stay only while somebody may read them.
+    *keeps_history* false old revisions stay only while somebody may read them; it supplies
+    `_prune(horizon)` then, and calls `_forget_old`.
     """
 
     def __init__(self, name: str, *, read_only: bool = False, keeps_history: bool = True) -> None:
@@ -69,6 +71,8 @@ class TableStorage(TablePack, UndoableStorage):
         self._visible_before: Tid = next_tid(NO_TID)
         self._pack_lock = threading.Lock()
         self._views: WeakSet[View] = WeakSet()
+        self._db: Any = None
+        self._pruned_tid: Tid = NO_TID
 
     @abstractmethod
     def _row(self, oid: Oid, tid: Tid) -> Row | None:
@@ -113,6 +117,12 @@ class TableStorage(TablePack, UndoableStorage):
     @abstractmethod
     def _take_back(self) -> None:
         """Forget what was written."""
+
+    def registerDB(self, db: Any) -> None:
+        """Take from *db* the function that resolves conflicts; ask it what is being read, and
+        tell it of what others do, where it knows these."""
+        super().registerDB(db)
+        self._db = db
 
     def _alone(self) -> AbstractContextManager[None]:
         """Hold the slot, without a transaction, to amend rows."""
@@ -194,7 +204,8 @@ class TableStorage(TablePack, UndoableStorage):
         """See `IStorageIteration`."""
         self._require_open()
         last = self._last_tid if stop is None else min(stop, self._last_tid)
-        view = View(self, NO_TID if start is None else start, last)
+        kind = View if self._keeps_history else CurrentView
+        view = kind(self, NO_TID if start is None else start, last)
         with self._places_lock:
             self._views.add(view)
         return iter(view)
@@ -205,6 +216,30 @@ class TableStorage(TablePack, UndoableStorage):
                 f"{self._name} keeps no history, so {what}. Copy it to a storage with "
                 "history=True to have that from then on"
             )
+
+    # -- without history
+
+    if TYPE_CHECKING:
+
+        def _prune(self, horizon: Tid) -> None:
+            """Remove what has been replaced up to the transaction *horizon*, and the transactions
+            up to then, but not the last one. Alone."""
+
+    def _forget_old(self, keep_seconds: float) -> None:
+        """Remove old revisions that nobody reads (called now and then, without history).
+
+        What is read is what connections of this process's database see, and, in others, what
+        they have seen for at most *keep_seconds*.
+        """
+        horizon = self._last_tid
+        if keep_seconds:
+            horizon = min(horizon, tid_after(NO_TID, time.time() - keep_seconds))
+        if hasattr(self._db, "oldest_view"):
+            horizon = min(horizon, self._db.oldest_view())
+        if horizon > self._pruned_tid:
+            with self._places_lock, self._alone():
+                self._prune(horizon)
+            self._pruned_tid = horizon
 
     # -- versions
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from objdb.ids import Oid, Tid, next_tid
@@ -70,3 +72,19 @@ class View:
     def _repeated(self, oid: Oid, tid: Tid | None) -> Tid | None:
         """Return the tid of a revision that has the same data, if that is there."""
         return None if tid is None or self._row(oid, tid) is None else tid
+
+
+class CurrentView(View):
+    """The same of a storage without history: the last revision of each object, in the transaction
+    that wrote it. Takes some memory for every object."""
+
+    def __iter__(self) -> Iterator[TransactionRecord]:
+        chains = ((oid, chain[-1][0]) for oid, chain in self._storage._iter_chains())
+        found = sorted(
+            ((tid, oid) for oid, tid in chains if self._next <= tid <= self._stop),
+        )
+        for tid, group in groupby(found, itemgetter(0)):
+            row = self._storage._transaction(tid)
+            if row is None:  # forgotten
+                row = TransactionRow(tid, "p", b"", b"", b"", [], 0)
+            yield self._record(row._replace(oids=[oid for _, oid in group]))
