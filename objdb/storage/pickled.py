@@ -166,7 +166,8 @@ class PickledMappingStorage(MappingStorage):
             raise StorageFailedError(self._failed) from error
 
     def _save(self) -> None:
-        """Write what there is, if it is not written yet (called when it is time)."""
+        """Write what there is, if it is not written yet (called when it is time; commits do not
+        write then)."""
         if not self._is_due:
             return
         with self._slot.held():
@@ -189,9 +190,12 @@ class PickledMappingStorage(MappingStorage):
             roots=roots,
         )
         if not dry_run:
-            self._is_due = True
-            if self._clock is None:
-                self._save()
+            if self._clock is not None:
+                self._is_due = True
+            else:
+                with self._slot.held():
+                    self._write_new(dict(self._data))
+                    self._replace()
         return result
 
     def _end_work(self, seconds: float) -> None:

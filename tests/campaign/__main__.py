@@ -36,15 +36,20 @@ from tests.isolation.interleavings import interleaved
 LONGEST_SECONDS = 900.0
 
 
+KILLED = (
+    "file:{}.fs", "file:{}.fs?checkpoint_records=20", "file:{}.fs?preallocate_bytes=0",
+    "file:{}.fs?durability=os", "sqlite:{}.sqlite", "pickle:{}.pickle",
+)
+
+
 def kills(directory: Path, seed: int) -> None:
-    """Ten kills of writers on one file."""
+    """Ten kills of writers on one database."""
     chance = random.Random(seed)
-    options = chance.choice(
-        [{}, {"checkpoint_records": 20}, {"preallocate_bytes": 0}, {"durability": "os"}]
-    )
+    uri = chance.choice(KILLED).format(directory / "data")
     way = chance.choice(["plain", "versions", "undo"])
+    packs = chance.choice(["no", "no", "yes"])
     for _ in range(10):
-        kill_once(directory / "data.fs", chance, way, **options)
+        kill_once(uri, chance, way, packs)
 
 
 def races(directory: Path, seed: int) -> None:

@@ -1,6 +1,6 @@
 """A process that commits from several threads until it is killed: `python -m
-tests.campaign.writer PATH THREADS WAY OPTIONS` (a JSON dict for FileStorage; with "packs" it also
-packs, over and over; by itself, where that is "auto").
+tests.campaign.writer URI FIRST THREADS WAY PACKS` (the number of its first thread; whether it also
+packs, over and over: no, yes, or auto, by itself).
 
 Thread number t sets two objects to the same number n, commits, and then writes "t n" to standard
 output: acknowledged. It begins after the numbers that are in the file. Ways to do it:
@@ -12,11 +12,10 @@ output: acknowledged. It begins after the numbers that are in the file. Ways to 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import transaction
 
@@ -25,25 +24,30 @@ from objdb.database import packing
 
 
 def main() -> None:
-    path, count, way, options = sys.argv[1], int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
-    packs = options.pop("packs", False)
+    uri, first, count, way, packs = sys.argv[1], *map(int, sys.argv[2:4]), *sys.argv[4:]
+    numbers = range(first, first + count)
     autopack = {"days": 0, "growth_bytes": 50_000} if packs == "auto" else None
     packing._LOOK_SECONDS = 0.01
-    db = objdb.DB(objdb.FileStorage(path, **options), autopack=autopack, pool_size=count)
-    with db.transaction() as connection:
-        root = connection.root()
-        for thread in range(count):
-            for half in "ab":
-                root.setdefault(f"{half}{thread}", objdb.PersistentMapping(n=0))
+    db = objdb.DB(uri, autopack=autopack, pool_size=count)
+    db.run(lambda connection: begin(connection, numbers), tries=1000)
     threads = [
-        threading.Thread(target=write, args=(db, thread, WAYS[way])) for thread in range(count)
+        threading.Thread(target=write, args=(db, number, WAYS[way])) for number in numbers
     ]
-    if packs is True:
+    if packs == "yes":
         threads.append(threading.Thread(target=pack, args=(db,)))
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def begin(connection: objdb.Connection, numbers: Iterable[int]) -> None:
+    """Make the objects of these threads, if they are not there."""
+    root = connection.root()
+    for number in numbers:
+        for half in "ab":
+            if f"{half}{number}" not in root:
+                root[f"{half}{number}"] = objdb.PersistentMapping(n=0)
 
 
 def write(db: objdb.DB, thread: int, change: Change) -> None:

@@ -1,45 +1,69 @@
-"""Sixty processes killed while four threads commit, and some while another one packs: nothing
+"""Processes killed while four threads commit, and some while another one packs: nothing
 acknowledged is lost."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.campaign.kills import kill_once
+from tests.campaign.kills import kill, kill_once, start_writer, verify
 
 
 @pytest.mark.parametrize(
-    ("times", "way", "options"),
+    ("times", "way", "packs", "uri"),
     [
-        (30, "plain", {}),
-        (14, "plain", {"checkpoint_records": 20, "preallocate_bytes": 3000}),
-        (3, "plain", {"durability": "os"}),
-        (3, "plain", {"preallocate_bytes": 0}),
-        (12, "versions", {"checkpoint_records": 50}),
-        (12, "undo", {"checkpoint_records": 50}),
-        (12, "plain", {"packs": True, "checkpoint_records": 50}),
-        (8, "versions", {"packs": True}),
-        (8, "versions", {"packs": "auto"}),
-    ],
-    ids=[
-        "usual", "many checkpoints", "not synced", "nothing allocated", "versions", "undo",
-        "packing", "packing versions", "packing by itself",
+        (30, "plain", "no", "file:{}.fs"),
+        (14, "plain", "no", "file:{}.fs?checkpoint_records=20&preallocate_bytes=3000"),
+        (3, "plain", "no", "file:{}.fs?durability=os"),
+        (3, "plain", "no", "file:{}.fs?preallocate_bytes=0"),
+        (12, "versions", "no", "file:{}.fs?checkpoint_records=50"),
+        (12, "undo", "no", "file:{}.fs?checkpoint_records=50"),
+        (12, "plain", "yes", "file:{}.fs?checkpoint_records=50"),
+        (8, "versions", "yes", "file:{}.fs"),
+        (8, "versions", "auto", "file:{}.fs"),
+        (20, "plain", "no", "sqlite:{}.sqlite"),
+        (10, "plain", "no", "sqlite:{}.sqlite?history=no&keep_seconds=0"),
+        (10, "versions", "no", "sqlite:{}.sqlite"),
+        (5, "undo", "no", "sqlite:{}.sqlite"),
+        (5, "versions", "yes", "sqlite:{}.sqlite"),
+        (40, "plain", "no", "pickle:{}.pickle"),
+        (10, "versions", "yes", "pickle:{}.pickle"),
     ],
 )
 def test_killed_while_committing(
-    tmp_path: Path, times: int, way: str, options: dict[str, Any]
+    tmp_path: Path, times: int, way: str, packs: str, uri: str
 ) -> None:
     """A process killed at any moment, committing plainly, in versions, or undoing, has lost
-    nothing it acknowledged, left nothing by half, and the same file takes the next process, again
-    and again."""
+    nothing it acknowledged, left nothing by half, and the same database takes the next process,
+    again and again."""
     seed = random.randrange(10**9)
     chance = random.Random(seed)
     for number in range(times):
         try:
-            kill_once(tmp_path / f"data{number // 10}.fs", chance, way, **options)
+            kill_once(uri.format(tmp_path / f"data{number // 10}"), chance, way, packs)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}, kill {number}: {error}") from error
+
+
+def test_killed_beside_others(tmp_path: Path) -> None:
+    """Of three processes that write one SQLite file one is killed after the other, and replaced;
+    the rest go on, and nothing acknowledged is lost."""
+    seed = random.randrange(10**9)
+    chance = random.Random(seed)
+    uri = f"sqlite:{tmp_path}/data.sqlite"
+    acknowledged: dict[int, int] = {}
+    writers = [start_writer(uri, first=2 * number, threads=2) for number in range(3)]
+    try:
+        for _ in range(12):
+            number = chance.randrange(3)
+            acknowledged |= kill(writers[number], chance.randrange(1, 60))
+            writers[number] = start_writer(uri, first=2 * number, threads=2)
+    finally:
+        for writer in writers:
+            acknowledged |= kill(writer, 1)
+    try:
+        verify(uri, acknowledged, threads=6)
+    except AssertionError as error:
+        raise AssertionError(f"seed {seed}: {error}") from error
