@@ -1,0 +1,391 @@
+"""SQLiteStorage: several processes, files that are something else, damage, backups, and what the
+sqlite3 program sees."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transaction
+
+import objdb
+from objdb.check import check
+from objdb.errors import (
+    ConflictError,
+    CorruptedDataError,
+    FileFormatError,
+    ReadOnlyError,
+    StorageError,
+    StorageForkedError,
+    StorageLockedError,
+    StorageWriteError,
+    UsageError,
+)
+from objdb.ids import NO_TID, ROOT_OID, format_tid, int_from_oid
+from objdb.storage.commit import TransactionMetaData
+from objdb.storage.sql import opening
+from objdb.storage.sql.sqlite import SQLiteStorage
+from objdb.testing.helpers import commit, contents
+from tests.database.test_forks import in_child
+from tests.models import Person
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the database of the test is."""
+    return tmp_path / "data.sqlite"
+
+
+def fill(path: Path, **options: Any) -> None:
+    with objdb.DB(SQLiteStorage(path, **options)) as db, db.transaction(note="ann") as connection:
+        connection.root()["ann"] = Person("ann", age=1)
+
+
+# -- beside others
+
+
+def test_two_databases_on_one_file(path: Path) -> None:
+    """What one commits the other sees when its next view begins, and not before; a change of what
+    the other has changed is a conflict."""
+    fill(path)
+    with objdb.DB(SQLiteStorage(path)) as one, objdb.DB(SQLiteStorage(path)) as two:
+        manager = transaction.TransactionManager()
+        reader = two.open(transaction_manager=manager)
+        assert reader.root()["ann"].age == 1
+        with one.transaction() as connection:
+            connection.root()["ann"].age = 2
+        assert reader.root()["ann"].age == 1
+        reader.root()["ann"].age = 3
+        with pytest.raises(ConflictError):
+            manager.commit()
+        manager.abort()
+        assert reader.root()["ann"].age == 2
+        reader.root()["ann"].age += 1
+        manager.commit()
+        reader.close()
+        with one.transaction() as connection:
+            assert connection.root()["ann"].age == 3
+        check(one.storage).raise_if_damaged()
+
+
+def test_oids_of_two_processes(path: Path) -> None:
+    """No oid is given out twice, by whichever storage, and however a file was copied there."""
+    fill(path)
+    with SQLiteStorage(path) as one, SQLiteStorage(path) as two:
+        oids = [storage.new_oid() for _ in range(300) for storage in (one, two)]
+        assert len(set(oids)) == 600 and ROOT_OID not in oids
+        far = (int_from_oid(max(oids)) + 100_000).to_bytes(8, "big")
+        commit(one, {far: (NO_TID, b"far")})
+        assert not {far} & {two.new_oid() for _ in range(50_000)}
+
+
+def test_one_that_waits_too_long(path: Path) -> None:
+    """Who cannot commit since another process holds the database is told so, and can try again;
+    so it is with a program that knows nothing of objdb."""
+    fill(path)
+    with SQLiteStorage(path) as one, SQLiteStorage(path, busy_seconds=0.05) as two:
+        holding = TransactionMetaData()
+        one.tpc_begin(holding)
+        one.store(one.new_oid(), NO_TID, b"x", "", holding)
+        one.tpc_vote(holding)
+        with pytest.raises(StorageLockedError, match=r"another process.*busy_seconds"):
+            commit(two, {ROOT_OID: (two.getTid(ROOT_OID), b"y")})
+        one.tpc_finish(holding)
+        tid = commit(two, {ROOT_OID: (two.getTid(ROOT_OID), b"y")})
+        program = sqlite3.connect(path, isolation_level=None)
+        program.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StorageLockedError, match="another program"):
+            commit(two, {ROOT_OID: (tid, b"z")})
+        program.execute("ROLLBACK")
+        program.close()
+        commit(two, {ROOT_OID: (tid, b"z")})
+
+
+ADDER = """
+import sys, objdb
+db = objdb.DB(sys.argv[1])
+def add(connection):
+    connection.root()["count"] += 1
+for _ in range(int(sys.argv[2])):
+    db.run(add, tries=100_000)
+db.close()
+"""
+
+
+@pytest.mark.parametrize("processes", [2, 8])
+def test_processes_count_together(path: Path, processes: int) -> None:
+    """Every addition of every process is in the sum."""
+    uri = f"sqlite:{path}"
+    with objdb.DB(uri) as db, db.transaction() as connection:
+        connection.root()["count"] = 0
+    each = 400 // processes
+    running = [
+        subprocess.Popen([sys.executable, "-c", ADDER, uri, str(each)]) for _ in range(processes)
+    ]
+    assert [process.wait(timeout=100) for process in running] == [0] * processes
+    with objdb.DB(uri) as db:
+        with db.transaction() as connection:
+            assert connection.root()["count"] == 400
+        check(db.storage).raise_if_damaged()
+
+
+def test_packed_by_another(path: Path) -> None:
+    """A view whose revisions another process has packed away gets an error, not other data; the
+    next one goes on."""
+    fill(path)
+    with objdb.DB(SQLiteStorage(path)) as one, objdb.DB(SQLiteStorage(path)) as two:
+        manager = transaction.TransactionManager()
+        reader = two.open(transaction_manager=manager)
+        for age in range(2, 5):
+            with one.transaction() as connection:
+                connection.root()["ann"].age = age
+        one.pack()
+        with pytest.raises(objdb.ReadConflictError):
+            reader.root()["ann"].age  # noqa: B018
+        manager.abort()
+        assert reader.root()["ann"].age == 4
+        reader.close()
+
+
+def test_the_log_starts_over(path: Path) -> None:
+    """Threads that do nothing for long do not keep the write-ahead log from starting over."""
+    fill(path)
+    with SQLiteStorage(path) as storage:
+        at_rest, go_on = threading.Event(), threading.Event()
+
+        def read() -> None:
+            storage.load(ROOT_OID)
+            at_rest.set()
+            go_on.wait(60)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        at_rest.wait(60)
+        tid = storage.getTid(ROOT_OID)
+        for _ in range(6):
+            for _ in range(50):
+                tid = commit(storage, {ROOT_OID: (tid, os.urandom(50_000))})
+            storage._tick()
+        size = os.path.getsize(f"{path}-wal")
+        go_on.set()
+        thread.join()
+    assert size < 6 * 50 * 50_000 / 2
+
+
+# -- forks
+
+
+def test_a_fork_goes_on_by_itself(path: Path) -> None:
+    """A database on SQLite works in a forked child, however it was given, and in the parent."""
+    fill(path)
+    for where in (f"sqlite:{path}", SQLiteStorage(path), lambda: SQLiteStorage(path)):
+        with objdb.DB(where) as db:
+            with db.transaction() as connection:
+                before = connection.root()["ann"].age
+
+            def add() -> int:
+                with db.transaction() as connection:
+                    connection.root()["ann"].age += 1
+                db.close()
+                return 0
+
+            assert [in_child(add) for _ in range(3)] == ["0"] * 3
+            add_here = in_child(lambda d=db: d.storage.lastTransaction().hex())
+            assert add_here == db.storage.lastTransaction().hex()
+            with db.transaction() as connection:
+                assert connection.root()["ann"].age == before + 3
+
+
+def test_a_storage_of_the_parent(path: Path) -> None:
+    """The storage itself is refused in a child, by name."""
+    fill(path)
+    with SQLiteStorage(path) as storage:
+        storage.load(ROOT_OID)
+
+        def use(call: Any) -> str:
+            try:
+                call()
+            except StorageForkedError as error:
+                return str(error)
+            return "no error"
+
+        for call in (lambda: storage.load(ROOT_OID), lambda: commit(storage, {})):
+            assert "Open the storage in the child" in in_child(lambda c=call: use(c))
+        assert in_child(lambda: storage.close() or "closed") == "closed"
+        assert storage.load(ROOT_OID)
+
+
+# -- what is no database, or damaged
+
+
+def test_files_of_something_else(tmp_path: Path) -> None:
+    """They are refused by name, and not touched."""
+    foreign = tmp_path / "foreign.sqlite"
+    program = sqlite3.connect(foreign)
+    program.execute("CREATE TABLE notes (text TEXT)")
+    program.commit()
+    program.close()
+    (tmp_path / "text").write_text("something else, and long enough to be a header")
+    for name, told in (("foreign.sqlite", "something else"), ("text", "no SQLite database")):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(FileFormatError, match=told) as caught:
+            SQLiteStorage(tmp_path / name)
+        assert caught.value.path == str(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+    with pytest.raises(FileFormatError, match="directory"):
+        SQLiteStorage(tmp_path)
+    for options in ({"create": False}, {"read_only": True}):
+        with pytest.raises(FileNotFoundError):
+            SQLiteStorage(tmp_path / "nosuch.sqlite", **options)
+    with pytest.raises(FileNotFoundError, match="folder"):
+        SQLiteStorage(tmp_path / "nosuch" / "a.sqlite")
+    assert not (tmp_path / "nosuch.sqlite").exists()
+
+
+def test_a_newer_release(path: Path) -> None:
+    """A schema that is not known yet is not touched."""
+    fill(path)
+    program = sqlite3.connect(path)
+    program.execute("PRAGMA user_version=7")
+    program.close()
+    with pytest.raises(FileFormatError, match=r"newer release.*schema 7; this one knows 1"):
+        SQLiteStorage(path)
+
+
+WRONG = [
+    {"durability": "some"}, {"busy_seconds": -1}, {"busy_seconds": "long"}, {"cache_bytes": -5},
+    {"keep_seconds": -1},
+]
+
+
+@pytest.mark.parametrize("options", WRONG, ids=str)
+def test_options_that_make_no_sense(path: Path, options: dict[str, Any]) -> None:
+    """They are told with what there is, before anything is made."""
+    with pytest.raises(UsageError, match=next(iter(options))):
+        SQLiteStorage(path, **options)
+    assert not path.exists()
+    with pytest.raises(UsageError, match="empty"):
+        SQLiteStorage("")
+
+
+def test_damage(path: Path) -> None:
+    """Pages that were overwritten are told by name, wherever they are met; others are read."""
+    with objdb.DB(SQLiteStorage(path)) as db, db.transaction() as connection:
+        for number in range(300):
+            connection.root()[str(number)] = Person("x" * 300)
+    content = bytearray(path.read_bytes())
+    page = 4096
+    for number in range(8, len(content) // page, 2):
+        content[number * page : (number + 1) * page] = os.urandom(page)
+    path.write_bytes(content)
+    with SQLiteStorage(path) as storage:
+        assert storage.self_check()
+        told = 0
+        for number in range(301):
+            try:
+                storage.load(number.to_bytes(8, "big"))
+            except (CorruptedDataError, KeyError) as error:
+                told += isinstance(error, CorruptedDataError)
+        assert told and check(storage).problems
+
+
+def test_a_truncated_file(path: Path) -> None:
+    """A file that was cut off is told, at opening or at the first page that is missing."""
+    with objdb.DB(SQLiteStorage(path)) as db, db.transaction() as connection:
+        for number in range(300):
+            connection.root()[str(number)] = Person("x" * 300)
+    os.truncate(path, 5 * 4096)
+    with pytest.raises((CorruptedDataError, StorageError)), SQLiteStorage(path) as storage:
+        list(storage.iterator())
+
+
+def test_a_full_disk(path: Path) -> None:
+    """A commit that finds no room is told, and takes nothing; with room it can be tried again."""
+    fill(path)
+    with SQLiteStorage(path) as storage:
+        tid, before = storage.getTid(ROOT_OID), contents(storage)
+        writer = storage._writer.connection
+        (pages,) = writer.execute("PRAGMA page_count").fetchone()
+        writer.execute(f"PRAGMA max_page_count={pages + 2}")
+        with pytest.raises(StorageWriteError, match=r"full.*Make room"):
+            commit(storage, {storage.new_oid(): (NO_TID, b"x" * 100_000)})
+        assert contents(storage) == before
+        writer.execute("PRAGMA max_page_count=1000000")
+        commit(storage, {ROOT_OID: (tid, b"x" * 100_000)})
+
+
+def test_read_only(path: Path) -> None:
+    """A storage for reading follows the one that writes, and refuses changes."""
+    fill(path)
+    with SQLiteStorage(path) as writer, objdb.DB(f"sqlite:{path}?read_only=yes") as db:
+        with pytest.raises(ReadOnlyError):
+            commit(db.storage, {ROOT_OID: (NO_TID, b"x")})
+        with db.transaction() as connection:
+            assert connection.root()["ann"].age == 1
+        oid = writer.new_oid()
+        tid = commit(writer, {oid: (NO_TID, b"new")})
+        with db.transaction():
+            assert db.storage.load(oid) == (b"new", tid)
+
+
+# -- backups, and the sqlite3 program
+
+
+def test_backup(path: Path, tmp_path: Path) -> None:
+    """A backup has all that was committed when it was taken, while others commit; what exists is
+    not overwritten."""
+    fill(path)
+    told: list[tuple[int, int]] = []
+    with SQLiteStorage(path) as storage:
+        tid = storage.getTid(ROOT_OID)
+        expected = contents(storage)
+        storage.backup(tmp_path / "backup.sqlite", lambda done, of: told.append((done, of)))
+        commit(storage, {ROOT_OID: (tid, b"later")})
+        with pytest.raises(FileExistsError):
+            storage.backup(tmp_path / "backup.sqlite")
+    assert told and told[-1][0] == told[-1][1] > 0
+    with SQLiteStorage(tmp_path / "backup.sqlite") as copy:
+        assert contents(copy) == expected
+        assert copy.self_check() == []
+    assert sorted(os.listdir(tmp_path)) == [
+        "backup.sqlite", "backup.sqlite.lock", "data.sqlite", "data.sqlite.lock",
+    ]
+
+
+def test_copied_with_its_log(path: Path, tmp_path: Path) -> None:
+    """The file and its write-ahead log, copied together, are the database, as a crash leaves
+    them."""
+    fill(path)
+    copy = tmp_path / "copy.sqlite"
+    with SQLiteStorage(path) as storage:
+        tid = commit(storage, {ROOT_OID: (storage.getTid(ROOT_OID), b"last")})
+        shutil.copy(path, copy)
+        shutil.copy(f"{path}-wal", f"{copy}-wal")
+    with SQLiteStorage(copy) as storage:
+        assert storage.load(ROOT_OID) == (b"last", tid)
+
+
+def test_what_a_program_sees(path: Path) -> None:
+    """The view `history` shows transactions with their times; `revisions` shows all revisions."""
+    fill(path)
+    with SQLiteStorage(path) as storage:
+        tids = [found.tid for found in storage.iterator()]
+    program = sqlite3.connect(path)
+    rows = program.execute("SELECT tid, time, description, objects FROM history").fetchall()
+    assert [row[0] for row in rows] == [tid.hex() for tid in tids]
+    assert [row[2:] for row in rows] == [("initial database creation", 1), ("ann", 2)]
+    for tid, row in zip(tids, rows, strict=True):
+        assert row[1][:19] in format_tid(tid)
+        moment = datetime.fromisoformat(row[1]).replace(tzinfo=timezone.utc)
+        assert abs((datetime.now(timezone.utc) - moment).total_seconds()) < 1000
+    assert program.execute("SELECT count(*) FROM revisions WHERE oid = 0").fetchone() == (2,)
+    program.close()
+    assert int.from_bytes(b"objd", "big") == opening.APPLICATION_ID
