@@ -38,7 +38,9 @@
     │   │   └── ConcurrentUseError         two threads on one connection
     │   ├── UnregisteredMutationError      changed without notice (detect_mutations)
     │   ├── PartialCommitError             several databases: committed in one, not in another
-    │   └── PoolTimeoutError               every connection is out; says who holds them
+    │   ├── PoolTimeoutError               every connection is out; says who holds them
+    │   └── SafeError                      a module safe cannot be opened, or used so
+    │       └── MissingPackageError        its backend needs a package: names what to install
     └── UsageError (ValueError)            an argument that makes no sense: unknown URI scheme …
 
 Facts are attributes (`oid`, `path`, `position`, `serials` …), the message says what happened,
@@ -401,3 +403,19 @@ class PoolTimeoutError(POSError):
 
     facts = {"holders": ()}
     holders: tuple[str, ...]
+
+
+class SafeError(POSError):
+    """A module safe cannot be opened, or not be used in this way. `path`: its directory."""
+
+    facts = {"path": None}
+    path: str | None
+
+
+class MissingPackageError(SafeError):
+    """What keeps the safe needs a package that is not installed. `package` names it, `extra` is
+    what of objdb brings it."""
+
+    facts = {"package": None, "extra": None}
+    package: str
+    extra: str

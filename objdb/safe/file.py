@@ -1,0 +1,140 @@
+"""A safe in a database of objdb, in one file: for one process at a time, with undo.
+
+The root has a BTree, `"safe"`, of the keys' bytes, with (original, value).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+
+from BTrees.OOBTree import OOBTree
+
+from objdb.database.db import DB
+from objdb.database.packing import AutoPack
+from objdb.errors import StorageClosedError, StorageForkedError
+from objdb.safe.table import Row, abandon
+
+Result = TypeVar("Result")
+
+FILE_NAME = "safe.fs"
+PACKING = AutoPack(days=7, growth_bytes=64 << 20)
+"""A safe packs itself; a week of it can be undone."""
+
+
+class FileTable:
+    """The table in the directory *folder*; made where there is none."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = Lock()  # around every transaction, so that there are no conflicts
+        self._db: DB | None = DB(folder / FILE_NAME, autopack=PACKING)
+        self._is_parents = False
+        try:
+            if not self._run(_has_tree):
+                self._run(_make_tree)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def get(self, key: bytes) -> bytes | None:
+        found = self._on_tree(lambda tree: tree.get(key))
+        return None if found is None else found[1]
+
+    def has(self, key: bytes) -> bool:
+        return self._on_tree(lambda tree: key in tree)
+
+    def put(self, row: Row) -> None:
+        self._on_tree(lambda tree: _put(tree, row))
+
+    def put_all(
+        self, rows: Iterable[Row], *, clear: bool = False, new_only: bool = False
+    ) -> bool:
+        rows = list(rows)
+
+        def put_all(tree: Any) -> bool:
+            if new_only and any(row[0] in tree for row in rows):
+                return False
+            if clear:
+                tree.clear()
+            for row in rows:
+                _put(tree, row)
+            return True
+
+        return self._on_tree(put_all)
+
+    def swap(self, row: Row, expected: bytes | None) -> bool:
+        def swap(tree: Any) -> bool:
+            if tree.get(row[0], _NOTHING)[1] != expected:
+                return False
+            _put(tree, row)
+            return True
+
+        return self._on_tree(swap)
+
+    def delete(self, key: bytes, expected: bytes | None = None) -> bool:
+        def delete(tree: Any) -> bool:
+            value = tree.get(key, _NOTHING)[1]
+            if value is None or (expected is not None and value != expected):
+                return False
+            del tree[key]
+            return True
+
+        return self._on_tree(delete)
+
+    def rows(self, after: bytes, limit: int) -> list[Row]:
+        def rows(tree: Any) -> list[Row]:
+            items = islice(tree.iteritems(after, excludemin=True), limit)
+            return [(key, *found) for key, found in items]
+
+        return self._on_tree(rows)
+
+    def count(self) -> int:
+        return self._on_tree(len)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def forked(self) -> None:
+        self._lock = Lock()
+        if self._db is not None:
+            abandon(self._db)
+            self._db, self._is_parents = None, True
+
+    def _on_tree(self, action: Callable[[Any], Result]) -> Result:
+        return self._run(lambda root: action(root["safe"]))
+
+    def _run(self, action: Callable[[Any], Result]) -> Result:
+        with self._lock:
+            if self._is_parents:
+                raise StorageForkedError(
+                    f"the safe {self._folder} is kept in a file, which the parent process has. "
+                    "Use the backend berkeley or sqlite for several processes"
+                )
+            if self._db is None:
+                raise StorageClosedError(f"the safe {self._folder} is closed. Open it again")
+            with self._db.transaction() as connection:
+                return action(connection.root())
+
+
+_NOTHING = (b"", None)
+
+
+def _has_tree(root: Any) -> bool:
+    return "safe" in root
+
+
+def _make_tree(root: Any) -> None:
+    root["safe"] = OOBTree()
+
+
+def _put(tree: Any, row: Row) -> None:
+    key, original, value = row
+    old = tree.get(key)
+    tree[key] = (original if old is None else old[0], value)

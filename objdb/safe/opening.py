@@ -1,0 +1,222 @@
+"""Opening safes: who has which, what keeps it, and what a directory has to look like."""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+from objdb.errors import FileFormatError, MissingPackageError, SafeError, UsageError
+from objdb.safe.mapping import Safe
+from objdb.safe.naming import directory_of_safes, folder_name, module_name, parts_of
+from objdb.safe.table import Table
+from objdb.storage.files import sync_directory
+
+_BACKENDS = {
+    "berkeley": ("objdb.safe.berkeley", "BerkeleyTable"),
+    "sqlite": ("objdb.safe.sqlite", "SqliteTable"),
+    "file": ("objdb.safe.file", "FileTable"),
+}
+BACKENDS = tuple(_BACKENDS)
+_MARKER = "safe.json"  # written first, whole or not at all: says which backend
+_NEW_MARKER = "safe.json.new"
+_LOCK = "lock"  # held while a safe is made or opened
+_FORMAT = 1
+
+_open_safes: dict[Path, Safe] = {}
+_opening = Lock()  # around _open_safes, and around opening; held over a fork
+
+
+@dataclass(frozen=True)
+class SafeInfo:
+    """A safe that is in a directory of safes, open or not."""
+
+    path: Path
+    node: str
+    cage: str
+    module: str
+    backend: str
+
+    @property
+    def name(self) -> str:
+        """The name of its directory."""
+        return self.path.name
+
+    @property
+    def size_bytes(self) -> int:
+        """The space that its files take."""
+        return sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
+
+
+def module_safe(
+    *,
+    cage: str | None = None,
+    node: str | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    backend: str | None = None,
+) -> Safe:
+    """Return the safe of the module that calls: the same open object every time.
+
+    *cage*: the application's name; *node*: the host's; *directory*: what has the safes (see
+    `objdb.safe.naming` for the defaults). *backend*: what is to keep a new safe, `"berkeley"`,
+    `"sqlite"` or `"file"`; by default OBJDB_SAFE_BACKEND, or Berkeley DB if `berkeleydb` is
+    installed, else SQLite. A safe that is there is opened with what made it.
+
+    Raises `UsageError` for other backends, `MissingPackageError`, `SafeError` where there is no
+    permission, `FileFormatError` for a directory of something else, `StorageLockedError` for one
+    of the backend `file` that another process has, `CorruptedDataError`.
+    """
+    name = module_name(sys._getframe(1).f_globals["__name__"])
+    path = directory_of_safes(directory) / folder_name(node, cage, name)
+    return open_safe(path, backend=backend)
+
+
+def open_safe(
+    path: str | os.PathLike[str], *, backend: str | None = None, create: bool = True
+) -> Safe:
+    """Return the safe in the directory *path*, made if there is none and *create* is true.
+    Arguments and errors are those of `module_safe`."""
+    folder = Path(os.path.abspath(path))
+    backend = backend or os.environ.get("OBJDB_SAFE_BACKEND") or None
+    if backend is not None and backend not in _BACKENDS:
+        raise UsageError(f"there is no backend {backend!r}; there are {', '.join(_BACKENDS)}")
+    with _opening:
+        safe = _open_safes.get(folder)
+        if safe is None or safe.is_closed:
+            try:
+                safe = _open_safes[folder] = _open(folder, backend, create)
+            except OSError as error:
+                raise SafeError(
+                    f"the safe {folder} cannot be opened: {error.strerror or error}. See to the "
+                    "permissions, or name another directory by OBJDB_SAFE",
+                    path=str(folder),
+                ) from error
+        return safe
+
+
+def list_safes(directory: str | os.PathLike[str] | None = None) -> list[SafeInfo]:
+    """Return the safes in a directory of safes, by name. OSError if it cannot be read."""
+    found = []
+    for path in sorted(directory_of_safes(directory).iterdir()):
+        try:
+            node, cage, module = parts_of(path.name)
+        except ValueError:
+            continue
+        if (path / _MARKER).exists():
+            found.append(SafeInfo(path, node, cage, module, _backend_of(path)))
+    return found
+
+
+def _open(folder: Path, backend: str | None, create: bool) -> Safe:
+    if not create and not (folder / _MARKER).exists():
+        raise SafeError(f"there is no safe in {folder}", path=str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not _is_safe(folder):
+        with _locked(folder):
+            if not _is_safe(folder):
+                backend = backend or _default_backend()
+                _load_backend(folder, backend)
+                _write_marker(folder, backend)
+    backend = _backend_of(folder)
+    table_class = _load_backend(folder, backend)
+    with _locked(folder):
+        return Safe(folder, backend, table_class(folder))
+
+
+def _is_safe(folder: Path) -> bool:
+    names = {entry.name for entry in folder.iterdir()}
+    if _MARKER in names:
+        return True
+    if names - {_LOCK, _NEW_MARKER}:
+        raise FileFormatError(
+            f"{folder} is no safe: it has no {_MARKER}, but other files. Move them away, or name "
+            "another directory by OBJDB_SAFE",
+            path=str(folder),
+        )
+    return False
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write_marker(folder: Path, backend: str) -> None:
+    new = folder / _NEW_MARKER
+    with open(new, "w", encoding="utf-8") as file:
+        json.dump({"format": _FORMAT, "backend": backend}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(folder / _MARKER)
+    sync_directory(str(folder))
+    sync_directory(str(folder.parent))
+
+
+def _backend_of(folder: Path) -> str:
+    path = folder / _MARKER
+    try:
+        marker = json.loads(path.read_bytes())
+        version, backend = marker["format"], marker["backend"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(
+            f"{path} is not what a safe has: {error}. Restore it from a backup", path=str(path)
+        ) from error
+    if version != _FORMAT or backend not in _BACKENDS:
+        raise FileFormatError(
+            f"{folder} is a safe of format {version}, kept by {backend}; this release knows "
+            f"format {_FORMAT} and {', '.join(_BACKENDS)}. A newer release opens it",
+            path=str(folder),
+        )
+    return str(backend)
+
+
+def _default_backend() -> str:
+    try:
+        importlib.import_module("berkeleydb")
+    except ImportError:
+        return "sqlite"
+    return "berkeley"
+
+
+def _load_backend(folder: Path, backend: str) -> Callable[[Path], Table]:
+    module, name = _BACKENDS[backend]
+    try:
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    except ImportError as error:
+        if backend != "berkeley":
+            raise
+        raise MissingPackageError(
+            f"the safe {folder} is kept by Berkeley DB, and the package berkeleydb cannot be "
+            f"imported: {error}. Install objdb[berkeley] (pip install 'objdb[berkeley]')",
+            path=str(folder), package="berkeleydb", extra="objdb[berkeley]",
+        ) from error
+
+
+def _forked() -> None:
+    _opening.release()
+    for safe in _open_safes.values():
+        safe.forked()
+
+
+def _close_all() -> None:
+    for safe in list(_open_safes.values()):
+        safe.close()
+
+
+os.register_at_fork(
+    before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_forked
+)
+atexit.register(_close_all)
