@@ -1,6 +1,6 @@
 """A safe in a database of objdb, in one file: for one process at a time, with undo.
 
-The root has a BTree, `"safe"`, of the keys' bytes, with (original, value).
+The root has a BTree, `"safe"`, of the keys' bytes, with an `Entry` for each.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from BTrees.OOBTree import OOBTree
+from persistent import Persistent
 
 from objdb.database.db import DB
 from objdb.database.packing import AutoPack
@@ -23,6 +24,14 @@ Result = TypeVar("Result")
 FILE_NAME = "safe.fs"
 PACKING = AutoPack(days=7, growth_bytes=64 << 20)
 """A safe packs itself; a week of it can be undone."""
+
+
+class Entry(Persistent):
+    """The pickles of a value, and of the key where its bytes do not tell it."""
+
+    def __init__(self, original: bytes, value: bytes) -> None:
+        self.original = original
+        self.value = value
 
 
 class FileTable:
@@ -41,8 +50,7 @@ class FileTable:
             raise
 
     def get(self, key: bytes) -> bytes | None:
-        found = self._on_tree(lambda tree: tree.get(key))
-        return None if found is None else found[1]
+        return self._on_tree(lambda tree: _value_at(tree, key))
 
     def has(self, key: bytes) -> bool:
         return self._on_tree(lambda tree: key in tree)
@@ -68,7 +76,7 @@ class FileTable:
 
     def swap(self, row: Row, expected: bytes | None) -> bool:
         def swap(tree: Any) -> bool:
-            if tree.get(row[0], _NOTHING)[1] != expected:
+            if _value_at(tree, row[0]) != expected:
                 return False
             _put(tree, row)
             return True
@@ -77,7 +85,7 @@ class FileTable:
 
     def delete(self, key: bytes, expected: bytes | None = None) -> bool:
         def delete(tree: Any) -> bool:
-            value = tree.get(key, _NOTHING)[1]
+            value = _value_at(tree, key)
             if value is None or (expected is not None and value != expected):
                 return False
             del tree[key]
@@ -88,7 +96,7 @@ class FileTable:
     def rows(self, after: bytes, limit: int) -> list[Row]:
         def rows(tree: Any) -> list[Row]:
             items = islice(tree.iteritems(after, excludemin=True), limit)
-            return [(key, *found) for key, found in items]
+            return [(key, entry.original, entry.value) for key, entry in items]
 
         return self._on_tree(rows)
 
@@ -123,9 +131,6 @@ class FileTable:
                 return action(connection.root())
 
 
-_NOTHING = (b"", None)
-
-
 def _has_tree(root: Any) -> bool:
     return "safe" in root
 
@@ -134,7 +139,15 @@ def _make_tree(root: Any) -> None:
     root["safe"] = OOBTree()
 
 
+def _value_at(tree: Any, key: bytes) -> bytes | None:
+    entry = tree.get(key)
+    return None if entry is None else entry.value
+
+
 def _put(tree: Any, row: Row) -> None:
     key, original, value = row
-    old = tree.get(key)
-    tree[key] = (original if old is None else old[0], value)
+    entry = tree.get(key)
+    if entry is None:
+        tree[key] = Entry(original, value)
+    else:
+        entry.value = value
