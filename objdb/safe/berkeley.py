@@ -90,7 +90,12 @@ class BerkeleyTable:
                 gate.unlock()
                 gate.close()
 
-    def forked(self) -> None:
+    def before_fork(self) -> None:
+        pass
+
+    def after_fork(self, in_child: bool) -> None:
+        if not in_child:
+            return
         self._lock = Lock()
         self._abandon()
         if self._gate is not None:

@@ -109,7 +109,12 @@ class FileTable:
                 self._db.close()
                 self._db = None
 
-    def forked(self) -> None:
+    def before_fork(self) -> None:
+        pass
+
+    def after_fork(self, in_child: bool) -> None:
+        if not in_child:
+            return
         self._lock = Lock()
         if self._db is not None:
             abandon(self._db)

@@ -32,7 +32,8 @@ class Safe(MutableMapping[Any, Any]):
     a dict's key is equal here (`objdb.safe.keys` tells of what kinds). Iterating sees all keys
     that stay, in an order of its own, and perhaps what is added meanwhile.
 
-    `path`: the directory; `backend`: what keeps it, `"berkeley"`, `"sqlite"` or `"file"`.
+    `path`: the directory; `backend`: what keeps it, `"berkeley"`, `"sqlite"` or `"file"`;
+    `table`: where its rows are.
 
     Any access can raise `StorageClosedError` after close, `CorruptedDataError` for damaged files,
     `SafeError` when the files may not be written. Writing raises `UnpicklableError`, and nothing
@@ -43,30 +44,30 @@ class Safe(MutableMapping[Any, Any]):
     def __init__(self, path: Path, backend: str, table: Table) -> None:
         self.path = path
         self.backend = backend
-        self._table = table
+        self.table = table
         self._is_closed = False
 
     def __getitem__(self, key: Any) -> Any:
-        value = self._table.get(encode(key))
+        value = self.table.get(encode(key))
         if value is None:
             raise KeyError(key)
         return self._loaded(key, value)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._table.put(_row(key, value))
+        self.table.put(_row(key, value))
 
     def __delitem__(self, key: Any) -> None:
-        if not self._table.delete(encode(key)):
+        if not self.table.delete(encode(key)):
             raise KeyError(key)
 
     def __contains__(self, key: Any) -> bool:
-        return self._table.has(encode(key))
+        return self.table.has(encode(key))
 
     def __len__(self) -> int:
-        return self._table.count()
+        return self.table.count()
 
     def __bool__(self) -> bool:
-        return bool(self._table.rows(b"", 1))
+        return bool(self.table.rows(b"", 1))
 
     def __iter__(self) -> Iterator[Any]:
         return (self._key(row) for row in self._rows())
@@ -88,20 +89,20 @@ class Safe(MutableMapping[Any, Any]):
         pairs = dict(other, **more) if more else other
         if hasattr(pairs, "keys"):
             pairs = [(key, pairs[key]) for key in pairs.keys()]  # noqa: SIM118  as a dict does
-        self._table.put_all([_row(key, value) for key, value in pairs])
+        self.table.put_all([_row(key, value) for key, value in pairs])
 
     def clear(self) -> None:
         """Remove everything, in one transaction."""
-        self._table.put_all([], clear=True)
+        self.table.put_all([], clear=True)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
         """Return the value at *key*; store *default* if there is none."""
         row = _row(key, default)
         while True:
-            value = self._table.get(row[0])
+            value = self.table.get(row[0])
             if value is not None:
                 return self._loaded(key, value)
-            if self._table.swap(row, None):
+            if self.table.swap(row, None):
                 return default
 
     def pop(self, key: Any, default: Any = _MISSING) -> Any:
@@ -109,22 +110,22 @@ class Safe(MutableMapping[Any, Any]):
         try, one gets it."""
         encoded = encode(key)
         while True:
-            value = self._table.get(encoded)
+            value = self.table.get(encoded)
             if value is None:
                 if default is _MISSING:
                     raise KeyError(key)
                 return default
             found = self._loaded(key, value)
-            if self._table.delete(encoded, bytes(value)):
+            if self.table.delete(encoded, bytes(value)):
                 return found
 
     def popitem(self) -> tuple[Any, Any]:
         """Remove any pair and return it; KeyError if there is none."""
-        while rows := self._table.rows(b"", 1):
+        while rows := self.table.rows(b"", 1):
             row = rows[0]
             key = self._key(row)
             value = self._loaded(key, row[2])
-            if self._table.delete(row[0], row[2]):
+            if self.table.delete(row[0], row[2]):
                 return key, value
         raise KeyError("popitem(): the safe is empty")
 
@@ -142,13 +143,13 @@ class Safe(MutableMapping[Any, Any]):
         if default is not _MISSING:
             default = _dumped(key, default)
         while True:
-            value = self._table.get(encoded)
+            value = self.table.get(encoded)
             if value is None and default is _MISSING:
                 raise KeyError(key)
             changed = function(self._loaded(key, default if value is None else value))
             expected = None if value is None else bytes(value)
             row = encoded, original_of(key), _dumped(key, changed)
-            if self._table.swap(row, expected):
+            if self.table.swap(row, expected):
                 return changed
 
     def import_shelf(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
@@ -162,7 +163,7 @@ class Safe(MutableMapping[Any, Any]):
         while not overwrite:
             new = []
             for key, row in shelf.items():
-                value = self._table.get(row[0])
+                value = self.table.get(row[0])
                 if value is None:
                     new.append(row)
                 elif value != row[2] and self._loaded(key, value) != pickle.loads(row[2]):
@@ -172,9 +173,9 @@ class Safe(MutableMapping[Any, Any]):
                         "import with overwrite=True",
                         path=str(self.path),
                     )
-            if self._table.put_all(new, new_only=True):
+            if self.table.put_all(new, new_only=True):
                 return len(shelf)
-        self._table.put_all(shelf.values())
+        self.table.put_all(shelf.values())
         return len(shelf)
 
     @property
@@ -185,7 +186,7 @@ class Safe(MutableMapping[Any, Any]):
     def close(self) -> None:
         """Let go of the files. A safe that is not closed is so at the program's end."""
         self._is_closed = True
-        self._table.close()
+        self.table.close()
 
     def __enter__(self) -> Safe:
         return self
@@ -193,13 +194,9 @@ class Safe(MutableMapping[Any, Any]):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def forked(self) -> None:
-        """In the child of a fork: go on with files of its own."""
-        self._table.forked()
-
     def _rows(self) -> Iterable[Row]:
         after = b""
-        while rows := self._table.rows(after, _BATCH_ROWS):
+        while rows := self.table.rows(after, _BATCH_ROWS):
             yield from rows
             after = rows[-1][0]
 

@@ -205,10 +205,16 @@ def _load_backend(folder: Path, backend: str) -> Callable[[Path], Table]:
         ) from error
 
 
-def _forked() -> None:
-    _opening.release()
+def _before_fork() -> None:
+    _opening.acquire()
     for safe in _open_safes.values():
-        safe.forked()
+        safe.table.before_fork()
+
+
+def _after_fork(in_child: bool) -> None:
+    for safe in _open_safes.values():
+        safe.table.after_fork(in_child)
+    _opening.release()
 
 
 def _close_all() -> None:
@@ -217,6 +223,8 @@ def _close_all() -> None:
 
 
 os.register_at_fork(
-    before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_forked
+    before=_before_fork,
+    after_in_parent=lambda: _after_fork(False),
+    after_in_child=lambda: _after_fork(True),
 )
 atexit.register(_close_all)

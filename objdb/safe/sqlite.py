@@ -17,7 +17,7 @@ from objdb.errors import (
     StorageClosedError,
     StorageWriteError,
 )
-from objdb.safe.table import Row, abandon
+from objdb.safe.table import Row
 
 FILE_NAME = "safe.sqlite"
 WAIT_SECONDS = 60
@@ -99,11 +99,16 @@ class SqliteTable:
                 self._connection.close()
                 self._connection = None
 
-    def forked(self) -> None:
-        self._lock = Lock()
+    def before_fork(self) -> None:
+        # SQLite's own tables, which the child inherits, say that this process has locks, and the
+        # child has none. So there must be no connection at that moment.
+        self._lock.acquire()
         if self._connection is not None:
-            abandon(self._connection)
+            self._connection.close()
             self._connection = None
+
+    def after_fork(self, in_child: bool) -> None:
+        self._lock.release()
 
     @contextmanager
     def _use(self) -> Iterator[sqlite3.Connection]:

@@ -49,8 +49,11 @@ class Table(Protocol):
     def close(self) -> None:
         """Let go of everything."""
 
-    def forked(self) -> None:
-        """In the child of a fork, before anything else: forget what is the parent's."""
+    def before_fork(self) -> None:
+        """Get ready for a fork of this process; `after_fork` follows in both."""
+
+    def after_fork(self, in_child: bool) -> None:
+        """Go on after a fork; the child forgets what is the parent's."""
 
 
 def abandon(*handles: Any) -> None:
