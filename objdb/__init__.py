@@ -11,6 +11,7 @@
                     packing, file/
       files.py   5  the seam to the operating system
     check.py        whole-database invariants
+    safe/           module safes: a durable dict per module, in Berkeley DB, SQLite or a file
     tools/          the `objdb` command
     conflictfree.py types whose concurrent changes are merged
     testing/        for authors of storages: the conformance suite, the faulty file system;
@@ -21,7 +22,7 @@
 
 Folder order, reading order and flow order are the same. Imports go one way:
 database → connection, records, storage; connection and conflictfree → records; records and
-storage → ids, errors, interfaces.
+storage → ids, errors, interfaces; safe → storage, database.
 """
 
 from importlib import import_module
@@ -51,6 +52,7 @@ from objdb.errors import (
     DeserializationError,
     FileFormatError,
     InvalidObjectReference,
+    MissingPackageError,
     MultipleUndoErrors,
     NeedsMigrationError,
     ObjdbError,
@@ -64,6 +66,7 @@ from objdb.errors import (
     ReadOnlyError,
     ReadOnlyHistoryError,
     RecordTooLargeError,
+    SafeError,
     SerializationError,
     StorageClosedError,
     StorageError,
@@ -120,6 +123,7 @@ __all__ = [
     "LargeRecordWarning",
     "LeakedConnectionWarning",
     "MappingStorage",
+    "MissingPackageError",
     "MultipleUndoErrors",
     "NeedsMigrationError",
     "POSError",
@@ -140,6 +144,7 @@ __all__ = [
     "ReadOnlyHistoryError",
     "RecordTooLargeError",
     "SQLiteStorage",
+    "SafeError",
     "SerializationError",
     "StorageClosedError",
     "StorageError",

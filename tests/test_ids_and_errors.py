@@ -163,6 +163,7 @@ ALL = [
 ]
 EXAMPLES: dict[str, Any] = {
     "oid": bytes(7) + b"\x2a", "referrer": bytes(7) + b"\x2b", "database": "data.fs",
+    "package": "berkeleydb", "extra": "objdb[berkeley]",
     "class_name": "app.Person", "attribute": "tags[2]",
     "serials": (b"\1" * 8, b"\2" * 8), "path": "data.fs",
     "record": b"r", "position": 4096, "pid": 42, "host": "machine", "size": 10, "limit": 5,

@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 FILE_NAME = "safe.bdb"
 CACHE_BYTES = 4 << 20
-LOG_FILE_BYTES = 4 << 20
+LOG_FILE_BYTES = 1 << 20
 CHECKPOINT_BYTES = 4 << 20
 _RECORD_OVERHEAD = 256  # about what a small change takes in the log
 _PLAIN = bytes(4)  # how the record of a key without an original begins

@@ -2,6 +2,7 @@
 
     look      info, check, history, diff, undolog
     change    undo, versions, migrate, pack
+    safes     safe list, safe get, safe set, safe export
 
 Exit codes: 0 done, 1 it could not be done (or `check` found damage), 2 wrong usage. What is a
 user's mistake, or the database's state, is told in a sentence, without a traceback.
@@ -14,7 +15,7 @@ from typing import Any
 import click
 
 from objdb.errors import ObjdbError
-from objdb.tools import copying, looking, packing, undoing, versions
+from objdb.tools import copying, looking, packing, safes, undoing, versions
 from objdb.version import __version__
 
 
@@ -43,6 +44,6 @@ def main() -> None:
 
 for command in (
     *looking.COMMANDS, *undoing.COMMANDS, *versions.COMMANDS, *copying.COMMANDS,
-    *packing.COMMANDS,
+    *packing.COMMANDS, *safes.COMMANDS,
 ):
     main.add_command(command)

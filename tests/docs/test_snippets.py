@@ -19,6 +19,7 @@ import transaction
 
 import objdb
 from objdb.check import check
+from objdb.safe import Safe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -104,7 +105,7 @@ def run_page(page, namespace):
 def forget(namespace):
     """Close the databases of a page that did not come to its end, and forget its objects."""
     for value in list(namespace.values()):
-        if isinstance(value, (objdb.DB, objdb.FileStorage)):
+        if isinstance(value, (objdb.DB, objdb.FileStorage, Safe)):
             value.close()
     namespace.clear()
     gc.collect()
