@@ -121,6 +121,7 @@ def targets(sizes: Sizes) -> list[Target]:
     return [
         *_commits(sizes), *_loads(), *_cache(sizes), *_concurrency(sizes), *_history(sizes),
         *_versions(sizes), *_opening(sizes), *_packing(sizes),
+        *_safes(),
     ]
 
 
@@ -373,6 +374,21 @@ def _opening(sizes: Sizes) -> list[Target]:
             Bound("nothing private (≤ 2 MiB)", ours_at_most=2.0),
             "zodb",
             speed=False,
+        ),
+    ]
+
+
+def _safes() -> list[Target]:
+    return [
+        Target(
+            "safe[key] = value, durable", "safe", "set_us", "µs",
+            Bound("≤ 1.3 × Berkeley DB", at_most=1.3), Bound("≤ 1.1 × Berkeley DB", at_most=1.1),
+            speed=False, beside=("bare_set_us", "Berkeley DB by itself"),
+        ),
+        Target(
+            "safe[key]", "safe", "get_us", "µs", Bound("≤ 20 µs", ours_at_most=20.0),
+            Bound("10 µs", ours_at_most=10.0), speed=False,
+            beside=("bare_get_us", "Berkeley DB by itself"),
         ),
     ]
 

@@ -15,6 +15,7 @@ from benchmarks.measurements import (
     loads,
     opening,
     packing,
+    safes,
 )
 from benchmarks.sizes import Sizes
 from benchmarks.systems import SYSTEMS, System
@@ -75,6 +76,7 @@ def catalogue(sizes: Sizes) -> dict[str, Measurement]:
         *_versions(sizes),
         *_opening(sizes),
         *_packing(sizes),
+        *_safes(),
         *_growth(sizes),
     ]
     return {measurement.name: measurement for measurement in found}
@@ -451,6 +453,21 @@ def _packing(sizes: Sizes) -> list[Measurement]:
             )
         )
     return found
+
+
+def _safes() -> list[Measurement]:
+    return [
+        Measurement(
+            "safe", safes.access, "isolation", "",
+            (
+                Quantity("set_us", "safe[key] = value, durable", "µs"),
+                Quantity("bare_set_us", "… the same bytes in Berkeley DB by itself", "µs"),
+                Quantity("get_us", "safe[key]", "µs"),
+                Quantity("bare_get_us", "… in Berkeley DB by itself, and unpickled", "µs"),
+            ),
+            writes=True,
+        ),
+    ]
 
 
 def _growth(sizes: Sizes) -> list[Measurement]:
