@@ -31,6 +31,7 @@ from tests.campaign.kills import kill_once
 from tests.campaign.races import race
 from tests.campaign.sweeps import sweep
 from tests.isolation.interleavings import interleaved
+from tests.safe import kills as safe_kills
 
 # A campaign takes seconds; one that takes so long does not end.
 LONGEST_SECONDS = 900.0
@@ -112,7 +113,15 @@ def packs(directory: Path, seed: int) -> None:
             assert storage.self_check() == []
 
 
-CAMPAIGNS: list[Callable[[Path, int], None]] = [kills, races, histories, sweeps, graphs, packs]
+def safes(directory: Path, seed: int) -> None:
+    """Fifty kills of processes that write to a module safe, with others writing on."""
+    for backend in ("berkeley", "sqlite"):
+        safe_kills.campaign(directory / backend, backend, 50, random.Random(seed))
+
+
+CAMPAIGNS: list[Callable[[Path, int], None]] = [
+    kills, races, histories, sweeps, graphs, packs, safes
+]
 
 
 @click.command(epilog="Example: ./dev crash 60   (an hour)")

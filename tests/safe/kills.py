@@ -1,14 +1,10 @@
-"""Kills processes that write to a safe, while others write on: nothing acknowledged is lost.
-
-    python -m tests.safe.kills [TIMES] [BACKEND]
-"""
+"""Kills processes that write to a safe, while others write on: nothing acknowledged is lost."""
 
 from __future__ import annotations
 
 import random
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -99,18 +95,3 @@ def check_one(safe: Safe, writer: Writer) -> None:
         if isinstance(key, tuple) and key[0] == name and isinstance(key[1], int)
     ]
     assert set(numbers) <= {left, left - 1} and (not left or left in numbers)
-
-
-def main() -> None:
-    """Run a campaign with a printed seed."""
-    times = int(sys.argv[1]) if len(sys.argv) > 1 else 50
-    seed = random.randrange(10**9)
-    for backend in sys.argv[2:] or ["berkeley", "sqlite"]:
-        print(f"{backend}, {times} kills, seed {seed}", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            found = campaign(Path(folder) / "safe", backend, times, random.Random(seed))
-            print(f"all right, {found['count']} writes", flush=True)
-
-
-if __name__ == "__main__":
-    main()

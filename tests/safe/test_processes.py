@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,31 +26,32 @@ ROOT = Path(__file__).parents[2]
 
 def in_child(work: Callable[[], Any]) -> None:
     """Fork, call *work* in the child, and wait for it to end well."""
+    assert _forked(work) == 0
+
+
+def _forked(work: Callable[[], Any]) -> int:
+    """Fork, call *work* in the child, and return how it ended."""
     pid = os.fork()
     if pid == 0:
         try:
             work()
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        except BaseException:
+            traceback.print_exc()
             os._exit(1)
         os._exit(0)
-    assert os.waitpid(pid, 0)[1] == 0
+    return os.waitpid(pid, 0)[1]
 
 
 def dies_inside(safe: Safe, action: Callable[[Any], Any] | None = None) -> None:
     """Fork a child that kills itself inside the environment of Berkeley DB, after *action*."""
 
     def die(table: Any) -> None:
-        if action:
-            action(table)
+        kept = action(table) if action else None  # a transaction that is dropped is aborted
         os.kill(os.getpid(), signal.SIGKILL)
+        del kept
 
-    pid = os.fork()
-    if pid == 0:
-        table: Any = safe.table
-        table._run(die, table)
-        os._exit(1)
-    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    table: Any = safe.table
+    assert _forked(lambda: table._run(die, table)) == signal.SIGKILL
 
 
 def generation(safe: Safe) -> bytes:
@@ -132,17 +134,22 @@ def test_parent_closes_first(opened: Open, shared_backend: str) -> None:
     safe = opened(shared_backend)
     safe["a"] = 1
     ready, go = multiprocessing.Pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def work() -> None:
         safe["b"] = 2
         go.send("written")
         go.recv()
         safe["c"] = 3
-        os._exit(0)
-    assert ready.poll(60) and ready.recv() == "written"
-    safe.close()
-    ready.send("closed")
-    assert os.waitpid(pid, 0)[1] == 0
+
+    def close() -> None:
+        assert ready.poll(60) and ready.recv() == "written"
+        safe.close()
+        ready.send("closed")
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    in_child(work)
+    thread.join(60)
     ready.close()
     go.close()
     assert opened() == {"a": 1, "b": 2, "c": 3}
@@ -218,10 +225,11 @@ def test_death_inside(opened: Open) -> None:
     safe = opened("berkeley")
     safe["a"] = 1
 
-    def half(table: Any) -> None:
+    def half(table: Any) -> Any:
         txn = table._environment.txn_begin()
         for number in range(2000):
             table._table.put(b"shalf%d" % number, bytes(4) + b"x" * 100, txn=txn)
+        return txn
 
     before = generation(safe)
     dies_inside(safe, half)
