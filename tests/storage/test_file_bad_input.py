@@ -262,6 +262,27 @@ def _everything(path: Path) -> list:
         ]
 
 
+def test_damage_stays_damage(tmp_path: Path) -> None:
+    """A file whose end was overwritten is refused each time it is opened, and nothing is cut;
+    with its content put back it opens."""
+    path = tmp_path / "data.fs"
+    with FileStorage(path) as storage:
+        tid = commit(storage, {ROOT_OID: (NO_TID, os.urandom(50_000))})
+    content = path.read_bytes()
+    damaged = content[:5000] + os.urandom(len(content) - 5000)
+    path.write_bytes(damaged)
+    for _ in range(3):
+        with pytest.raises(objdb.CorruptedDataError, match="had been committed"):
+            FileStorage(path)
+        assert path.read_bytes() == damaged
+    path.write_bytes(content)
+    with FileStorage(path) as storage:
+        assert storage.getTid(ROOT_OID) == tid
+        assert len(storage) == 1
+    with FileStorage(path) as storage:
+        assert storage.load(ROOT_OID)[1] == tid
+
+
 def test_damage_in_the_middle_is_not_cut(path: Path) -> None:
     """Damage before whole transactions is reported, with and without the index, never cut."""
     whole = path.read_bytes()

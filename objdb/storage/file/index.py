@@ -175,9 +175,12 @@ class Index(PageTable):
         self, position: int, tid: Tid, max_oid: int, objects: int, *, synced: bool = True
     ) -> None:
         """Say that every entry of the log up to *position* is here; called when they are."""
-        pages = self._page_count
         self._file.sync()
+        self._write_header(Checkpoint(position, tid, max_oid, objects, self._page_count, synced))
+
+    def _write_header(self, checkpoint: Checkpoint) -> None:
         self._sequence += 1
+        position, tid, max_oid, objects, pages, synced = checkpoint
         header = _HEADER.pack(
             _MAGIC, self._sequence, position, tid, max_oid, objects, pages, int(synced)
         )
@@ -185,18 +188,20 @@ class Index(PageTable):
         header += _CRC.pack(zlib.crc32(header))
         self.map[slot : slot + len(header)] = header
         self._file.sync()
-        self.checkpoint = Checkpoint(position, tid, max_oid, objects, pages, synced)
+        self.checkpoint = checkpoint
 
     def clear(self) -> None:
-        """Forget everything, to be filled again from the log."""
-        self.checkpoint = None
+        """Forget everything, to be filled again from the log, but not which transaction was the
+        last: a log that does not reach it is damaged, however often it is opened."""
+        known = self.checkpoint
         self.pages.clear()
         self.overlay.clear()
         self._page_count = 0
-        if self.is_writable:
-            # The sequence goes on: an old header that is still on the disk must not win.
-            self._grow(PAGE)
-            self.map[:PAGE] = bytes(PAGE)
+        if self.is_writable and known is not None:
+            self._write_header(known._replace(pages=0, synced=False))
+            other = _SLOTS[(self._sequence + 1) % 2]
+            self.map[other : other + _HEADER.size] = bytes(_HEADER.size)
+            self.note_synced(0)
             self._file.sync()
 
     def renamed(self, path: str) -> None:

@@ -159,7 +159,8 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
         self._since_checkpoint = state.replayed
         checkpoint = index.checkpoint
         unsynced = self._durability == "os"
-        if checkpoint is None or unsynced or state.replayed > self._checkpoint_records // 4:
+        is_old = checkpoint is None or not checkpoint.synced
+        if is_old or unsynced or state.replayed > self._checkpoint_records // 4:
             index.write_checkpoint(
                 state.end, state.tid, state.max_oid, state.objects, synced=not unsynced
             )
