@@ -326,12 +326,12 @@ class CommitSlot:
             yield
 
     @contextmanager
-    def quiet(self, seconds: float) -> Iterator[None]:
+    def quiet(self, seconds: float) -> Iterator[bool]:
         """Hold the slot, without a transaction, to close the storage; after *seconds*, go on
-        without it (a transaction that voted may never be finished)."""
+        without it (a transaction that voted may never be finished). Gives whether it is held."""
         is_held = self._lock.acquire(timeout=seconds)
         try:
-            yield
+            yield is_held
         finally:
             if is_held:
                 self._lock.release()

@@ -148,6 +148,7 @@ def test_packed_by_another(path: Path) -> None:
             with one.transaction() as connection:
                 connection.root()["ann"].age = age
         one.pack()
+        two.storage._tick()  # ends SQLite's own view
         with pytest.raises(objdb.ReadConflictError):
             reader.root()["ann"].age  # noqa: B018
         manager.abort()

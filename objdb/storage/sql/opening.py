@@ -16,10 +16,12 @@ from objdb.errors import (
     ObjdbError,
     ReadOnlyError,
     StorageError,
+    StorageForkedError,
     StorageLockedError,
     StorageWriteError,
     UsageError,
 )
+from objdb.storage.sql.links import is_open_in_parent
 from objdb.storage.sql.storage import SCHEMA
 
 APPLICATION_ID = 0x6F626A64  # "objd", at byte 68 of the file
@@ -109,6 +111,11 @@ def open_database(
 
     `FileFormatError`, `UsageError` if it cannot be opened like this.
     """
+    if is_open_in_parent(path):
+        raise StorageForkedError(
+            f"{path} was in use by another thread while this process was forked, so SQLite cannot "
+            "open it here. Fork when nothing is being committed"
+        )
     _require_openable(path, create)
     lock = ProcessLock(path + ".lock", busy_seconds)
     try:

@@ -22,13 +22,13 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
-from weakref import WeakSet
 
 from zope.interface import alsoProvides, implementer
 
 from objdb.errors import (
+    CorruptedDataError,
     ObjdbError,
     StorageClosedError,
     StorageFailedError,
@@ -46,6 +46,7 @@ from objdb.interfaces import (
 )
 from objdb.storage.clock import Clock
 from objdb.storage.commit import Staged
+from objdb.storage.sql.links import Link, Links, unwatch, watch
 from objdb.storage.sql.opening import ProcessLock, connect, explained, open_database
 from objdb.storage.sql.storage import CURRENT, SQLStorage, name_of, number
 from objdb.storage.tables.rows import Row, TransactionRow
@@ -55,36 +56,6 @@ _LONG_LOG_BYTES = 4 << 20
 _FIRST_OIDS, _MOST_OIDS = 50, 12_800  # how many oids are set aside at a time
 
 DURABILITIES = {"sync": "FULL", "os": "NORMAL"}
-
-
-class _Link:
-    """A connection to the database, and the last transaction known when its read transaction
-    began. It can be used by one thread; another one may end its read transaction."""
-
-    __slots__ = ("__weakref__", "connection", "execute", "tid")
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection = connection
-        self.execute = connection.cursor().execute
-        self.tid: Tid | None = None
-
-    def renew(self, tid: Tid) -> None:
-        """Begin a read transaction in which *tid* can be seen."""
-        with suppress(sqlite3.OperationalError):  # it was ended meanwhile
-            if self.connection.in_transaction:
-                self.connection.execute("COMMIT")
-            self.connection.execute("BEGIN")
-        self.tid = tid
-
-    def rest(self) -> None:
-        """End the read transaction. Reading goes on, and begins another one."""
-        with suppress(sqlite3.Error):
-            if self.connection.in_transaction:
-                self.connection.execute("COMMIT")
-        self.tid = None
-
-    def __del__(self) -> None:
-        self.connection.close()
 
 
 @implementer(IStorageShared, IStorageSelfCheck)
@@ -139,16 +110,22 @@ class SQLiteStorage(SQLStorage):
     def _open(self) -> None:
         self._failed: str | None = None
         self._poll_lock = threading.Lock()
-        self._links: WeakSet[_Link] = WeakSet()
-        self._local = threading.local()
+        self._links = Links(self._connect)
         self._process_lock = ProcessLock(self._path + ".lock", self._busy_seconds)
-        self._writer = _Link(self._connect())
-        self._polling = self._connect()  # for polling, and for setting oids aside
+        self._open_own()
         self._own_tid: Tid | None = None  # of the transaction that is being committed here
         self._oids_until = 0  # up to which oids are set aside for this process
         self._oids_at_a_time = _FIRST_OIDS
-        _open_storages.add(self)
+        self._forking = ExitStack()  # what is held during a fork
         self.poll()
+        self._start_clock()
+        watch(self)
+
+    def _open_own(self) -> None:
+        self._writer = Link(self._connect())
+        self._polling = self._connect()  # for polling, and for setting oids aside
+
+    def _start_clock(self) -> None:
         self._clock = Clock(_CLOCK_SECONDS, self._tick, f"{self._path} clock")
 
     def _connect(self) -> sqlite3.Connection:
@@ -160,33 +137,43 @@ class SQLiteStorage(SQLStorage):
 
     # -- reading
 
-    def _link(self) -> _Link:
-        try:
-            link: _Link = self._local.link
-        except AttributeError:
+    def _link(self) -> Link:
+        link: Link | None = getattr(self._links.local, "link", None)
+        if link is None:
             self._require_open()
             if self._pid != os.getpid():
                 raise StorageForkedError(
                     f"{self._name} was opened by process {self._pid}, of which this one is a "
                     "fork. Open the storage in the child"
-                ) from None
-            link = self._local.link = _Link(self._connect())
-            self._links.add(link)
+                )
+            link = self._links.open()
+        link.is_busy = True
         if link.tid is not self._last_tid:
             link.renew(self._last_tid)
         return link
 
     def _find(self, statement: str, *parameters: Any) -> Any:
-        try:
-            return self._link().execute(statement, parameters).fetchone()
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
+        return self._ask(statement, parameters, sqlite3.Cursor.fetchone)
 
     def _find_all(self, statement: str, *parameters: Any) -> list[Any]:
-        try:
-            return self._link().execute(statement, parameters).fetchall()
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
+        rows: list[Any] = self._ask(statement, parameters, sqlite3.Cursor.fetchall)
+        return rows
+
+    def _ask(
+        self, statement: str, parameters: Sequence[Any], fetch: Callable[[sqlite3.Cursor], Any]
+    ) -> Any:
+        while True:
+            link = None
+            try:
+                link = self._link()
+                return fetch(link.execute(statement, parameters))
+            except sqlite3.Error as error:
+                # It was closed for a fork, just before it was used.
+                if link is getattr(self._links.local, "link", None) or self._closed:
+                    raise self._explained(error) from error
+            finally:
+                if link is not None:
+                    link.is_busy = False
 
     def _explained(self, error: sqlite3.Error) -> ObjdbError:
         if self._closed:
@@ -198,14 +185,17 @@ class SQLiteStorage(SQLStorage):
     ) -> tuple[bytes, Tid, Tid | None] | None:
         """See `VersionedStorage.loadBefore`."""
         try:
-            link = self._local.link
+            link = self._links.local.link
+            link.is_busy = True
             if link.tid is not self._last_tid:
                 link.renew(self._last_tid)
             found = link.execute(CURRENT, (int.from_bytes(oid, "big", signed=True),)).fetchone()
+            link.is_busy = False
         except AttributeError:  # the first time in this thread
-            return super().loadBefore(oid, tid, version)
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
+            found = None
+        except sqlite3.Error:  # told, or got over, by what is slower
+            link.is_busy = False
+            found = None
         if found is not None:
             serial, data, own = found
             serial = serial.to_bytes(8, "big")
@@ -228,6 +218,9 @@ class SQLiteStorage(SQLStorage):
                 self._take_in(self._polling)
         except sqlite3.Error as error:
             raise self._explained(error) from error
+
+    def _is_foreign(self, tid: Tid) -> bool:
+        return tid != self._own_tid
 
     def _take_in(self, connection: sqlite3.Connection) -> None:
         """Note what was committed, up to a transaction of this process. `_poll_lock` is held."""
@@ -270,20 +263,20 @@ class SQLiteStorage(SQLStorage):
 
     def tpc_vote(self, transaction: Any) -> list[Oid]:
         """See `RevisionStorage.tpc_vote`."""
-        link = getattr(self._local, "link", None)
+        local = self._links.local
+        link = getattr(local, "link", None)
         try:
             return super().tpc_vote(transaction)
         except sqlite3.Error as error:
             raise self._explained(error) from error
         finally:
-            self._local.link = link or _Link(self._connect())
-            self._links.add(self._local.link)
+            local.link = link
 
     def _begin_vote(self) -> None:
         if self._failed is not None:
             raise StorageFailedError(self._failed)
         self._begin_writing()
-        self._local.link = self._writer  # until the end of the vote
+        self._links.local.link = self._writer  # until the end of the vote
 
     def _begin_writing(self) -> None:
         """Keep all other processes from writing, and take in what they wrote."""
@@ -310,8 +303,9 @@ class SQLiteStorage(SQLStorage):
     def _alone(self) -> Iterator[None]:
         with self._slot.held():
             self._begin_writing()
-            link = getattr(self._local, "link", None)
-            self._local.link = self._writer
+            local = self._links.local
+            link = getattr(local, "link", None)
+            local.link = self._writer
             try:
                 yield
                 self._end_writing("COMMIT")
@@ -321,11 +315,9 @@ class SQLiteStorage(SQLStorage):
                     raise self._explained(error) from error
                 raise
             finally:
-                if link is None:
-                    del self._local.link
-                else:
+                if link is not None:
                     link.rest()
-                    self._local.link = link
+                local.link = link
 
     def _change(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         self._writer.connection.executemany(statement, rows)
@@ -374,8 +366,7 @@ class SQLiteStorage(SQLStorage):
     # -- maintenance
 
     def _tick(self) -> None:
-        for link in list(self._links):
-            link.rest()
+        self._links.rest()
         if not self._keeps_history and not self._is_read_only:
             self._forget_old(self._keep_seconds)
         with suppress(OSError, sqlite3.Error):
@@ -421,40 +412,46 @@ class SQLiteStorage(SQLStorage):
 
     def self_check(self) -> list[str]:
         """Return what SQLite finds wrong with the file."""
-        rows = self._find_all("PRAGMA integrity_check")
+        try:
+            rows = self._find_all("PRAGMA integrity_check")
+        except CorruptedDataError as error:
+            return [str(error)]
         return [f"{self._path}: {text}" for (text,) in rows if text != "ok"]
 
     def _end_work(self, seconds: float) -> None:
         self._clock.stop()
 
     def _close(self) -> None:
-        _open_storages.discard(self)
+        unwatch(self)
         if self._pid != os.getpid():
             return  # the connections are the parent's
-        for link in list(self._links):
-            link.connection.close()
-        self._local = threading.local()
+        self._links.close()
         self._polling.close()
         if self._writer.connection.in_transaction:
             self._writer.connection.rollback()
-        self._writer.connection.close()
+        self._writer.close()
         self._process_lock.close()
 
-    def _leave_to_parent(self) -> None:
-        """Never touch the connections again (called in a process that was forked)."""
-        _parents.append((self._local, list(self._links), self._writer, self._polling))
-        self._local = threading.local()
-        self._links = WeakSet()
+    # -- forks
 
+    def before_fork(self, seconds: float) -> bool:
+        """See `links.Forkable`."""
+        self._clock.stop()
+        hold = self._forking.enter_context
+        is_quiet = hold(self._slot.quiet(seconds))
+        for lock in (self._oid_lock, self._poll_lock):
+            hold(lock)
+        self._forking.callback(self._links.go_on)
+        is_unused = self._links.pause(seconds)
+        if is_quiet:
+            self._writer.close()
+        self._polling.close()
+        return is_quiet and is_unused
 
-_open_storages: WeakSet[SQLiteStorage] = WeakSet()
-# What a process that forked this one has open: closing it here would be closing it there.
-_parents: list[Any] = []
-
-
-def _leave_all_to_parent() -> None:
-    for storage in list(_open_storages):
-        storage._leave_to_parent()
-
-
-os.register_at_fork(after_in_child=_leave_all_to_parent)
+    def after_fork(self) -> None:
+        """See `links.Forkable`."""
+        if self._writer.is_closed:
+            self._writer = Link(self._connect())
+        self._polling = self._connect()
+        self._forking.close()
+        self._start_clock()

@@ -164,8 +164,14 @@ class TableStorage(TablePack, UndoableStorage):
 
     def _require_object(self, oid: Oid) -> None:
         first = self._row_after(oid, NO_TID)
-        if first is None or first.tid >= self._visible_before:
+        is_seen = first is not None and first.tid < self._visible_before
+        # Else another process may have packed away what is seen.
+        if not is_seen and (first is None or not self._is_foreign(first.tid)):
             raise POSKeyError(oid, database=self._name)
+
+    def _is_foreign(self, tid: Tid) -> bool:
+        """Whether another process committed a transaction that is not visible here yet."""
+        return False
 
     def loadSerial(self, oid: Oid, serial: Tid) -> bytes:
         """See `RevisionStorage.loadSerial`."""
