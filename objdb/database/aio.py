@@ -16,9 +16,9 @@ from objdb.connection.isolation import require_isolation
 from objdb.connection.retry import Attempts
 from objdb.connection.tasks import bound as bound_to_task
 from objdb.connection.tasks import task_manager
-from objdb.database.past import bound
 from objdb.database.pool import ConnectionPool, Holder
 from objdb.ids import Tid
+from objdb.storage.moments import bound
 from objdb.storage.versions import require_name
 
 Result = TypeVar("Result")

@@ -25,7 +25,7 @@ from objdb.database.conflicts import ConflictLog, LookUp
 from objdb.database.invalidations import InvalidationLog
 from objdb.database.opening import open_storage
 from objdb.database.packing import DatabasePack, PackThread, autopack_of
-from objdb.database.past import HistoricalPool, bound
+from objdb.database.past import HistoricalPool
 from objdb.database.pool import ConnectionPool
 from objdb.database.together import StorageCommit
 from objdb.database.undoing import DatabaseUndo
@@ -44,6 +44,7 @@ from objdb.records.conflicts import resolve
 from objdb.records.format import PROTOCOL, class_prefix
 from objdb.records.references import references
 from objdb.storage.commit import TransactionMetaData
+from objdb.storage.moments import bound
 from objdb.storage.versions import require_name
 
 Result = TypeVar("Result")

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from objdb.database.past import bound
 from objdb.errors import ObjdbError, PackError, ReadOnlyError, Unsupported, UsageError
 from objdb.ids import NO_TID, Oid, Tid, next_tid
 from objdb.interfaces import IStorageIteration, IStoragePackable
 from objdb.records.references import ReferenceScanner, all_references
+from objdb.storage.moments import bound
 from objdb.storage.packing import PackResult, Progress
 
 logger = logging.getLogger("objdb.database")

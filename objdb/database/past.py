@@ -1,7 +1,4 @@
-"""Connections to the past: which bound a moment is, and where such connections wait.
-
-    at=T        what was committed up to T         ─► before the tid after T
-    before=T    what was committed earlier than T  ─► before T
+"""Connections to the past, and where they wait. `storage/moments` tells which bound a moment is.
 
 Opening one never waits for another. Those that come back keep their caches for a while: the next
 one for the same moment gets them.
@@ -12,84 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
-from typing import Any
 
 from objdb.connection.connection import Connection
 from objdb.errors import UsageError, require_at_least
-from objdb.ids import NO_TID, Tid, format_tid, next_tid, tid_after, time_from_tid
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_MINUTE = 60_000_000  # in microseconds
-
-
-def bound(at: Any, before: Any, last: Tid) -> Tid | None:
-    """Return the tid that the view of a connection ends before, or None if neither is given.
-
-    *at* or *before*: a tid (8 bytes), seconds since 1970, a datetime with a time zone, or one in
-    ISO form. *last*: the last tid there is. `UsageError` for both, for a moment in the future,
-    and for what is no moment.
-    """
-    if at is None and before is None:
-        return None
-    if at is not None and before is not None:
-        raise UsageError("give `at` or `before`, not both: at is inclusive, before exclusive")
-    moment = before if at is None else at
-    if isinstance(moment, bytes):
-        if len(moment) != 8:
-            raise UsageError(f"{moment!r} is no tid: those are 8 bytes")
-        if moment > next_tid(last) and time_from_tid(moment) > time.time():
-            raise UsageError(
-                f"{format_tid(moment)} is in the future: the last transaction is {format_tid(last)}"
-            )
-        found = moment if at is None else next_tid(moment)
-    else:
-        microseconds = _microseconds(moment)
-        if microseconds > time.time() * 1e6:
-            raise UsageError(f"{moment} is in the future")
-        # Tids are finer: "at" a microsecond is up to the end of it.
-        found = _first_tid(moment, microseconds + (at is not None))
-    return found
-
-
-def _microseconds(moment: Any) -> int:
-    """Return the microseconds since 1970."""
-    if isinstance(moment, str):
-        try:
-            moment = datetime.fromisoformat(moment.replace("Z", "+00:00"))
-        except ValueError:
-            raise UsageError(
-                f"{moment!r} is no time in ISO form, as 2026-03-02T09:30:00+01:00 is"
-            ) from None
-    if isinstance(moment, datetime):
-        if moment.tzinfo is None:
-            raise UsageError(
-                f"{moment} has no time zone, so it is not known which moment it is. Give it one "
-                "(datetime.now().astimezone() has the local one)"
-            )
-        return (moment - _EPOCH) // timedelta(microseconds=1)
-    if isinstance(moment, bool) or not isinstance(moment, (int, float)):
-        raise UsageError(
-            f"{moment!r} is no moment: give a tid, seconds since 1970, a datetime or ISO form"
-        )
-    try:
-        return round(moment * 1_000_000)
-    except (ValueError, OverflowError):
-        raise _no_time(moment) from None
-
-
-def _first_tid(moment: Any, microseconds: int) -> Tid:
-    """Return the first tid that is not before so many microseconds since 1970."""
-    minutes, rest = divmod(microseconds, _MINUTE)
-    try:
-        prefix = tid_after(NO_TID, minutes * 60)[:4]
-    except (ValueError, OverflowError, OSError):
-        raise _no_time(moment) from None
-    return prefix + (-(-(rest << 32) // _MINUTE)).to_bytes(4, "big")
-
-
-def _no_time(moment: Any) -> UsageError:
-    return UsageError(f"{moment} is no time that a transaction can have")
+from objdb.ids import Tid
 
 
 class HistoricalPool:

@@ -1,0 +1,1 @@
+"""Storages over storages: each adds one thing, and passes the rest through."""

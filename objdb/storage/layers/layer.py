@@ -1,0 +1,90 @@
+"""A storage over a storage: what every layer has in common.
+
+    database ─► layer ─► layer ─► … ─► base, which keeps the data
+
+A layer declares those of the base's interfaces that it can honour. A call that it does not define
+goes to the base, if one of those interfaces has it; so what a layer does is what its class says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from zope.interface import directlyProvides
+
+from objdb.errors import UsageError
+from objdb.interfaces import (
+    IStorage,
+    IStorageHistory,
+    IStorageIteration,
+    IStoragePackable,
+    IStoragePolling,
+    IStorageReadChecks,
+    IStorageRestoreable,
+    IStorageSelfCheck,
+    IStorageUndoable,
+    IStorageVersions,
+)
+from objdb.storage.copying import CopyProgress
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Layer:
+    """Passes every call to *base*, a storage. `base` is that storage; closing a layer closes it.
+
+    A subclass lists in `honours` the interfaces that it declares if the base does.
+    `UsageError` where *base* is no storage.
+    """
+
+    honours: tuple[Any, ...] = (
+        IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStorageRestoreable,
+        IStorageUndoable, IStorageVersions, IStoragePackable, IStorageSelfCheck, IStoragePolling,
+    )
+    _passed: frozenset[str] = frozenset()
+
+    def __init__(self, base: Any) -> None:
+        if not IStorage.providedBy(base):
+            raise UsageError(
+                f"{base!r} is no storage to put a {type(self).__name__} over. Give it one, such "
+                "as FileStorage(path)"
+            )
+        self.base = base
+        declared = [interface for interface in self.honours if interface.providedBy(base)]
+        directlyProvides(self, *declared)
+        self._passed = frozenset(name for interface in declared for name in interface)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._passed:
+            return getattr(self.base, name)
+        raise AttributeError(
+            f"{type(self).__name__} has no {name!r}: the storage under it does not declare an "
+            "interface with it, or the layer cannot pass it on"
+        )
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} over {self.base!r}>"
+
+    def supportsVersions(self) -> bool:
+        """See `IStorageVersions`."""
+        return IStorageVersions.providedBy(self) and bool(self.base.supportsVersions())
+
+    def copyTransactionsFrom(
+        self, other: Any, progress: Callable[[CopyProgress], object] | None = None
+    ) -> int:
+        """See `IStorageRestoreable`."""
+        count: int = self.base.copyTransactionsFrom(
+            self.base if other is self else other, progress
+        )
+        return count

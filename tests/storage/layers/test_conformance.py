@@ -1,0 +1,50 @@
+"""The conformance suite over every layer that can be written."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from objdb.storage.file.storage import FileStorage
+from objdb.storage.layers.layer import Layer
+from objdb.storage.layers.logged import LoggedStorage
+from objdb.storage.memory import MappingStorage
+from objdb.testing.conformance import StorageConformance
+
+
+class Kept:
+    """Opens a layer over a storage in memory that outlives it."""
+
+    def __init__(self, layer: Callable[[Any], Any]) -> None:
+        self._layer = layer
+        self._kept: Any = None
+
+    def __call__(self) -> Any:
+        base = MappingStorage("kept")
+        if self._kept is not None:
+            base.copyTransactionsFrom(self._kept)
+        self._kept = base
+        return self._layer(base)
+
+
+class TestLayer(StorageConformance):
+    @pytest.fixture
+    def make_storage(self) -> Callable[[], Any]:
+        return Kept(Layer)
+
+
+class TestLoggedStorage(StorageConformance):
+    @pytest.fixture
+    def make_storage(self) -> Callable[[], Any]:
+        return Kept(lambda base: LoggedStorage(base, io.StringIO()))
+
+
+class TestLoggedFile(StorageConformance):
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
+        lines: list[str] = []
+        return lambda: LoggedStorage(FileStorage(tmp_path / "data.fs"), lines.append)
