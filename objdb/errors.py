@@ -19,6 +19,8 @@
     │   │   ├── StorageSpaceError          too little space on the disk: how much is needed
     │   │   ├── PackError                  the storage cannot be packed now
     │   │   ├── RecordTooLargeError        one object's state is over the limit
+    │   │   ├── WrongKeyError              none of the keys given opens a record
+    │   │   ├── NotEncryptedError          a plain record where all should be encrypted
     │   │   └── Unsupported                this kind of storage lacks the feature
     │   ├── UndoError                      a transaction cannot be undone; says why
     │   │   └── MultipleUndoErrors         for several objects; lists each
@@ -265,6 +267,20 @@ class RecordTooLargeError(StorageError):
     oid: Oid | None
     size: int | None
     limit: int | None
+
+
+class WrongKeyError(StorageError):
+    """None of the keys that were given opens the record of the object `oid`."""
+
+    facts = {"oid": None}
+    oid: Oid | None
+
+
+class NotEncryptedError(StorageError):
+    """The record of the object `oid` is not encrypted, so anybody may have written it."""
+
+    facts = {"oid": None}
+    oid: Oid | None
 
 
 class Unsupported(StorageError):

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 
 from objdb.storage.file.storage import FileStorage
+from objdb.storage.layers.compressed import CompressedStorage
+from objdb.storage.layers.encrypted import EncryptedStorage
 from objdb.storage.layers.layer import Layer
 from objdb.storage.layers.logged import LoggedStorage
 from objdb.storage.memory import MappingStorage
 from objdb.testing.conformance import StorageConformance
+
+KEY = bytes(range(32))
 
 
 class Kept:
@@ -48,3 +52,29 @@ class TestLoggedFile(StorageConformance):
     def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
         lines: list[str] = []
         return lambda: LoggedStorage(FileStorage(tmp_path / "data.fs"), lines.append)
+
+
+class TestCompressed(StorageConformance):
+    @pytest.fixture
+    def make_storage(self) -> Callable[[], Any]:
+        return Kept(CompressedStorage)
+
+
+class TestCompressedFile(StorageConformance):
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
+        return lambda: CompressedStorage(FileStorage(tmp_path / "data.fs"), "zstd")
+
+
+class TestEncrypted(StorageConformance):
+    @pytest.fixture
+    def make_storage(self) -> Callable[[], Any]:
+        return Kept(lambda base: EncryptedStorage(base, KEY))
+
+
+class TestCompressedAndEncryptedFile(StorageConformance):
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
+        return lambda: CompressedStorage(
+            EncryptedStorage(FileStorage(tmp_path / "data.fs"), KEY), "zstd"
+        )

@@ -1,0 +1,237 @@
+"""Records compressed, with zlib or zstandard.
+
+What the base stores tells by its beginning what it is, so storages that were filled before, or in
+another way, read on:
+
+    \\x80 …        a record as it is (a pickle), as is one that begins with ( or c
+    .= record     one as it is that begins otherwise
+    .z …          zlib
+    .s frame      zstandard; the frame names the dictionary it was made with, if any
+    .d …          such a dictionary, trained on records; no object
+
+A dictionary is a record of its own, whose oid is the number that frames name. Wherever a frame
+goes with its storage, the dictionary goes too; and a pack keeps it as long as a record refers to
+it so. The root record is always stored with the newest one, if there is one: there it is found
+again when the storage is opened.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from objdb.errors import CorruptedDataError, StorageError, UndoError, Unsupported, UsageError
+from objdb.ids import MAX_TID, ROOT_OID, Oid, format_oid, int_from_oid, oid_from_int
+from objdb.interfaces import IStorageIteration
+from objdb.storage.layers.transforming import Change, TransformingStorage
+from objdb.storage.layers.zstd import MAX_NUMBER, Zstd, ZstdFailure
+from objdb.storage.packing import PackResult, References, no_roots
+from objdb.storage.undo import tid_from_id
+
+METHODS = ("zlib", "zstd")
+_AS_IT_IS = b"\x80(c"  # what pickled records begin with
+_PLAIN, _ZLIB, _ZSTD, _DICTIONARY = b".=", b".z", b".s", b".d"
+_SMALLEST_BYTES = 128  # what is smaller is stored as it is
+_SMALLEST_WITH_DICTIONARY = 32
+_LARGEST_SAMPLE_BYTES = 128 * 1024
+
+
+class CompressedStorage(TransformingStorage):
+    """Compresses the records of *base*.
+
+    *method*: how new ones are stored: `"zlib"`, or `"zstd"`, which is faster and takes the extra
+    `objdb[zstd]`; both are read. *level*: what the method takes: -1 to 9 for zlib, 1 to 22 for
+    zstd. Small records, and those that would not get smaller, are stored as they are.
+
+    `UsageError` for another method or level; `Unsupported` without the extra.
+    """
+
+    def __init__(self, base: Any, method: str = "zlib", *, level: int | None = None) -> None:
+        if method not in METHODS:
+            raise UsageError(f"method is {method!r}; it can be {' or '.join(METHODS)}")
+        least, most, usual = (-1, 9, -1) if method == "zlib" else (1, 22, 3)
+        self._level = usual if level is None else level
+        if not isinstance(self._level, int) or not least <= self._level <= most:
+            raise UsageError(f"level is {level!r}; for {method} it is {least} to {most}")
+        super().__init__(base)
+        self._smallest = _SMALLEST_BYTES
+        self._number = 0  # of the newest dictionary
+        self._zstd: Zstd | None = None
+        if method == "zstd":
+            self._zstd = Zstd(self._level, self._load_dictionary)
+            self._use_newest_dictionary(self._zstd)
+        self._reader = self._zstd  # for frames that are met, whatever is written
+        self._method = method
+
+    # -- records
+
+    def encode(self, oid: Oid, record: bytes) -> bytes:
+        """Return what is stored for a record."""
+        if len(record) >= self._smallest:
+            if self._zstd is None:
+                data = _ZLIB + zlib.compress(record, self._level)
+            else:
+                data = _ZSTD + self._zstd.compress(record, self._number)
+            if len(data) < len(record):
+                return data
+        if self._number and self._zstd is not None and oid == ROOT_OID:
+            return _ZSTD + self._zstd.compress(record, self._number)
+        return record if record[0] in _AS_IT_IS else _PLAIN + record
+
+    def decode(self, oid: Oid | None, data: bytes) -> bytes:
+        """Return the record that *data* are; `CorruptedDataError` if they are none."""
+        if data[0] in _AS_IT_IS:
+            return data
+        kind, rest = data[:2], data[2:]
+        try:
+            if kind == _ZSTD:
+                return (self._reader or self._open_reader()).decompress(rest)
+            if kind == _ZLIB:
+                return zlib.decompress(rest)
+        except (zlib.error, ZstdFailure, MemoryError) as error:
+            raise _damaged(oid, f"cannot be decompressed: {error}") from error
+        if kind == _PLAIN:
+            return rest
+        what = "is a dictionary, no object" if kind == _DICTIONARY else "is in no known format"
+        raise _damaged(oid, what)
+
+    def _open_reader(self) -> Zstd:
+        self._reader = Zstd(self._level, self._load_dictionary)
+        return self._reader
+
+    def is_object(self, data: bytes) -> bool:
+        """Return whether *data* are no dictionary."""
+        return data[:2] != _DICTIONARY
+
+    def is_as_written(self, data: bytes) -> bool:
+        """Return whether a record would be stored like *data* now."""
+        kind = data[:2]
+        if kind == _ZSTD and self._zstd is not None:
+            return self._zstd.number_of(data[2:]) == self._number
+        if kind == _ZLIB and self._zstd is None:
+            return True
+        return kind not in (_ZLIB, _ZSTD) and len(data) < self._smallest
+
+    def references(self, data: bytes, referencesf: References) -> Iterable[Oid]:
+        """Return the oids in a record, and that of its dictionary."""
+        if not self.is_object(data):
+            return ()
+        found = referencesf(self.decode(None, data))
+        if data[:2] != _ZSTD:
+            return found
+        number = (self._reader or self._open_reader()).number_of(data[2:])
+        return [*found, oid_from_int(number)] if number else found
+
+    def pack(
+        self, time: Any, referencesf: References, gc: bool = True, **options: Any
+    ) -> PackResult:
+        """See `IStoragePackable`. The newest dictionary stays."""
+        roots = options.pop("roots", None) or no_roots
+
+        def kept() -> Iterable[Oid]:
+            return [*roots(), *([oid_from_int(self._number)] if self._number else [])]
+
+        return super().pack(time, referencesf, gc, roots=kept, **options)
+
+    def undo(self, transaction_id: Any, transaction: Any) -> Any:
+        """See `IStorageUndoable`. A transaction that stored a dictionary stays."""
+        tid = tid_from_id(transaction_id)
+        if IStorageIteration.providedBy(self.base):
+            for found in self.base.iterator(tid, tid):
+                if not all(self.is_object(revision.data or b"") for revision in found):
+                    reason = "it trained the dictionary that later records are compressed with"
+                    raise UndoError(f"it cannot be undone: {reason}", tid=tid, reason=reason)
+        return self.base.undo(transaction_id, transaction)
+
+    # -- dictionaries
+
+    def train_dictionary(self, sample: int = 10_000, size: int = 64 * 1024) -> Oid:
+        """Train a dictionary on records of this storage, store it and use it from now on; return
+        its oid.
+
+        *sample*: on how many records; *size*: of the dictionary, at most, in bytes; one hundredth
+        of what it is trained on is a good one. It makes small records that are alike much
+        smaller. Those that are there already stay as they are, until `rewrite`.
+
+        `UsageError` with another method than zstd, or too few records to learn from;
+        `Unsupported` if the base does not list its transactions.
+        """
+        zstd = self._zstd
+        if zstd is None:
+            raise UsageError("dictionaries take method='zstd'")
+        oid: Oid = self.base.new_oid()
+        number = int_from_oid(oid)
+        if number > MAX_NUMBER:
+            raise StorageError(
+                f"the dictionary would be number {number}, and zstandard knows none greater than "
+                f"{MAX_NUMBER}. Go on without"
+            )
+        try:
+            content = zstd.train(number, size, self._sample(sample))
+        except ZstdFailure as error:
+            raise UsageError(
+                f"no dictionary came out of {self.getName()}: {error}. Give a larger sample, a "
+                "smaller size, or wait for more records"
+            ) from error
+
+        def changes() -> Iterator[Change]:
+            yield oid, bytes(8), _DICTIONARY + content, ""
+            root = self.current_data(ROOT_OID)
+            if root is not None:
+                data, tid, version = root
+                record = self.decode(ROOT_OID, data)
+                yield ROOT_OID, tid, _ZSTD + zstd.compress(record, number), version
+
+        self.commit_data(changes)
+        self._use(number)
+        return oid
+
+    def _use(self, number: int) -> None:
+        self._smallest = _SMALLEST_WITH_DICTIONARY
+        self._number = number
+
+    def _use_newest_dictionary(self, zstd: Zstd) -> None:
+        root = self.current_data(ROOT_OID)
+        if root is not None and root[0][:2] == _ZSTD:
+            try:
+                number = zstd.number_of(root[0][2:])
+            except ZstdFailure:
+                return  # who loads it is told
+            if number:
+                self._use(number)
+
+    def _load_dictionary(self, number: int) -> bytes:
+        """Return the dictionary with this number (called when a frame names it first)."""
+        found = self.base.loadBefore(oid_from_int(number), MAX_TID)
+        if found is None or found[0][:2] != _DICTIONARY:
+            raise ZstdFailure(f"object {hex(number)}, which it names, is no dictionary")
+        content: bytes = found[0][2:]
+        return content
+
+    def _sample(self, most: int) -> list[bytes]:
+        """Return up to so many records, from all over the storage."""
+        if not IStorageIteration.providedBy(self.base):
+            raise Unsupported(f"{self.base.getName()} does not list its records")
+        chance, seen = random.Random(0), 0
+        found: list[bytes] = []
+        for transaction in self.iterator():
+            for revision in transaction:
+                if not revision.data or len(revision.data) > _LARGEST_SAMPLE_BYTES:
+                    continue
+                seen += 1
+                if len(found) < most:
+                    found.append(revision.data)
+                elif (place := chance.randrange(seen)) < most:
+                    found[place] = revision.data
+        return found
+
+
+def _damaged(oid: Oid | None, what: str) -> CorruptedDataError:
+    return CorruptedDataError(
+        f"object {format_oid(oid) if oid else '(unknown)'} {what}. Take it from a backup, or from "
+        "an older revision", oid=oid,
+    )
+
+

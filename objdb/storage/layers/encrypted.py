@@ -1,0 +1,203 @@
+"""Records encrypted and authenticated with AES-256-GCM.
+
+    .e   kind   key id or salt   oid   nonce   ciphertext   tag
+    2     1          16           8      12         n        16
+
+Kind 1 is a key of 32 bytes, named by a hash of it; kind 2 a key made from a passphrase with scrypt
+and the salt. What is before the nonce is authenticated too: a record opens only as the object
+that it was written for.
+
+Not hidden: oids, sizes, tids, and who changed which objects when, with users, descriptions and
+extensions; nor which revisions have the same data because one was undone to the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from objdb.errors import (
+    CorruptedDataError,
+    NotEncryptedError,
+    POSKeyError,
+    Unsupported,
+    UsageError,
+    WrongKeyError,
+)
+from objdb.ids import MAX_TID, ROOT_OID, Oid, format_oid
+from objdb.storage.layers.transforming import TransformingStorage
+
+PLAIN = ("refuse", "read")
+KEY_BYTES = 32
+OVERHEAD_BYTES = 2 + 1 + 16 + 8 + 12 + 16
+_MARKER, _RAW, _PASSPHRASE = b".e", b"\1", b"\2"
+# Where the parts of a record begin.
+_SALT, _OID, _NONCE, _SEALED = 3, 19, 27, 39
+_SALT_BYTES = 16
+# scrypt takes 32 MiB and about a tenth of a second with these.
+_SCRYPT: dict[str, Any] = {"n": 2**15, "r": 8, "p": 1, "maxmem": 2**26, "dklen": KEY_BYTES}
+
+Key = bytes | str  # 32 bytes, or a passphrase
+
+
+class EncryptedStorage(TransformingStorage):
+    """Encrypts the records of *base*.
+
+    *keys*: a key, or several: the first one encrypts what is stored, the others open what is
+    older. A key is 32 random bytes, as `os.urandom(32)` gives, or text: a passphrase. *plain*:
+    what to do about records that are not encrypted: `"refuse"` them, since anybody may have
+    written them, or `"read"` them, while a storage is being encrypted with `rewrite`.
+
+    `WrongKeyError`, `NotEncryptedError` or `CorruptedDataError` if the root object does not open,
+    after closing *base*; `UsageError` for what is no key; `Unsupported` without the extra
+    `objdb[crypto]`.
+    """
+
+    def __init__(self, base: Any, keys: Key | Sequence[Key], *, plain: str = "refuse") -> None:
+        try:
+            from cryptography.exceptions import InvalidTag
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+        except ImportError as error:
+            raise Unsupported(
+                "encryption takes the package cryptography, which is not installed. Install it "
+                "with: pip install 'objdb[crypto]'"
+            ) from error
+        if plain not in PLAIN:
+            raise UsageError(f"plain is {plain!r}; it can be {' or '.join(PLAIN)}")
+        given = [keys] if isinstance(keys, (bytes, str)) else list(keys)
+        for key in given:
+            _require_key(key)
+        if not given:
+            raise UsageError("give at least one key to encrypt with")
+        super().__init__(base)
+        self._cipher = AESGCM
+        self._failed = (InvalidTag, ValueError)  # the latter for parts that are cut short
+        self._plain = plain
+        self._passphrases = [key for key in given if isinstance(key, str)]
+        # What records begin with, and what opens them.
+        self._open: dict[bytes, Callable[[bytes, bytes, bytes], bytes]] = {}
+        for key in given:
+            if isinstance(key, bytes):
+                self._open[_MARKER + _RAW + _id_of(key)] = AESGCM(key).decrypt
+        try:
+            self._write_with(given[0])
+        except BaseException:
+            base.close()
+            raise
+
+    def _write_with(self, key: Key) -> None:
+        """Encrypt with *key* from now on; see whether the root object opens."""
+        root = self._root_data()
+        if root is not None:
+            self.decode(ROOT_OID, root)
+        if isinstance(key, str):
+            salt = os.urandom(_SALT_BYTES)
+            if root is not None and root[:_SALT] == _MARKER + _PASSPHRASE:
+                used = root[_SALT:_OID]
+                if self._opens(self._key_of(key, used), root):
+                    salt = used
+            raw, self._head = self._key_of(key, salt), _MARKER + _PASSPHRASE + salt
+        else:
+            raw, self._head = key, _MARKER + _RAW + _id_of(key)
+        cipher = self._cipher(raw)
+        self._seal: Callable[[bytes, bytes, bytes], bytes] = cipher.encrypt
+        self._open[self._head] = cipher.decrypt
+
+    def _root_data(self) -> bytes | None:
+        try:
+            found = self.base.loadBefore(ROOT_OID, MAX_TID)
+        except POSKeyError:
+            return None
+        return None if found is None else found[0]
+
+    # -- records
+
+    def encode(self, oid: Oid, record: bytes) -> bytes:
+        """Return a record encrypted for the object *oid*."""
+        head, nonce = self._head + oid, os.urandom(12)
+        return head + nonce + self._seal(nonce, record, head)
+
+    def decode(self, oid: Oid | None, data: bytes) -> bytes:
+        """Return the record in *data*. `CorruptedDataError` if they were altered, or belong to
+        another object; `WrongKeyError`, `NotEncryptedError`."""
+        open_ = self._open.get(data[:_OID])
+        if open_ is None:
+            return self._decode_unknown(oid, data)
+        if oid is not None and data[_OID:_NONCE] != oid:
+            raise CorruptedDataError(
+                f"object {format_oid(oid)} has the record of object "
+                f"{format_oid(data[_OID:_NONCE])}, which somebody moved there. Take it from a "
+                "backup", oid=oid,
+            )
+        try:
+            return open_(data[_NONCE:_SEALED], data[_SEALED:], data[:_NONCE])
+        except self._failed:
+            raise _altered(oid) from None
+
+    def _decode_unknown(self, oid: Oid | None, data: bytes) -> bytes:
+        """Return the record in *data* that begin with no key met so far."""
+        shown = _shown(oid)
+        if data[:2] != _MARKER:
+            if self._plain == "read":
+                return data
+            raise NotEncryptedError(
+                f"{shown} is not encrypted, so anybody may have written it. To encrypt what is "
+                "there, open the storage with plain='read' and call rewrite()", oid=oid,
+            )
+        kind, salt = data[2:_SALT], data[_SALT:_OID]
+        if kind not in (_RAW, _PASSPHRASE) or len(data) < OVERHEAD_BYTES:
+            raise _altered(oid)
+        for passphrase in self._passphrases if kind == _PASSPHRASE else ():
+            key = self._key_of(passphrase, salt)
+            if self._opens(key, data):
+                self._open[data[:_OID]] = self._cipher(key).decrypt
+                return self.decode(oid, data)
+        what = f"the key {salt.hex()}" if kind == _RAW else "a passphrase"
+        raise WrongKeyError(
+            f"{shown} was encrypted with {what}, and none of the keys given opens it. Give that "
+            "key as well, behind the one to encrypt with. If it is among them, the record was "
+            "altered: take it from a backup", oid=oid,
+        )
+
+    def _opens(self, key: bytes, data: bytes) -> bool:
+        try:
+            self._cipher(key).decrypt(data[_NONCE:_SEALED], data[_SEALED:], data[:_NONCE])
+        except self._failed:
+            return False
+        return True
+
+    def _key_of(self, passphrase: str, salt: bytes) -> bytes:
+        return hashlib.scrypt(passphrase.encode("utf-8"), salt=salt, **_SCRYPT)
+
+    def is_as_written(self, data: bytes) -> bool:
+        """Return whether *data* are encrypted with the first key."""
+        return data[:_OID] == self._head
+
+
+def _require_key(key: Any) -> None:
+    if isinstance(key, str) and key:
+        return
+    if not isinstance(key, bytes):
+        raise UsageError("a key is 32 bytes, or a passphrase: text that is not empty")
+    if len(key) != KEY_BYTES:
+        raise UsageError(
+            f"a key has 32 bytes, and this one {len(key)}. Make one with os.urandom(32) and keep "
+            "it in a safe place; or give a passphrase as text"
+        )
+
+
+def _id_of(key: bytes) -> bytes:
+    return hashlib.sha256(b"objdb key " + key).digest()[:16]
+
+
+def _shown(oid: Oid | None) -> str:
+    return f"object {format_oid(oid)}" if oid is not None else "an object"
+
+
+def _altered(oid: Oid | None) -> CorruptedDataError:
+    return CorruptedDataError(
+        f"{_shown(oid)} was altered since it was encrypted, or is damaged. Take it from a backup, "
+        "or from an older revision", oid=oid,
+    )

@@ -1,0 +1,297 @@
+"""What layers have in common that store other bytes than they are given.
+
+    record ─► encode(oid, record) ─► base.store          base.load… ─► decode(oid, data) ─► record
+
+The base compares, merges, packs and lists encoded data. What it asks for meanwhile it gets through
+the layer: `resolve` and `referencesf` see records, as the database gave them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from objdb.errors import ConflictError, POSKeyError, Unsupported, VersionLockError
+from objdb.ids import MAX_TID, Oid, Tid
+from objdb.interfaces import IStorageIteration, IStorageVersions
+from objdb.storage.commit import TransactionMetaData
+from objdb.storage.copying import CopyProgress, copy_transactions
+from objdb.storage.iteration import RevisionRecord
+from objdb.storage.layers.layer import Layer
+from objdb.storage.packing import PackResult, Progress, References
+from objdb.storage.revisions import MAX_RECORD_BYTES, resolve_nothing
+from objdb.storage.undo import UndoneObject
+
+_AT_ONCE = 500  # records rewritten in a transaction
+
+# (oid, tid of the revision it was made from, data, version)
+Change = tuple[Oid, Tid, bytes, str]
+
+
+class TransformingStorage(Layer):
+    """Base of layers that change the bytes of records. A subclass supplies `encode`, `decode` and
+    `is_as_written`."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__(base)
+        self._load_before: Callable[..., Any] = base.loadBefore
+        self._db: Any = None
+        base.registerDB(_Decoding(self, None))
+
+    @abstractmethod
+    def encode(self, oid: Oid, record: bytes) -> bytes:
+        """Return what the base stores for a record."""
+
+    @abstractmethod
+    def decode(self, oid: Oid | None, data: bytes) -> bytes:
+        """Return the record that the base's *data* stand for; *oid* is None where it is not
+        known. `CorruptedDataError` for what cannot be any."""
+
+    @abstractmethod
+    def is_as_written(self, data: bytes) -> bool:
+        """Return whether a record would be encoded like *data* if it were stored now."""
+
+    def is_object(self, data: bytes) -> bool:
+        """Return whether *data* are an object, and not a record of the layer's own."""
+        return True
+
+    def references(self, data: bytes, referencesf: References) -> Iterable[Oid]:
+        """Return the oids that *data* keep alive."""
+        return referencesf(self.decode(None, data))
+
+    def registerDB(self, db: Any) -> None:
+        """Take *db*, and hand the base one whose `resolve` understands its data."""
+        self._db = db
+        self.base.registerDB(_Decoding(self, db))
+
+    # -- reading
+
+    def loadBefore(
+        self, oid: Oid, tid: Tid, version: str = ""
+    ) -> tuple[bytes, Tid, Tid | None] | None:
+        """See `IStorage` and `IStorageVersions`."""
+        found = self._load_before(oid, tid, version) if version else self._load_before(oid, tid)
+        if found is None:
+            return None
+        return self.decode(oid, found[0]), found[1], found[2]
+
+    def load(self, oid: Oid, version: str = "") -> tuple[bytes, Tid]:
+        """See `IStorage`."""
+        data, tid = self.base.load(oid, version)
+        return self.decode(oid, data), tid
+
+    def loadSerial(self, oid: Oid, serial: Tid) -> bytes:
+        """See `IStorage`."""
+        return self.decode(oid, self.base.loadSerial(oid, serial))
+
+    def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
+        """See `IStorageHistory`. The sizes are those of the records, decoded."""
+        entries: list[dict[str, Any]] = self.base.history(oid, size)
+        for entry in entries:
+            if entry["size"]:
+                try:
+                    entry["size"] = len(self.loadSerial(oid, entry["tid"]))
+                except POSKeyError:  # packed away at this moment
+                    continue
+        return entries
+
+    def iterator(self, start: Tid | None = None, stop: Tid | None = None) -> Iterator[Any]:
+        """See `IStorageIteration`."""
+        return self._decoded(self.base.iterator(start, stop))
+
+    def _decoded(self, transactions: Iterable[Any]) -> Iterator[Any]:
+        for transaction in transactions:
+            yield _Transaction(self, transaction)
+
+    # -- writing
+
+    def _encoded(self, oid: Oid, record: bytes) -> bytes:
+        # The base refuses what is no record at all.
+        return self.encode(oid, record) if 0 < len(record) <= MAX_RECORD_BYTES else record
+
+    def store(
+        self, oid: Oid, serial: Tid | None, data: bytes, version: str, transaction: Any
+    ) -> None:
+        """See `IStorage`."""
+        self.base.store(oid, serial, self._encoded(oid, data), version, transaction)
+
+    def restore(
+        self, oid: Oid, serial: Tid, data: bytes | None, version: str, prev_txn: Tid | None,
+        transaction: Any,
+    ) -> None:
+        """See `IStorage`. What repeats a revision that is here gets that one's very bytes."""
+        if data is not None:
+            again = None
+            if prev_txn is not None:
+                again = self._data_of(oid, prev_txn, transaction)
+            if again is not None and self.decode(oid, again) == data:
+                data = again
+            else:
+                data = self._encoded(oid, data)
+        self.base.restore(oid, serial, data, version, prev_txn, transaction)
+
+    def _data_of(self, oid: Oid, tid: Tid, transaction: Any) -> bytes | None:
+        """Return the base's data of a revision, None if there is none."""
+        try:
+            data: bytes = self.base.loadSerial(oid, tid)
+            return data
+        except POSKeyError:
+            later = getattr(transaction, "later", None)
+            if not later:
+                return None
+        while later:  # it may be decided, and not be visible before it is durable
+            later.pop(0)()
+        return self._data_of(oid, tid, None)
+
+    def tpc_vote(self, transaction: Any) -> Any:
+        """See `IStorage`."""
+        try:
+            return self.base.tpc_vote(transaction)
+        except ConflictError as error:
+            if error.record is not None:
+                error.record = self.decode(error.oid, error.record)
+            raise
+
+    def copyTransactionsFrom(
+        self, other: Any, progress: Callable[[CopyProgress], object] | None = None
+    ) -> int:
+        """See `IStorageRestoreable`."""
+        return copy_transactions(other, self, progress)
+
+    def preview_undo(self, transaction_ids: Iterable[Any]) -> list[UndoneObject]:
+        """See `IStorageUndoable`."""
+        return [
+            found._replace(
+                now=found.now and self.decode(found.oid, found.now),
+                then=found.then and self.decode(found.oid, found.then),
+            )
+            for found in self.base.preview_undo(transaction_ids)
+        ]
+
+    def pack(
+        self, time: Any, referencesf: References, gc: bool = True, *,
+        progress: Progress | None = None, keep_old: bool = False, dry_run: bool = False,
+        roots: Callable[[], Iterable[Oid]] | None = None,
+    ) -> PackResult:
+        """See `IStoragePackable`."""
+        result: PackResult = self.base.pack(
+            time, lambda data: self.references(data, referencesf) if data else (), gc,
+            progress=progress, keep_old=keep_old, dry_run=dry_run, roots=roots,
+        )
+        return result
+
+    # -- writing anew
+
+    def rewrite(self, progress: Callable[[int, int], object] | None = None) -> int:
+        """Store every current record anew that is not as it would be stored now; return how many
+        that were.
+
+        Others can read and write meanwhile; the tids of those objects change. Older revisions
+        stay as they are, and so do those that are outside of a version. *progress* is called with
+        (objects looked at, all). `Unsupported` if the base does not list its transactions.
+        """
+        if not IStorageIteration.providedBy(self.base):
+            raise Unsupported(f"{self.base.getName()} does not list its objects")
+        listed = (revision.oid for transaction in self.base.iterator() for revision in transaction)
+        oids = list(dict.fromkeys(listed))
+        count = 0
+        for begin in range(0, len(oids), _AT_ONCE):
+            some = oids[begin : begin + _AT_ONCE]
+            count += self.commit_data(lambda some=some: self._as_now(some))  # type: ignore[misc]
+            if progress is not None:
+                progress(begin + len(some), len(oids))
+        return count
+
+    def _as_now(self, oids: Iterable[Oid]) -> Iterator[Change]:
+        for oid in oids:
+            found = self.current_data(oid)
+            if found is None:
+                continue
+            data, tid, version = found
+            if self.is_object(data) and not self.is_as_written(data):
+                yield oid, tid, self.encode(oid, self.decode(oid, data)), version
+
+    def current_data(self, oid: Oid) -> tuple[bytes, Tid, str] | None:
+        """Return (the base's data, tid, version) of an object's current revision."""
+        try:
+            has_versions = IStorageVersions.providedBy(self.base)
+            version = self.base.modifiedInVersion(oid) if has_versions else ""
+            found = self.base.loadBefore(oid, MAX_TID, *([version] if version else []))
+        except POSKeyError:
+            return None
+        return None if found is None else (found[0], found[1], version)
+
+    def commit_data(self, make: Callable[[], Iterable[Change]]) -> int:
+        """Commit changes of the base's data; return their number. They are made again if others
+        come between."""
+        while True:
+            changes = list(make())
+            if not changes:
+                return 0
+            oids = [change[0] for change in changes]
+            transaction = TransactionMetaData(description=f"rewritten: {type(self).__name__}")
+            self.base.tpc_begin(transaction)
+            try:
+                for oid, tid, data, version in changes:
+                    self.base.store(oid, tid, data, version, transaction)
+                self.base.tpc_vote(transaction)
+                self.base.tpc_finish(transaction, lambda tid, oids=oids: self._tell(tid, oids))
+            except (ConflictError, VersionLockError):
+                self.base.tpc_abort(transaction)
+                continue
+            except BaseException:
+                self.base.tpc_abort(transaction)
+                raise
+            return len(changes)
+
+    def _tell(self, tid: Tid, oids: list[Oid]) -> None:
+        if self._db is not None:
+            self._db.invalidate(tid, oids)
+
+
+class _Decoding:
+    """The database as the base sees it."""
+
+    def __init__(self, layer: TransformingStorage, db: Any) -> None:
+        self._layer = layer
+        self._db = db
+        self._resolve = getattr(db, "resolve", resolve_nothing)
+
+    def resolve(
+        self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
+    ) -> bytes:
+        """Merge records; return data. The same record may be encoded in two ways, which the base
+        takes for a change; with none, the result is what is new."""
+        layer = self._layer
+        before = None if old is None else layer.decode(oid, old)
+        now = layer.decode(oid, committed)
+        if before == now and old != committed:
+            return new
+        return layer.encode(
+            oid, self._resolve(oid, before, now, layer.decode(oid, new), serials)
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+
+class _Transaction:
+    """A transaction of the base, with records in place of its data."""
+
+    def __init__(self, layer: TransformingStorage, transaction: Any) -> None:
+        self._layer = layer
+        self._transaction = transaction
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transaction, name)
+
+    def __iter__(self) -> Iterator[RevisionRecord]:
+        layer = self._layer
+        for revision in self._transaction:
+            oid, data = revision.oid, revision.data
+            if data is None or layer.is_object(data):
+                yield RevisionRecord(
+                    oid, revision.tid, None if data is None else layer.decode(oid, data),
+                    getattr(revision, "version", ""), revision.data_txn,
+                )
