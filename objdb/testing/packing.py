@@ -456,7 +456,7 @@ class PackConformance:
         """Of an object in a version stays what is seen there, and what is seen outside; with
         what both refer to."""
         require(packable, IStorageVersions)
-        a, b, c, _tids = self.chain(packable)
+        a, b, c, tids = self.chain(packable)
         inside = packable.new_oid()
         for name in "34":
             transaction = TransactionMetaData()
@@ -468,6 +468,7 @@ class PackConformance:
             packable.tpc_finish(transaction)
         self.pack(packable)
         assert packable.load(a)[0] == record("a2", b) and packable.load(b)[0] == record("b2")
+        assert packable.loadSerial(a, tids[2]) == record("a2", b)
         assert packable.load(a, "plan")[0] == record("4", inside)
         assert packable.load(inside, "plan")[0] == record("in4")
         assert packable.versions() == ["plan"] and packable.modifiedInVersion(a) == "plan"

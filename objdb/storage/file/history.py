@@ -67,13 +67,25 @@ class FileHistory(UndoableStorage):
         if entry is None:
             self._require_open()
             raise POSKeyError(oid, database=self._name)
+        later: list[Record] = []
+        found = None
         for record in medium.chain(oid, *entry):
             if record.tid <= serial:
-                data = medium.log.data(record) if record.tid == serial else None
-                if data is not None:
-                    return data
+                found = record
                 break
-        raise POSKeyError(oid, database=self._name)
+            later.append(record)
+        if found is None or found.tid != serial:
+            found = self._outside_of(medium, later, serial)
+        data = None if found is None else medium.log.data(found)
+        if data is None:
+            raise POSKeyError(oid, database=self._name)
+        return data
+
+    def _outside_of(self, medium: Medium, records: list[Record], tid: Tid) -> Record | None:
+        """Return the revision *tid* if it is seen outside while one of *records*, in a version,
+        is current. After a pack the chain may not lead there."""
+        outside = (medium.log.outside(record) for record in records if record.version)
+        return next((found for found in outside if found is not None and found.tid == tid), None)
 
     def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
         """See `IStorageHistory`."""
