@@ -11,6 +11,7 @@ import pytest
 
 from objdb.storage.file.storage import FileStorage
 from objdb.storage.layers.compressed import CompressedStorage
+from objdb.storage.layers.demo import DemoStorage
 from objdb.storage.layers.encrypted import EncryptedStorage
 from objdb.storage.layers.layer import Layer
 from objdb.storage.layers.logged import LoggedStorage
@@ -77,4 +78,18 @@ class TestCompressedAndEncryptedFile(StorageConformance):
     def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
         return lambda: CompressedStorage(
             EncryptedStorage(FileStorage(tmp_path / "data.fs"), KEY), "zstd"
+        )
+
+
+class TestDemo(StorageConformance):
+    @pytest.fixture
+    def make_storage(self) -> Callable[[], Any]:
+        return Kept(lambda changes: DemoStorage(MappingStorage("base"), changes))
+
+
+class TestDemoInFiles(StorageConformance):
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
+        return lambda: DemoStorage(
+            FileStorage(tmp_path / "base.fs"), FileStorage(tmp_path / "changes.fs")
         )
