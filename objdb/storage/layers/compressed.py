@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from objdb.errors import CorruptedDataError, StorageError, UndoError, Unsupported, UsageError
-from objdb.ids import MAX_TID, ROOT_OID, Oid, format_oid, int_from_oid, oid_from_int
+from objdb.ids import MAX_TID, ROOT_OID, Oid, Tid, format_oid, int_from_oid, oid_from_int
 from objdb.interfaces import IStorageIteration
 from objdb.storage.layers.transforming import Change, TransformingStorage
 from objdb.storage.layers.zstd import MAX_NUMBER, Zstd, ZstdFailure
@@ -33,8 +33,9 @@ from objdb.storage.undo import tid_from_id
 METHODS = ("zlib", "zstd")
 _AS_IT_IS = b"\x80(c"  # what pickled records begin with
 _PLAIN, _ZLIB, _ZSTD, _DICTIONARY = b".=", b".z", b".s", b".d"
-_SMALLEST_BYTES = 128  # what is smaller is stored as it is
+_SMALLEST_BYTES = 256  # what is smaller is stored as it is
 _SMALLEST_WITH_DICTIONARY = 32
+_LEAST_GAIN = 8  # what does not get smaller by an eighth is not worth the time
 _LARGEST_SAMPLE_BYTES = 128 * 1024
 
 
@@ -67,6 +68,26 @@ class CompressedStorage(TransformingStorage):
 
     # -- records
 
+    def loadBefore(
+        self, oid: Oid, tid: Tid, version: str = ""
+    ) -> tuple[bytes, Tid, Tid | None] | None:
+        """See `IStorage` and `IStorageVersions`."""
+        # `decode`, with the usual ways first: this runs for every object that is loaded.
+        found: tuple[bytes, Tid, Tid | None] | None = (
+            self._load_before(oid, tid, version) if version else self._load_before(oid, tid)
+        )
+        if found is None:
+            return None
+        data, serial, end = found
+        if data[0] in _AS_IT_IS:
+            return found
+        if self._zstd is not None and data[:2] == _ZSTD:
+            try:
+                return self._zstd.decompress(data[2:]), serial, end
+            except ZstdFailure:
+                pass  # `decode` says of which object
+        return self.decode(oid, data), serial, end
+
     def encode(self, oid: Oid, record: bytes) -> bytes:
         """Return what is stored for a record."""
         if len(record) >= self._smallest:
@@ -74,7 +95,7 @@ class CompressedStorage(TransformingStorage):
                 data = _ZLIB + zlib.compress(record, self._level)
             else:
                 data = _ZSTD + self._zstd.compress(record, self._number)
-            if len(data) < len(record):
+            if len(data) < len(record) - len(record) // _LEAST_GAIN:
                 return data
         if self._number and self._zstd is not None and oid == ROOT_OID:
             return _ZSTD + self._zstd.compress(record, self._number)
@@ -82,18 +103,18 @@ class CompressedStorage(TransformingStorage):
 
     def decode(self, oid: Oid | None, data: bytes) -> bytes:
         """Return the record that *data* are; `CorruptedDataError` if they are none."""
-        if data[0] in _AS_IT_IS:
-            return data
-        kind, rest = data[:2], data[2:]
+        kind = data[:2]
         try:
             if kind == _ZSTD:
-                return (self._reader or self._open_reader()).decompress(rest)
+                return (self._reader or self._open_reader()).decompress(data[2:])
+            if data[0] in _AS_IT_IS:
+                return data
             if kind == _ZLIB:
-                return zlib.decompress(rest)
+                return zlib.decompress(data[2:])
         except (zlib.error, ZstdFailure, MemoryError) as error:
             raise _damaged(oid, f"cannot be decompressed: {error}") from error
         if kind == _PLAIN:
-            return rest
+            return data[2:]
         what = "is a dictionary, no object" if kind == _DICTIONARY else "is in no known format"
         raise _damaged(oid, what)
 
@@ -189,8 +210,10 @@ class CompressedStorage(TransformingStorage):
         return oid
 
     def _use(self, number: int) -> None:
+        assert self._zstd is not None  # who else finds dictionaries
         self._smallest = _SMALLEST_WITH_DICTIONARY
         self._number = number
+        self._zstd.use(number)
 
     def _use_newest_dictionary(self, zstd: Zstd) -> None:
         root = self.current_data(ROOT_OID)

@@ -26,7 +26,7 @@ from objdb.errors import (
     UsageError,
     WrongKeyError,
 )
-from objdb.ids import MAX_TID, ROOT_OID, Oid, format_oid
+from objdb.ids import MAX_TID, ROOT_OID, Oid, Tid, format_oid
 from objdb.storage.layers.transforming import TransformingStorage
 
 PLAIN = ("refuse", "read")
@@ -113,6 +113,21 @@ class EncryptedStorage(TransformingStorage):
         return None if found is None else found[0]
 
     # -- records
+
+    def loadBefore(
+        self, oid: Oid, tid: Tid, version: str = ""
+    ) -> tuple[bytes, Tid, Tid | None] | None:
+        """See `IStorage` and `IStorageVersions`."""
+        found = self._load_before(oid, tid, version) if version else self._load_before(oid, tid)
+        if found is None:
+            return None
+        data, serial, end = found
+        head = data[:_OID]
+        try:  # `decode`, without finding out what is wrong: this runs for every object loaded
+            record = self._open[head](data[_NONCE:_SEALED], data[_SEALED:], head + oid)
+        except (KeyError, *self._failed):
+            record = self.decode(oid, data)
+        return record, serial, end
 
     def encode(self, oid: Oid, record: bytes) -> bytes:
         """Return a record encrypted for the object *oid*."""

@@ -35,11 +35,12 @@ class Zstd:
                 "Install it with: pip install 'objdb[zstd]'"
             ) from error
         self._zstandard = zstandard
+        self._error = zstandard.ZstdError
         self._parameters = zstandard.get_frame_parameters
         self._level = level
         self._load_dictionary = load_dictionary
         self._dictionaries: dict[int, Any] = {}
-        self._local = threading.local()
+        self.use(0)
 
     def compress(self, record: bytes, number: int) -> bytes:
         """Return a frame made with the dictionary *number* (0: none)."""
@@ -52,13 +53,22 @@ class Zstd:
         frame: bytes = compress(record)
         return frame
 
+    def use(self, number: int) -> None:
+        """Expect most frames to be made with the dictionary *number* (0: none)."""
+        self._expected = number
+        self._local = threading.local()
+
     def decompress(self, frame: bytes) -> bytes:
         """Return the record in a frame; `ZstdFailure` if it is damaged, or its dictionary is not
         there."""
         try:
-            decompressors = self._local.decompressors
-        except AttributeError:
-            decompressors = self._of_thread("decompressors")
+            record: bytes = self._local.expected(frame)
+        except (AttributeError, self._error):  # a thread's first frame, or another dictionary
+            return self._decompress_any(frame)
+        return record
+
+    def _decompress_any(self, frame: bytes) -> bytes:
+        decompressors = self._of_thread("decompressors")
         try:
             number = self._parameters(frame).dict_id
             decompress = decompressors.get(number)
@@ -66,8 +76,10 @@ class Zstd:
                 decompress = decompressors[number] = self._zstandard.ZstdDecompressor(
                     self._dictionary(number)
                 ).decompress
+                if number == self._expected:
+                    self._local.expected = decompress
             record: bytes = decompress(frame)
-        except self._zstandard.ZstdError as error:
+        except self._error as error:
             raise ZstdFailure(str(error)) from error
         return record
 
@@ -75,7 +87,7 @@ class Zstd:
         """Return the number of the dictionary that a frame names, 0 for none."""
         try:
             number: int = self._parameters(frame).dict_id
-        except self._zstandard.ZstdError as error:
+        except self._error as error:
             raise ZstdFailure(str(error)) from error
         return number
 
@@ -83,7 +95,7 @@ class Zstd:
         """Return the content of a dictionary trained on *samples*, of at most *size* bytes."""
         try:
             dictionary = self._zstandard.train_dictionary(size, [*samples], dict_id=number)
-        except (self._zstandard.ZstdError, ValueError) as error:
+        except (self._error, ValueError) as error:
             raise ZstdFailure(str(error)) from error
         self._dictionaries[number] = dictionary
         content: bytes = dictionary.as_bytes()
