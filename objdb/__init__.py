@@ -8,7 +8,7 @@
                     outcome, mutations; for asyncio: tasks, workers, prefetch
     records/     3  object state to bytes and back; the only place that pickles
     storage/     4  bytes to revisions: memory, commit, revisions, versions, undo, copying,
-                    packing, file/
+                    packing, moments, file/; storages over storages: layers/
       files.py   5  the seam to the operating system
     check.py        whole-database invariants
     safe/           module safes: a durable dict per module, in Berkeley DB, SQLite or a file
@@ -55,6 +55,7 @@ from objdb.errors import (
     MissingPackageError,
     MultipleUndoErrors,
     NeedsMigrationError,
+    NotEncryptedError,
     ObjdbError,
     PackError,
     PartialCommitError,
@@ -86,8 +87,15 @@ from objdb.errors import (
     VersionCommitError,
     VersionError,
     VersionLockError,
+    WrongKeyError,
 )
 from objdb.storage.file.storage import FileStorage
+from objdb.storage.layers.before import BeforeStorage
+from objdb.storage.layers.compressed import CompressedStorage
+from objdb.storage.layers.demo import DemoStorage
+from objdb.storage.layers.encrypted import EncryptedStorage
+from objdb.storage.layers.logged import LoggedStorage
+from objdb.storage.layers.readonly import ReadOnlyStorage
 from objdb.storage.memory import MappingStorage
 from objdb.storage.packing import PackResult
 from objdb.version import __version__
@@ -110,22 +118,28 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "DB",
     "AutoPack",
+    "BeforeStorage",
     "BrokenObjectError",
+    "CompressedStorage",
     "ConcurrentUseError",
     "ConflictError",
     "Connection",
     "ConnectionStateError",
     "CorruptedDataError",
+    "DemoStorage",
     "DeserializationError",
+    "EncryptedStorage",
     "FileFormatError",
     "FileStorage",
     "InvalidObjectReference",
     "LargeRecordWarning",
     "LeakedConnectionWarning",
+    "LoggedStorage",
     "MappingStorage",
     "MissingPackageError",
     "MultipleUndoErrors",
     "NeedsMigrationError",
+    "NotEncryptedError",
     "POSError",
     "POSKeyError",
     "ObjdbError",
@@ -142,6 +156,7 @@ __all__ = [
     "ReadConflictError",
     "ReadOnlyError",
     "ReadOnlyHistoryError",
+    "ReadOnlyStorage",
     "RecordTooLargeError",
     "SQLiteStorage",
     "SafeError",
@@ -166,6 +181,7 @@ __all__ = [
     "VersionError",
     "VersionLockError",
     "WeakRef",
+    "WrongKeyError",
     "__version__",
     "diff",
     "get_transaction",

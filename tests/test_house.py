@@ -146,12 +146,16 @@ def test_camel_case_names_are_the_fields() -> None:
 
 
 def test_import_is_light() -> None:
-    """`import objdb` loads neither the command line's libraries, nor ZODB, nor safes' backends."""
+    """`import objdb` loads neither the command line's libraries, nor those of layers and of
+    safes' backends, nor ZODB."""
     script = "import objdb, sys; print(sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout
-    for name in ("click", "rich", "ZODB", "pytest", "hypothesis", "berkeleydb", "sqlite3"):
+    for name in (
+        "click", "rich", "ZODB", "pytest", "hypothesis", "berkeleydb", "sqlite3", "cryptography",
+        "zstandard",
+    ):
         assert repr(name) not in loaded
 
 

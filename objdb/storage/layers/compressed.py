@@ -111,7 +111,7 @@ class CompressedStorage(TransformingStorage):
                 return data
             if kind == _ZLIB:
                 return zlib.decompress(data[2:])
-        except (zlib.error, ZstdFailure, MemoryError) as error:
+        except (zlib.error, ZstdFailure) as error:
             raise _damaged(oid, f"cannot be decompressed: {error}") from error
         if kind == _PLAIN:
             return data[2:]

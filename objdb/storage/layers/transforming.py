@@ -193,7 +193,10 @@ class TransformingStorage(Layer):
         """
         if not IStorageIteration.providedBy(self.base):
             raise Unsupported(f"{self.base.getName()} does not list its objects")
-        listed = (revision.oid for transaction in self.base.iterator() for revision in transaction)
+        listed = (
+            revision.oid for transaction in self.base.iterator() for revision in transaction
+            if revision.data is None or self.is_object(revision.data)
+        )
         oids = list(dict.fromkeys(listed))
         count = 0
         for begin in range(0, len(oids), _AT_ONCE):

@@ -63,7 +63,7 @@ class Zstd:
         there."""
         try:
             record: bytes = self._local.expected(frame)
-        except (AttributeError, self._error):  # a thread's first frame, or another dictionary
+        except (AttributeError, MemoryError, self._error):  # a thread's first frame, or another dictionary
             return self._decompress_any(frame)
         return record
 
@@ -79,7 +79,7 @@ class Zstd:
                 if number == self._expected:
                     self._local.expected = decompress
             record: bytes = decompress(frame)
-        except self._error as error:
+        except (MemoryError, self._error) as error:  # damaged frames may promise terabytes
             raise ZstdFailure(str(error)) from error
         return record
 

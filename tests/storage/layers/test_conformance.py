@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from objdb.storage.file.storage import FileStorage
 from objdb.storage.layers.compressed import CompressedStorage
 from objdb.storage.layers.demo import DemoStorage
 from objdb.storage.layers.encrypted import EncryptedStorage
-from objdb.storage.layers.layer import Layer
 from objdb.storage.layers.logged import LoggedStorage
 from objdb.storage.memory import MappingStorage
 from objdb.testing.conformance import StorageConformance
@@ -34,18 +32,6 @@ class Kept:
             base.copyTransactionsFrom(self._kept)
         self._kept = base
         return self._layer(base)
-
-
-class TestLayer(StorageConformance):
-    @pytest.fixture
-    def make_storage(self) -> Callable[[], Any]:
-        return Kept(Layer)
-
-
-class TestLoggedStorage(StorageConformance):
-    @pytest.fixture
-    def make_storage(self) -> Callable[[], Any]:
-        return Kept(lambda base: LoggedStorage(base, io.StringIO()))
 
 
 class TestLoggedFile(StorageConformance):
