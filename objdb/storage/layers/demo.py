@@ -36,7 +36,7 @@ from objdb.interfaces import (
 )
 from objdb.storage.commit import Repeat, Staged, TransactionMetaData
 from objdb.storage.iteration import RevisionRecord, TransactionRecord
-from objdb.storage.layers.chains import Chains, InBase
+from objdb.storage.layers.chains import Chains, InBase, Place
 from objdb.storage.memory import MappingStorage
 from objdb.storage.packing import PackResult, Progress, References, no_roots
 from objdb.storage.undo import Change, UndoableStorage
@@ -97,11 +97,21 @@ class DemoStorage(UndoableStorage):
                     "that they were made over"
                 )
             chains.add(transaction.tid, transaction.status, (
-                (r.oid, _shown(r.data), r.version, r.data_txn) for r in transaction
+                (r.oid, _shown(r.data), r.version, r.data_txn or self._repeated(chains, r))
+                for r in transaction
             ))
         for oid in chains.tids:
             self._note_oid(oid)
         return chains
+
+    def _repeated(self, chains: Chains, revision: Any) -> Tid | None:
+        """Return the tid of the base's revision if *revision* brings that back to its version;
+        the changes cannot keep that."""
+        chain = chains.of(revision.oid) if revision.version else []
+        in_base = revision.oid, chain[0] if chain else MAX_TID
+        if chains.versions.get(in_base, ("", None))[0] != revision.version or not chain:
+            return None
+        return in_base[1] if self._data(chains, *in_base) == revision.data else None
 
     # -- one over the other
 
@@ -286,7 +296,7 @@ class DemoStorage(UndoableStorage):
         for found in late:
             yield TransactionRecord(
                 found.tid, found.status, found.user, found.description, found.extension_bytes,
-                _Records(found),
+                _Records(found, self._chains.repeats),
             )
 
     # -- versions
@@ -442,13 +452,15 @@ class DemoStorage(UndoableStorage):
 class _Records:
     """The revisions of a transaction of the changes, as they are shown."""
 
-    def __init__(self, transaction: Any) -> None:
+    def __init__(self, transaction: Any, repeats: dict[Place, Tid]) -> None:
         self._transaction = transaction
+        self._repeats = repeats
 
     def __iter__(self) -> Iterator[RevisionRecord]:
         for found in self._transaction:
             yield RevisionRecord(
-                found.oid, found.tid, _shown(found.data), found.version, found.data_txn
+                found.oid, found.tid, _shown(found.data), found.version,
+                found.data_txn or self._repeats.get((found.oid, found.tid)),
             )
 
 

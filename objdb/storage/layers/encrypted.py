@@ -122,10 +122,13 @@ class EncryptedStorage(TransformingStorage):
         if found is None:
             return None
         data, serial, end = found
-        head = data[:_OID]
-        try:  # `decode`, without finding out what is wrong: this runs for every object loaded
-            record = self._open[head](data[_NONCE:_SEALED], data[_SEALED:], head + oid)
-        except (KeyError, *self._failed):
+        open_ = self._open.get(data[:_OID])
+        if open_ is not None and data.startswith(oid, _OID):
+            try:  # what `decode` does: this runs for every object that is loaded
+                record = open_(data[_NONCE:_SEALED], data[_SEALED:], data[:_NONCE])
+            except self._failed:
+                raise _altered(oid) from None
+        else:
             record = self.decode(oid, data)
         return record, serial, end
 

@@ -63,7 +63,8 @@ class Zstd:
         there."""
         try:
             record: bytes = self._local.expected(frame)
-        except (AttributeError, MemoryError, self._error):  # a thread's first frame, or another dictionary
+        except (AttributeError, MemoryError, self._error):
+            # A thread's first frame, one made with another dictionary, or damage.
             return self._decompress_any(frame)
         return record
 
