@@ -10,8 +10,10 @@
 All that can be undone, and packed, is what was changed. What an object was in the base shows again
 when its first change is undone.
 
-An object of the base that is un-created gets a record that says so, since a pack of the changes
-would forget that it was there.
+What the changes cannot say of the base is in records of two kinds that are no objects':
+
+    .-       the object, which the base has, is un-created (a pack would forget that it was there)
+    .< tid   it is as in the base's revision tid again: its first change was undone
 """
 
 from __future__ import annotations
@@ -36,12 +38,13 @@ from objdb.interfaces import (
 )
 from objdb.storage.commit import Repeat, Staged, TransactionMetaData
 from objdb.storage.iteration import RevisionRecord, TransactionRecord
-from objdb.storage.layers.chains import Chains, InBase, Place
+from objdb.storage.layers.chains import Chains, InBase
 from objdb.storage.memory import MappingStorage
 from objdb.storage.packing import PackResult, Progress, References, no_roots
 from objdb.storage.undo import Change, UndoableStorage
 
-_GONE = b".-"  # the record of an object of the base that was un-created
+_GONE, _AS_IN_BASE = b".-", b".<"
+_AS_IN_BASE_BYTES = 10
 
 
 class DemoStorage(UndoableStorage):
@@ -97,21 +100,22 @@ class DemoStorage(UndoableStorage):
                     "that they were made over"
                 )
             chains.add(transaction.tid, transaction.status, (
-                (r.oid, _shown(r.data), r.version, r.data_txn or self._repeated(chains, r))
+                (r.oid, self._shown(r.oid, r.data), r.version, r.data_txn or _in_base(r.data))
                 for r in transaction
             ))
         for oid in chains.tids:
             self._note_oid(oid)
         return chains
 
-    def _repeated(self, chains: Chains, revision: Any) -> Tid | None:
-        """Return the tid of the base's revision if *revision* brings that back to its version;
-        the changes cannot keep that."""
-        chain = chains.of(revision.oid) if revision.version else []
-        in_base = revision.oid, chain[0] if chain else MAX_TID
-        if chains.versions.get(in_base, ("", None))[0] != revision.version or not chain:
+    def _shown(self, oid: Oid, data: bytes | None) -> bytes | None:
+        """Return the record that the changes' *data* stand for."""
+        if data is None or data == _GONE:
             return None
-        return in_base[1] if self._data(chains, *in_base) == revision.data else None
+        tid = _in_base(data)
+        if tid is None:
+            return data
+        record: bytes = self.base.loadSerial(oid, tid)
+        return record
 
     # -- one over the other
 
@@ -249,9 +253,10 @@ class DemoStorage(UndoableStorage):
     def _data(self, chains: Chains, oid: Oid, tid: Tid) -> bytes | None:
         if (oid, tid) in chains.uncreated:
             return None
-        storage = self.base if tid < self._base_end else self.changes
-        data: bytes = storage.loadSerial(oid, tid)
-        return data
+        if tid < self._base_end:
+            record: bytes = self.base.loadSerial(oid, tid)
+            return record
+        return self._shown(oid, self.changes.loadSerial(oid, tid))
 
     def _data_at(self, place: Any) -> bytes | None:
         return self._data(self._chains, *place)
@@ -274,8 +279,11 @@ class DemoStorage(UndoableStorage):
             except POSKeyError:
                 continue
         for entry in entries:
-            if (oid, entry["tid"]) in chains.uncreated:
+            place = oid, entry["tid"]
+            if place in chains.uncreated:
                 entry["size"] = 0
+            elif chains.repeats.get(place, MAX_TID) < self._base_end <= entry["tid"]:
+                entry["size"] = len(self._data(chains, *place) or b"")
         if not entries:
             raise POSKeyError(oid, database=self._name)
         return entries
@@ -296,7 +304,7 @@ class DemoStorage(UndoableStorage):
         for found in late:
             yield TransactionRecord(
                 found.tid, found.status, found.user, found.description, found.extension_bytes,
-                _Records(found, self._chains.repeats),
+                _Records(self, found),
             )
 
     # -- versions
@@ -398,8 +406,8 @@ class DemoStorage(UndoableStorage):
 
         before = len(self)
         result: PackResult = self.changes.pack(
-            time, lambda data: () if data == _GONE else referencesf(data), gc, progress=progress,
-            keep_old=keep_old, dry_run=dry_run, roots=kept,
+            time, lambda data: () if _stands_for_base(data) else referencesf(data), gc,
+            progress=progress, keep_old=keep_old, dry_run=dry_run, roots=kept,
         )
         if not dry_run:
             with self._places_lock, self._slot.held():
@@ -417,10 +425,13 @@ class DemoStorage(UndoableStorage):
         self.changes.tpc_begin(metadata, staged.tid, staged.status)
         try:
             for oid, record in staged.records():
-                is_gone = record is None and oid in chains.in_base
+                repeat = staged.repeats.get(oid)
+                if record is None and oid in chains.in_base:
+                    record = _GONE
+                elif repeat is not None and repeat < self._base_end:
+                    record, repeat = _AS_IN_BASE + repeat, None
                 self.changes.restore(
-                    oid, staged.tid, _GONE if is_gone else record, staged.versions.get(oid, ""),
-                    staged.repeats.get(oid), metadata,
+                    oid, staged.tid, record, staged.versions.get(oid, ""), repeat, metadata
                 )
             self.changes.tpc_vote(metadata)
         except BaseException:
@@ -452,17 +463,24 @@ class DemoStorage(UndoableStorage):
 class _Records:
     """The revisions of a transaction of the changes, as they are shown."""
 
-    def __init__(self, transaction: Any, repeats: dict[Place, Tid]) -> None:
+    def __init__(self, storage: DemoStorage, transaction: Any) -> None:
+        self._storage = storage
         self._transaction = transaction
-        self._repeats = repeats
 
     def __iter__(self) -> Iterator[RevisionRecord]:
         for found in self._transaction:
             yield RevisionRecord(
-                found.oid, found.tid, _shown(found.data), found.version,
-                found.data_txn or self._repeats.get((found.oid, found.tid)),
+                found.oid, found.tid, self._storage._shown(found.oid, found.data), found.version,
+                found.data_txn or _in_base(found.data),
             )
 
 
-def _shown(data: bytes | None) -> bytes | None:
-    return None if data == _GONE else data
+def _in_base(data: bytes | None) -> Tid | None:
+    """Return the tid of the base's revision that *data* of the changes name, if they do."""
+    if data is not None and len(data) == _AS_IN_BASE_BYTES and data[:2] == _AS_IN_BASE:
+        return data[2:]
+    return None
+
+
+def _stands_for_base(data: bytes) -> bool:
+    return data == _GONE or _in_base(data) is not None

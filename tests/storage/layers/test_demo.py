@@ -271,7 +271,7 @@ def test_versions_of_the_base(base: Base) -> None:
 # -- against a storage without layers
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(12))
 def test_like_one_storage(seed: int) -> None:
     """After a random history that went on over the storage it began in, everything is as if there
     were one storage: what is listed, and what is seen, at any time and in any version. So it is
@@ -335,3 +335,24 @@ def test_database(tmp_path: Path) -> None:
     with FileStorage(path) as base:
         assert contents(base) == before
         assert texts(base)[7].startswith("note 7")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_packing_at_random(seed: int) -> None:
+    """After a random history over a base, and a pack of the changes to any moment, what is seen
+    from then on is what was seen; also when kept changes are opened again."""
+    chance = random.Random(seed)
+    below = MappingStorage("base")
+    RandomHistory(below, chance).go_on(30)
+    demo = DemoStorage(below)
+    history = RandomHistory(demo, chance)
+    history.go_on(40)
+    moment = chance.choice([entry[0] for entry in contents(demo.changes)])
+    oids = {revision[0] for entry in contents(demo) for revision in entry[5]}
+    views = {
+        asked: found for asked, found in history.views(moment, oids).items() if asked[0] == "load"
+    }
+    demo.pack(moment, refer, gc=False)
+    again = RandomHistory(DemoStorage(copy_of(below), copy_of(demo.changes)), chance)
+    for asked, found in views.items():
+        assert history.view(*asked) == again.view(*asked) == found, asked
