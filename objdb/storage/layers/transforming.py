@@ -37,7 +37,8 @@ class TransformingStorage(Layer):
         super().__init__(base)
         self._load_before: Callable[..., Any] = base.loadBefore
         self._db: Any = None
-        base.registerDB(_Decoding(self, None))
+        if not base.isReadOnly():  # so that it knows equal records before it has a database
+            base.registerDB(_Decoding(self, None))
 
     @abstractmethod
     def encode(self, oid: Oid, record: bytes) -> bytes:
@@ -213,7 +214,9 @@ class TransformingStorage(Layer):
                 continue
             data, tid, version = found
             if self.is_object(data) and not self.is_as_written(data):
-                yield oid, tid, self.encode(oid, self.decode(oid, data)), version
+                anew = self.encode(oid, self.decode(oid, data))
+                if anew != data:
+                    yield oid, tid, anew, version
 
     def current_data(self, oid: Oid) -> tuple[bytes, Tid, str] | None:
         """Return (the base's data, tid, version) of an object's current revision."""

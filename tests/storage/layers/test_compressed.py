@@ -96,6 +96,14 @@ def test_plain_and_mixed(base: Any) -> None:
         assert [storage.load(oid)[0] for oid in oids] == [LONG] * 3
 
 
+def test_rewriting_ends(base: Any) -> None:
+    """What does not get smaller is not stored anew each time."""
+    storage = CompressedStorage(base)
+    tid = commit(storage, {ROOT_OID: (NO_TID, b"\x80" + NOISE)})
+    assert storage.rewrite() == 0
+    assert base.lastTransaction() == tid
+
+
 def test_levels(base: Any) -> None:
     """The level is the method's."""
     sizes = []

@@ -30,6 +30,11 @@ ONE, TWO = bytes(range(32)), bytes(range(32, 64))
 SECRET = b"\x80\x03the very secret record"
 
 
+def named(key: Any) -> str:
+    """What a test with this key is called."""
+    return key if isinstance(key, str) else {ONE: "one", TWO: "two"}.get(bytes(key), "key")
+
+
 @pytest.fixture
 def base() -> MappingStorage:
     return MappingStorage("base")
@@ -46,7 +51,7 @@ def filled(base: Any, keys: Any = ONE) -> tuple[EncryptedStorage, list[Oid]]:
 # -- what is stored
 
 
-@pytest.mark.parametrize("key", [ONE, "a long passphrase"])
+@pytest.mark.parametrize("key", [ONE, "a long passphrase"], ids=named)
 def test_nothing_is_readable(tmp_path: Path, key: Any) -> None:
     """No part of a record is in the file; equal records look different; all is there when it is
     opened again with the key."""
@@ -83,8 +88,8 @@ def test_no_way(base: Any) -> None:
 # -- what is noticed
 
 
-@pytest.mark.parametrize("right", [ONE, "right"])
-@pytest.mark.parametrize("wrong", [TWO, "wrong"])
+@pytest.mark.parametrize("right", [ONE, "right"], ids=named)
+@pytest.mark.parametrize("wrong", [TWO, "wrong"], ids=named)
 def test_wrong_key(base: Any, right: Any, wrong: Any) -> None:
     """A wrong key is noticed when the storage is opened, and nothing is written."""
     filled(base, right)
@@ -107,7 +112,7 @@ def test_swapped(base: Any) -> None:
     assert check(storage).problems
 
 
-@pytest.mark.parametrize("key", [ONE, "passphrase"])
+@pytest.mark.parametrize("key", [ONE, "passphrase"], ids=named)
 def test_every_bit_counts(base: Any, key: Any) -> None:
     """A record with any bit turned over is noticed; so is one that is cut short, anywhere."""
     storage, oids = filled(base, key)
@@ -143,7 +148,9 @@ def test_plain_records_are_refused(base: Any) -> None:
 # -- several keys
 
 
-@pytest.mark.parametrize(("old", "new"), [(ONE, TWO), (ONE, "new"), ("old", TWO), ("old", "new")])
+@pytest.mark.parametrize(
+    ("old", "new"), [(ONE, TWO), (ONE, "new"), ("old", TWO), ("old", "new")], ids=named
+)
 def test_another_key(base: Any, old: Any, new: Any) -> None:
     """The first key is for what is written, the others are for reading; rewriting leaves the old
     one to the history, and a pack takes that away."""
