@@ -4,8 +4,8 @@
     2     1          16           8      12         n        16
 
 Kind 1 is a key of 32 bytes, named by a hash of it; kind 2 a key made from a passphrase with scrypt
-and the salt. What is before the nonce is authenticated too: a record opens only as the object
-that it was written for.
+and the salt. The oid is authenticated with the rest: a record opens only as the object that it was
+written for. (What is before it chooses the key; altered, it chooses one that does not fit.)
 
 Not hidden: oids, sizes, tids, and who changed which objects when, with users, descriptions and
 extensions; nor which revisions have the same data because one was undone to the other.
@@ -125,7 +125,7 @@ class EncryptedStorage(TransformingStorage):
         open_ = self._open.get(data[:_OID])
         if open_ is not None and data.startswith(oid, _OID):
             try:  # what `decode` does: this runs for every object that is loaded
-                record = open_(data[_NONCE:_SEALED], data[_SEALED:], data[:_NONCE])
+                record = open_(data[_NONCE:_SEALED], data[_SEALED:], oid)
             except self._failed:
                 raise _altered(oid) from None
         else:
@@ -134,8 +134,8 @@ class EncryptedStorage(TransformingStorage):
 
     def encode(self, oid: Oid, record: bytes) -> bytes:
         """Return a record encrypted for the object *oid*."""
-        head, nonce = self._head + oid, os.urandom(12)
-        return head + nonce + self._seal(nonce, record, head)
+        nonce = os.urandom(12)
+        return self._head + oid + nonce + self._seal(nonce, record, oid)
 
     def decode(self, oid: Oid | None, data: bytes) -> bytes:
         """Return the record in *data*. `CorruptedDataError` if they were altered, or belong to
@@ -150,7 +150,7 @@ class EncryptedStorage(TransformingStorage):
                 "backup", oid=oid,
             )
         try:
-            return open_(data[_NONCE:_SEALED], data[_SEALED:], data[:_NONCE])
+            return open_(data[_NONCE:_SEALED], data[_SEALED:], data[_OID:_NONCE])
         except self._failed:
             raise _altered(oid) from None
 
@@ -181,7 +181,7 @@ class EncryptedStorage(TransformingStorage):
 
     def _opens(self, key: bytes, data: bytes) -> bool:
         try:
-            self._cipher(key).decrypt(data[_NONCE:_SEALED], data[_SEALED:], data[:_NONCE])
+            self._cipher(key).decrypt(data[_NONCE:_SEALED], data[_SEALED:], data[_OID:_NONCE])
         except self._failed:
             return False
         return True
