@@ -27,7 +27,7 @@ BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MODULE = re.compile(r"# (\w+)\.py\n")
 DOCTEST_OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # What a page needs beyond objdb itself.
-NEEDS = {"docs/zodb.md": ["ZODB"]}
+NEEDS = {"docs/zodb.md": ["ZODB"], "docs/layers.md": ["cryptography", "zstandard"]}
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import transaction
+from zope.interface import providedBy
+from zope.interface.verify import verifyObject
 
 import objdb
 from objdb import (
@@ -132,3 +134,31 @@ def test_read_only_over_layers() -> None:
         CompressedStorage(base).load(ROOT_OID)
     with pytest.raises(NotEncryptedError):
         EncryptedStorage(CompressedStorage(EncryptedStorage(base, KEY)), KEY)
+
+
+@pytest.mark.parametrize("name", ["compressed", "dictionary", "encrypted"])
+def test_packing_without_the_layers(tmp_path: Path, name: str) -> None:
+    """A pack that does not have the layers, and so cannot see what refers to what, is refused, and
+    nothing is lost."""
+    base = FileStorage(tmp_path / "data.fs")
+    layer: Any = EncryptedStorage(base, KEY) if name == "encrypted" else CompressedStorage(
+        base, "zstd"
+    )
+    fill(layer, 300)
+    if name == "dictionary":
+        layer.train_dictionary(size=1024)
+    before = contents(base)
+    with pytest.raises(CorruptedDataError):
+        objdb.DB(base).pack()
+    assert contents(base) == before
+    layer.close()
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_stacks_declare_what_they_do(name: str) -> None:
+    """A layer has every method of the interfaces it declares, with its signature."""
+    storage = STACKS[name](MappingStorage())
+    declared = list(providedBy(storage))
+    assert len(declared) == 8
+    for interface in declared:
+        verifyObject(interface, storage)
