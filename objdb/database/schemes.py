@@ -13,6 +13,12 @@ from typing import Any, NamedTuple
 
 from objdb.errors import UsageError
 from objdb.storage.file.storage import FileStorage
+from objdb.storage.layers.before import BeforeStorage
+from objdb.storage.layers.compressed import CompressedStorage
+from objdb.storage.layers.demo import DemoStorage
+from objdb.storage.layers.encrypted import KEY_BYTES, EncryptedStorage
+from objdb.storage.layers.logged import LoggedStorage
+from objdb.storage.layers.readonly import ReadOnlyStorage
 from objdb.storage.memory import MappingStorage
 
 Parser = Callable[[str], Any]
@@ -47,30 +53,19 @@ def boolean(text: str) -> bool:
     return values[text.lower()]
 
 
-def secret(text: str) -> bytes | str:
-    """Return what `env:NAME` or `file:PATH` has: 32 bytes if it is those, or their hexadecimal
-    digits; else text. `UsageError` if there is no such thing; ValueError for what is a secret
-    itself, which has no place in a URI."""
-    kind, colon, name = text.partition(":")
-    if not colon or kind not in ("env", "file"):
-        raise ValueError("a secret is never in a URI: write env:NAME or file:PATH")
+def _secret(text: str) -> bytes:
+    """Return what `env:NAME` or `file:PATH` has. `UsageError` if there is no such variable;
+    ValueError for what is a secret itself, which has no place in a URI."""
+    kind, _, name = text.partition(":")
     if kind == "env":
         value = os.environ.get(name)
         if value is None:
             raise UsageError(f"the environment variable {name}, which has a key, is not set")
-        content = value.encode()
-    else:
-        with open(name, "rb") as file:
-            content = file.read()
-    if len(content) == 32:
-        return content
-    content = content.strip()
-    try:
-        return bytes.fromhex(content.decode()) if len(content) == 64 else content.decode()
-    except UnicodeDecodeError:
-        raise UsageError(f"{text} has {len(content)} bytes; a key has 32, or is text") from None
-    except ValueError:
-        return content.decode()
+        return value.encode()
+    if kind != "file":
+        raise ValueError("a secret is never in a URI: write env:NAME or file:PATH")
+    with open(name, "rb") as file:
+        return file.read()
 
 
 def _path(scheme: str, path: str, suffix: str) -> str:
@@ -99,6 +94,57 @@ def _sqlite(path: str, parameters: dict[str, Any]) -> Any:
     return SQLiteStorage(_path("sqlite", path, "sqlite"), **parameters)
 
 
+def _compressed(base: Any, parameters: dict[str, Any]) -> Any:
+    return CompressedStorage(base, **parameters)
+
+
+def _encrypted(base: Any, parameters: dict[str, Any]) -> Any:
+    keys = [*parameters.pop("key", []), *parameters.pop("passphrase", [])]
+    if not keys:
+        raise UsageError(
+            "encrypted+ needs a key: key=env:NAME or key=file:PATH (32 bytes, or their "
+            "hexadecimal digits), or passphrase=env:NAME or passphrase=file:PATH"
+        )
+    return EncryptedStorage(base, keys, **parameters)
+
+
+def _before(base: Any, parameters: dict[str, Any]) -> Any:
+    if "before" not in parameters:
+        raise UsageError("before+ needs a moment: before=2026-03-01T09:30Z, or a tid")
+    return BeforeStorage(base, parameters["before"])
+
+
+def _moment(text: str) -> bytes | str:
+    """Return a tid, if *text* is its 16 hexadecimal digits, else the text: a time."""
+    digits = text.removeprefix("0x")
+    try:
+        tid = bytes.fromhex(digits)
+    except ValueError:
+        tid = b""
+    return tid if len(tid) == 8 else text
+
+
+def _key(text: str) -> bytes:
+    found = _secret(text)
+    try:
+        key = found if len(found) == KEY_BYTES else bytes.fromhex(found.decode().strip())
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise UsageError(
+            f"{text} has {len(found)} bytes, which are no key: it has {KEY_BYTES}, or twice as "
+            "many hexadecimal digits"
+        )
+    return key
+
+
+def _passphrase(text: str) -> str:
+    try:
+        return _secret(text).decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise UsageError(f"{text} is no text, so it is no passphrase") from None
+
+
 SCHEMES = {
     "file": Scheme(_file, {
         "create": boolean, "read_only": boolean, "durability": str, "preallocate_bytes": int,
@@ -110,6 +156,17 @@ SCHEMES = {
         "history": boolean, "create": boolean, "read_only": boolean, "durability": str,
         "busy_seconds": float, "cache_bytes": int, "keep_seconds": float,
     }),
+    "compressed": Scheme(_compressed, {"method": str, "level": int}, most_below=1),
+    "encrypted": Scheme(
+        _encrypted, {"key": _key, "passphrase": _passphrase, "plain": str},
+        many=("key", "passphrase"), most_below=1,
+    ),
+    "readonly": Scheme(lambda base, _: ReadOnlyStorage(base), most_below=1),
+    "before": Scheme(_before, {"before": _moment}, most_below=1),
+    "logged": Scheme(lambda base, _: LoggedStorage(base), most_below=1),
+    "demo": Scheme(
+        lambda base, parameters: DemoStorage(base, parameters.get("changes")), most_below=2
+    ),
 }
 DATABASE_PARAMETERS: dict[str, Parser] = {
     "pool_size": int, "pool_wait": float, "cache_size": int, "cache_size_bytes": int,

@@ -10,6 +10,7 @@ import pytest
 import transaction
 
 import objdb
+from objdb.database import schemes
 from objdb.errors import ReadOnlyError, StorageClosedError, StorageLockedError, UsageError
 from objdb.interfaces import IConnection, IDatabase
 from objdb.storage.commit import TransactionMetaData
@@ -331,3 +332,97 @@ def test_numbers_of_a_file(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(objdb.UsageError, match="empty"):
         objdb.DB("")
     assert not list(tmp_path.iterdir())
+
+
+KEY = "0123456789abcdef" * 4
+LAYERED = [
+    "compressed+file:{}/a.fs", "compressed+sqlite:{}/a.sqlite?method=zstd&level=5",
+    "encrypted+pickle:{}/a.pickle?key=env:A_KEY", "encrypted+file:{}/a.fs?passphrase=file:{}/word",
+    "compressed+encrypted+sqlite:{}/a.sqlite?key=env:A_KEY&pool_size=2",
+    "logged+readonly:(demo:(file:{}/a.fs))", "demo:(file:{}/a.fs)(sqlite:{}/b.sqlite)?pool_size=2",
+    "encrypted:(file:{}/a.fs?pool_size=2)?key=env:A_KEY&key=file:{}/key",
+]
+
+
+@pytest.mark.parametrize("uri", LAYERED)
+def test_layers_in_uris(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer over any storage, several, and in parentheses; keys are elsewhere."""
+    monkeypatch.setenv("A_KEY", KEY)
+    (tmp_path / "word").write_text("correct horse\n")
+    (tmp_path / "key").write_bytes(bytes(32))
+    uri = uri.replace("{}", str(tmp_path))
+    if "readonly" in uri:
+        objdb.DB(tmp_path / "a.fs").close()
+        with objdb.DB(uri) as db, pytest.raises(ReadOnlyError), db.transaction() as connection:
+            connection.root()["p"] = 1
+        return
+    with objdb.DB(uri) as db:
+        fill(db)
+        assert db.getPoolSize() == (2 if "pool_size" in uri else 7)
+    with objdb.DB(uri) as db, db.transaction() as connection:
+        assert connection.root()["p"].name == "p"
+
+
+def test_the_past_in_a_uri(tmp_path: Path) -> None:
+    """before+ shows what was there before a moment."""
+    with objdb.DB(tmp_path / "a.fs") as db:
+        fill(db)
+        tid = db.storage.lastTransaction()
+    with (
+        objdb.DB(f"before+file:{tmp_path}/a.fs?before=0x{tid.hex()}") as db,
+        db.transaction() as connection,
+    ):
+        assert "p" not in connection.root()
+
+
+WRONG_LAYERS = {
+    "no key": ("encrypted+memory:", "needs a key: key=env:NAME"),
+    "a key in the URI": (f"encrypted+memory:?key={KEY}", "a secret is never in a URI"),
+    "no such variable": ("encrypted+memory:?key=env:NOT_SET", "NOT_SET.*is not set"),
+    "a short key": ("encrypted+memory:?key=env:SHORT", "5 bytes, which are no key"),
+    "nothing below": ("compressed:a.fs", r"compressed\+file:PATH"),
+    "unknown layer": ("zipped+memory:", "zipped.*compressed"),
+    "no moment": ("before+memory:", "before="),
+    "three": ("demo:(memory:)(memory:)(memory:)", "2 storages at most"),
+    "method": ("compressed+memory:?method=gzip", "zlib or zstd"),
+    "number": ("compressed+memory:?level=many", "level cannot be 'many'"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_LAYERS)
+def test_wrong_layers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with a layer in a URI is told, with what there is; no key is shown."""
+    monkeypatch.setenv("SHORT", "short")
+    uri, told = WRONG_LAYERS[kind]
+    with pytest.raises(UsageError, match=told):
+        objdb.DB(uri)
+
+
+class Point:
+    """Stands for an entry point of a package."""
+
+    def __init__(self, name: str, found: Any) -> None:
+        self.name, self.load = name, lambda: found
+
+
+def test_schemes_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package adds a scheme by an entry point; one that is none is told."""
+    made: list[Any] = []
+
+    def make(path: str, parameters: dict[str, Any]) -> Any:
+        made.append((path, parameters))
+        return objdb.MappingStorage()
+
+    points = [Point("mine", schemes.Scheme(make, {"size": int})), Point("wrong", 7)]
+    monkeypatch.setattr(schemes, "entry_points", lambda group: points)
+    with objdb.DB("mine:a/b?size=3&pool_size=2") as db:
+        fill(db)
+    assert made == [("a/b", {"size": 3})]
+    with objdb.DB("compressed+mine:x") as db:
+        fill(db)
+    with pytest.raises(UsageError, match=r"wrong.*is 7, which is no"):
+        objdb.DB("wrong:x")
+    with pytest.raises(UsageError, match="mine, wrong"):
+        objdb.DB("other:x")

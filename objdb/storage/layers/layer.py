@@ -23,6 +23,7 @@ from objdb.interfaces import (
     IStorageReadChecks,
     IStorageRestoreable,
     IStorageSelfCheck,
+    IStorageShared,
     IStorageUndoable,
     IStorageVersions,
 )
@@ -42,8 +43,16 @@ class Layer:
     honours: tuple[Any, ...] = (
         IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStorageRestoreable,
         IStorageUndoable, IStorageVersions, IStoragePackable, IStorageSelfCheck, IStoragePolling,
+        IStorageShared,
     )
     _passed: frozenset[str] = frozenset()
+    _made_with: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, base: Any, *arguments: Any, **options: Any) -> Self:
+        """Remember how the layer is made, for `again`."""
+        layer = super().__new__(cls)
+        layer._made_with = arguments, options
+        return layer
 
     def __init__(self, base: Any) -> None:
         if not IStorage.providedBy(base):
@@ -75,6 +84,11 @@ class Layer:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self.base!r}>"
+
+    def again(self) -> Self:
+        """See `IStorageShared`: the same layer over another storage."""
+        arguments, options = self._made_with
+        return type(self)(self.base.again(), *arguments, **options)
 
     def supportsVersions(self) -> bool:
         """See `IStorageVersions`."""

@@ -11,6 +11,7 @@ from objdb.interfaces import (
     IStorageIteration,
     IStoragePolling,
     IStorageSelfCheck,
+    IStorageShared,
     IStorageVersions,
 )
 from objdb.storage.layers.layer import Layer
@@ -25,7 +26,7 @@ class ReadOnlyStorage(Layer):
 
     honours: tuple[Any, ...] = (
         IStorage, IStorageHistory, IStorageIteration, IStorageVersions, IStorageSelfCheck,
-        IStoragePolling,
+        IStoragePolling, IStorageShared,
     )
 
     def isReadOnly(self) -> bool:
@@ -33,9 +34,9 @@ class ReadOnlyStorage(Layer):
         return True
 
     def registerDB(self, db: Any) -> None:
-        """Hand *db* to a base that follows another process and says what that changed. Any other
+        """Hand *db* to a base that follows other processes and says what they changed. Any other
         has no use for it here."""
-        if self.base.isReadOnly():
+        if self.base.isReadOnly() or IStorageShared.providedBy(self.base):
             self.base.registerDB(db)
 
     def refused(self, *arguments: object, **options: object) -> NoReturn:

@@ -189,7 +189,6 @@ class TableStorage(TablePack, UndoableStorage):
 
     def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
         """See `IStorageHistory`."""
-        self._require_open()
         self._require_history("its revisions cannot be listed")
         entries: list[dict[str, Any]] = []
         row = self._row_before(oid, self._visible_before)
@@ -208,7 +207,6 @@ class TableStorage(TablePack, UndoableStorage):
         self, start: Tid | None = None, stop: Tid | None = None
     ) -> Iterator[TransactionRecord]:
         """See `IStorageIteration`."""
-        self._require_open()
         last = self._last_tid if stop is None else min(stop, self._last_tid)
         kind = View if self._keeps_history else CurrentView
         view = kind(self, NO_TID if start is None else start, last)
