@@ -17,11 +17,13 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
 
 import objdb
 from objdb.check import check
 from tests.models import Counter, Person
+from tests.storages import FORGETFUL, OTHERS, STORAGES
 
 PEOPLE, COUNTERS, BAGS = 2, 1, 1
 # What an object is in the model: "p0" … people, "n0" … counters, "b0" … bags (frozensets of the
@@ -79,7 +81,7 @@ Entry = tuple[Any, objdb.Connection, Model, list[Any]]
 class Snapshots(RuleBasedStateMachine):
     """Opens, changes, commits; every view must be the model's."""
 
-    on_file = False
+    kind = "memory"
 
     @initialize(cache_size=st.sampled_from([0, 2, 1000]))
     def start(self, cache_size: int) -> None:
@@ -103,12 +105,7 @@ class Snapshots(RuleBasedStateMachine):
             self.open_connection(False)
 
     def open_database(self) -> objdb.DB:
-        if not self.on_file:
-            return objdb.DB(None, **self.options)
-        storage = objdb.FileStorage(
-            Path(self.directory.name) / "data.fs", durability="os", checkpoint_records=20,
-        )
-        return objdb.DB(storage, **self.options)
+        return objdb.DB(STORAGES[self.kind](Path(self.directory.name)), **self.options)
 
     def note_commit(self, changes: State) -> None:
         self.committed.append({**self.committed[-1], **changes})
@@ -278,7 +275,7 @@ class Snapshots(RuleBasedStateMachine):
                 changes[name] = current[name] + model.state[name] - model.start[name]
         return changes
 
-    @precondition(lambda self: self.on_file)
+    @precondition(lambda self: self.kind not in FORGETFUL)
     @rule()
     def reopen(self) -> None:
         for manager, connection, _, _ in self.open:
@@ -326,21 +323,19 @@ class Snapshots(RuleBasedStateMachine):
         self.directory.cleanup()
 
 
-class SnapshotsOnFile(Snapshots):
-    """The same over a file, which is also reopened."""
-
-    on_file = True
-
-
 LIMITS = settings(
     max_examples=120, stateful_step_count=30, deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],  # explaining is slow
 )
-TestSnapshots = Snapshots.TestCase
-TestSnapshots.settings = LIMITS
-TestSnapshotsOnFile = SnapshotsOnFile.TestCase
-TestSnapshotsOnFile.settings = LIMITS
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+def test_snapshots(kind: str) -> None:
+    """Views of connections over each kind of storage, which is also reopened, are the model's."""
+    machine = type("Snapshots", (Snapshots,), {"kind": kind})
+    examples = 15 if kind in OTHERS else 120
+    run_state_machine_as_test(machine, settings=settings(LIMITS, max_examples=examples))
 
 
 def test_read_current_survives_a_rollback(db: objdb.DB) -> None:

@@ -6,7 +6,6 @@ import importlib
 import pkgutil
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ from objdb.connection.isolation import ISOLATIONS
 from objdb.testing.schedule import Schedule
 from tests.conftest import Databases
 from tests.isolation import anomalies
+from tests.storages import STORAGES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "isolation.md"
 MODULES = [
@@ -23,12 +23,14 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("where", [None, "data.fs"], ids=["memory", "file"])
+@pytest.mark.parametrize("kind", STORAGES)
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.rpartition(".")[2])
-def test_anomaly(databases: Databases, module: ModuleType, isolation: str, where: Any) -> None:
+def test_anomaly(
+    databases: Databases, module: ModuleType, isolation: str, kind: str
+) -> None:
     """An anomaly happens in the modes it is said to, and in no other."""
-    db = databases.open(where, pool_size=20)
+    db = databases.open(STORAGES[kind](databases.directory), pool_size=20)
     with Schedule(db, {"x": 0, "y": 0}, isolation=isolation) as schedule:
         try:
             happened = module.happens(schedule)

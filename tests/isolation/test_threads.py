@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
 from BTrees.IOBTree import IOBTree
@@ -13,15 +12,17 @@ import objdb
 from tests.conftest import Databases
 from tests.database.staging import Worker
 from tests.models import Person
+from tests.storages import STORAGES
 
 THREADS, ROUNDS = 6, 60
 
 
-@pytest.mark.parametrize("where", [None, "data.fs"], ids=["memory", "file"])
-def test_nobody_is_overdrawn(databases: Databases, where: Any) -> None:
+@pytest.mark.parametrize("kind", STORAGES)
+def test_nobody_is_overdrawn(databases: Databases, kind: str) -> None:
     """Each family has two accounts, which together must not fall below zero; every thread takes
     from one of them after looking at both."""
-    db = databases.open(where, isolation="serializable", cache_size=20)
+    storage = STORAGES[kind](databases.directory)
+    db = databases.open(storage, isolation="serializable", cache_size=20)
     with db.transaction() as connection:
         accounts = IOBTree({i: Person(str(i), data=5) for i in range(20)})
         connection.root()["accounts"] = accounts
@@ -52,11 +53,11 @@ def test_nobody_is_overdrawn(databases: Databases, where: Any) -> None:
     assert sum(left) < 100  # something was spent
 
 
-@pytest.mark.parametrize("where", [None, "data.fs"], ids=["memory", "file"])
-def test_one_seat_each(databases: Databases, where: Any) -> None:
+@pytest.mark.parametrize("kind", STORAGES)
+def test_one_seat_each(databases: Databases, kind: str) -> None:
     """Threads that each look for free seats in a range of keys, and take one, never take more
     than there are, though each adds a key of its own."""
-    db = databases.open(where, isolation="serializable")
+    db = databases.open(STORAGES[kind](databases.directory), isolation="serializable")
     with db.transaction() as connection:
         connection.root()["taken"] = OOBTree()
 

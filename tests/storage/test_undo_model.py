@@ -13,15 +13,21 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from objdb.errors import ConflictError, MultipleUndoErrors, UndoError
 from objdb.ids import NO_TID, next_tid
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.file.storage import FileStorage
-from objdb.storage.memory import MappingStorage
 from objdb.testing.helpers import current
 from tests.storage.undo_model import Adding, Changes, Impossible, Model, record_of, value_of
+from tests.storages import FORGETFUL, OTHERS, STORAGES
 
 NAMES = [f"object {i}" for i in range(5)]
 OIDS = {name: number.to_bytes(8, "big") for number, name in enumerate(NAMES, 1)}
@@ -198,9 +204,9 @@ class Checked:
 
 
 class UndoMachine(RuleBasedStateMachine):
-    """Random steps on a storage, in memory or on a file."""
+    """Random steps on a storage."""
 
-    is_file = False
+    kind = "memory"
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,11 +214,7 @@ class UndoMachine(RuleBasedStateMachine):
         self.checked = Checked(self.open())
 
     def open(self) -> Any:
-        if not self.is_file:
-            return MappingStorage()
-        return FileStorage(
-            self.folder / "data.fs", durability="os", preallocate_bytes=300, checkpoint_records=7
-        )
+        return STORAGES[self.kind](self.folder)
 
     @rule(changes=some_changes)
     def commit(self, changes: Changes) -> None:
@@ -243,11 +245,11 @@ class UndoMachine(RuleBasedStateMachine):
     def preview(self, ages: list[int]) -> None:
         self.checked.preview(ages)
 
-    @precondition(lambda self: self.is_file)
+    @precondition(lambda self: self.kind not in FORGETFUL)
     @rule(without_index=st.booleans())
     def reopen(self, without_index: bool) -> None:
         self.checked.storage.close()
-        if without_index:
+        if without_index and self.kind == "file":
             os.remove(self.folder / "data.fs.oidx")
         self.checked.use(self.open())
 
@@ -261,28 +263,28 @@ class UndoMachine(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-class FileUndoMachine(UndoMachine):
-    is_file = True
-
-
 _settings = settings(
     max_examples=60, stateful_step_count=30, deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-TestUndoInMemory = UndoMachine.TestCase
-TestUndoInMemory.settings = _settings
-TestUndoInAFile = FileUndoMachine.TestCase
-TestUndoInAFile.settings = _settings
 
 
-@pytest.mark.parametrize("is_file", [False, True], ids=["memory", "file"])
-def test_any_of_the_last_hundred(tmp_path: Path, is_file: bool) -> None:
+@pytest.mark.parametrize("kind", STORAGES)
+def test_undo(kind: str) -> None:
+    """What undoing makes of each kind of storage is what the model says."""
+    machine = type("UndoMachine", (UndoMachine,), {"kind": kind})
+    examples = 12 if kind in OTHERS else 60
+    run_state_machine_as_test(machine, settings=settings(_settings, max_examples=examples))
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+def test_any_of_the_last_hundred(tmp_path: Path, kind: str) -> None:
     """Undoing a random subset of the last 100 transactions does exactly what the model says, or
     raises an error that names what is in the way and changes nothing."""
     seed = random.randrange(10**9)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    storage = FileStorage(tmp_path / "data.fs", durability="os") if is_file else MappingStorage()
+    storage = STORAGES[kind](tmp_path)
     checked, undone = Checked(storage), 0
 
     def change() -> None:

@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from objdb.errors import UndoError, VersionLockError
 from objdb.ids import NO_TID, next_tid
@@ -22,6 +28,7 @@ from objdb.storage.memory import MappingStorage
 from objdb.testing.helpers import contents
 from tests.storage.undo_model import Adding, record_of, value_of
 from tests.storage.version_model import NOTHING, Blocked, State, Value, VersionModel
+from tests.storages import FORGETFUL, OTHERS, STORAGES
 
 NAMES = [f"object {i}" for i in range(4)]
 OIDS = {name: number.to_bytes(8, "big") for number, name in enumerate(NAMES, 1)}
@@ -43,9 +50,9 @@ def loaded(storage: Any, oid: bytes, before: bytes, version: str) -> Value:
 
 
 class VersionMachine(RuleBasedStateMachine):
-    """Random steps on a storage, in memory or on a file."""
+    """Random steps on a storage."""
 
-    is_file = False
+    kind = "memory"
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,12 +63,7 @@ class VersionMachine(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.storage: Any = MappingStorage()
-        if self.is_file:
-            self.storage = FileStorage(
-                self.folder / "data.fs", durability="os", preallocate_bytes=300,
-                checkpoint_records=7,
-            )
+        self.storage: Any = STORAGES[self.kind](self.folder)
         self.storage.registerDB(Adding())
 
     def perform(self, stage: Any, expected: dict[str, State] | None, error: type) -> None:
@@ -160,11 +162,11 @@ class VersionMachine(RuleBasedStateMachine):
     def redo(self) -> None:
         self.undo([0])
 
-    @precondition(lambda self: self.is_file)
+    @precondition(lambda self: self.kind not in FORGETFUL)
     @rule(without_index=st.booleans())
     def reopen(self, without_index: bool) -> None:
         self.storage.close()
-        if without_index:
+        if without_index and self.kind == "file":
             os.remove(self.folder / "data.fs.oidx")
         self.open()
 
@@ -206,18 +208,18 @@ class VersionMachine(RuleBasedStateMachine):
             assert storage.self_check() == []
 
 
-class FileVersionMachine(VersionMachine):
-    is_file = True
-
-
 _settings = settings(
     max_examples=60, stateful_step_count=30, deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-TestVersionsInMemory = VersionMachine.TestCase
-TestVersionsInMemory.settings = _settings
-TestVersionsInAFile = FileVersionMachine.TestCase
-TestVersionsInAFile.settings = _settings
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+def test_versions(kind: str) -> None:
+    """What versions make of each kind of storage is what the model says."""
+    machine = type("VersionMachine", (VersionMachine,), {"kind": kind})
+    examples = 12 if kind in OTHERS else 60
+    run_state_machine_as_test(machine, settings=settings(_settings, max_examples=examples))
 
 
 def test_the_model_itself() -> None:
