@@ -26,6 +26,7 @@ from objdb.check import check
 from objdb.connection.isolation import ISOLATIONS
 from objdb.testing.packing_model import pack_at_random
 from objdb.testing.recording import check_isolation
+from tests.campaign.bookings import book_in_processes
 from tests.campaign.graphs import graph_goes_round
 from tests.campaign.kills import kill_once
 from tests.campaign.races import race
@@ -35,6 +36,7 @@ from tests.safe import kills as safe_kills
 
 # A campaign takes seconds; one that takes so long does not end.
 LONGEST_SECONDS = 900.0
+BOOKINGS = 4000
 
 
 KILLED = (
@@ -120,8 +122,14 @@ def safes(directory: Path, seed: int) -> None:
     safe_kills.campaign(directory / "safe", backend, 15, chance)
 
 
+def bookings(directory: Path, seed: int) -> None:
+    """Processes that book the same people on one SQLite file."""
+    processes = random.Random(seed).choice([2, 4, 8])
+    book_in_processes(f"sqlite:{directory}/data.sqlite", processes, BOOKINGS, seed)
+
+
 CAMPAIGNS: list[Callable[[Path, int], None]] = [
-    kills, races, histories, sweeps, graphs, packs, safes
+    bookings, kills, races, histories, sweeps, graphs, packs, safes
 ]
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 import objdb
-from tests.campaign.bookings import book, booked_twice, careful, naive
+from tests.campaign.bookings import book, book_in_processes, booked_twice, careful, naive
 
 TRIES = 10_000
 
@@ -24,3 +24,13 @@ def test_nobody_is_booked_twice(tmp_path, isolation, way):
         assert total["booked"] and total["busy"]
         assert booked_twice(db) == [], f"seed {seed}"
         assert db.conflicts.count, "nothing was contended"
+
+
+@pytest.mark.parametrize("processes", [2, 8])
+def test_in_processes(tmp_path, processes):
+    """Nor is anybody when processes book, each with its own database on one SQLite file; no
+    booking is lost."""
+    seed = random.randrange(10**9)
+    total = book_in_processes(f"sqlite:{tmp_path}/data.sqlite", processes, TRIES, seed)
+    assert total.total() == TRIES
+    assert total["booked"] and total["busy"]
