@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import warnings
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,47 @@ def test_a_fork_goes_on_by_itself(path: Path) -> None:
             assert add_here == db.storage.lastTransaction().hex()
             with db.transaction() as connection:
                 assert connection.root()["ann"].age == before + 3
+
+
+def test_forks_while_others_work(path: Path) -> None:
+    """Forks among threads that read and commit: every child works on the file, and so does the
+    parent; nothing is lost."""
+    fill(path)
+    with objdb.DB(SQLiteStorage(path)) as db:
+        done = threading.Event()
+        added: list[int] = []
+
+        def add(connection: objdb.Connection) -> None:
+            connection.root()["ann"].age += 1
+
+        def work() -> None:
+            count = 0
+            while not done.is_set():
+                db.run(add, tries=10_000)
+                db.storage.load(ROOT_OID)
+                count += 1
+            added.append(count)
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+
+        def child() -> int:
+            for _ in range(5):
+                db.run(add, tries=10_000)
+            db.close()
+            return 5
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of threads and forks
+            told = [in_child(child) for _ in range(20)]
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert told == ["5"] * 20
+        with db.transaction() as connection:
+            assert connection.root()["ann"].age == 1 + 100 + sum(added)
+        check(db.storage).raise_if_damaged()
 
 
 def test_a_storage_of_the_parent(path: Path) -> None:

@@ -77,6 +77,21 @@ class Links:
             self.local.link = link
             return link
 
+    def lend(self, link: Link) -> None:
+        """Let this thread use *link*, until `give_back`."""
+        local = self.local
+        local.own = getattr(local, "link", None)
+        local.link = link
+
+    def give_back(self) -> None:
+        """Let this thread use its own link again, if it was lent another."""
+        local = self.local
+        if hasattr(local, "own"):
+            local.link = local.own
+            del local.own
+            if local.link is not None:
+                local.link.tid = None  # what was lent may have seen more
+
     def rest(self) -> None:
         """End all read transactions."""
         with self._lock:

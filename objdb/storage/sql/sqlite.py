@@ -263,20 +263,18 @@ class SQLiteStorage(SQLStorage):
 
     def tpc_vote(self, transaction: Any) -> list[Oid]:
         """See `RevisionStorage.tpc_vote`."""
-        local = self._links.local
-        link = getattr(local, "link", None)
         try:
             return super().tpc_vote(transaction)
         except sqlite3.Error as error:
             raise self._explained(error) from error
         finally:
-            local.link = link
+            self._links.give_back()
 
     def _begin_vote(self) -> None:
         if self._failed is not None:
             raise StorageFailedError(self._failed)
         self._begin_writing()
-        self._links.local.link = self._writer  # until the end of the vote
+        self._links.lend(self._writer)  # until the end of the vote
 
     def _begin_writing(self) -> None:
         """Keep all other processes from writing, and take in what they wrote."""
@@ -303,9 +301,7 @@ class SQLiteStorage(SQLStorage):
     def _alone(self) -> Iterator[None]:
         with self._slot.held():
             self._begin_writing()
-            local = self._links.local
-            link = getattr(local, "link", None)
-            local.link = self._writer
+            self._links.lend(self._writer)
             try:
                 yield
                 self._end_writing("COMMIT")
@@ -315,9 +311,7 @@ class SQLiteStorage(SQLStorage):
                     raise self._explained(error) from error
                 raise
             finally:
-                if link is not None:
-                    link.rest()
-                local.link = link
+                self._links.give_back()
 
     def _change(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         self._writer.connection.executemany(statement, rows)
