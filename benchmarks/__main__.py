@@ -21,10 +21,16 @@ from benchmarks.report import Report
 from benchmarks.results import Results
 from benchmarks.runner import Runner
 from benchmarks.sizes import DEFAULT, FULL, QUICK, Sizes
-from benchmarks.systems import SYSTEMS, System
+from benchmarks.systems import STORAGES, SYSTEMS, System
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+STORAGE_RESULTS = ROOT / "benchmarks" / "RESULTS-storages.md"
+# What is measured of storages: these, and what else they take part in.
+OF_STORAGES = (
+    "bulk-commit", "batch-commit", "small-commit", "threads-commit", "processes-commit",
+    "load-in-order", "load-at-random", "open",
+)
 PLOT = ROOT / "docs" / "growth.svg"
 IN_MEMORY = ("tmpfs", "ramfs")
 
@@ -33,6 +39,7 @@ Examples:
   python -m benchmarks                      everything, up to 15 minutes
   python -m benchmarks --quick              small sizes, up to 2 minutes
   python -m benchmarks --full               also files of 10,000,000 objects
+  python -m benchmarks --storages           objdb's storages, and what they are built on
   python -m benchmarks --only load-in-order --only tree --systems objdb --systems zodb
 
 A whole run writes benchmarks/RESULTS.md, benchmarks/results.json and docs/growth.svg. A quick run
@@ -42,6 +49,10 @@ and a run of a part print their results, and write them only where --output says
 @click.command(epilog=EPILOG)
 @click.option("--quick", is_flag=True, help="Smaller sizes, one round.")
 @click.option("--full", is_flag=True, help="Also measure files of 10,000,000 objects.")
+@click.option(
+    "--storages", is_flag=True,
+    help="Measure objdb's storages and layers beside what they are built on, and RelStorage.",
+)
 @click.option("--rounds", type=click.IntRange(1), help="Repeat each measurement so many times.")
 @click.option(
     "--only",
@@ -68,6 +79,7 @@ and a run of a part print their results, and write them only where --output says
 def main(
     quick: bool,
     full: bool,
+    storages: bool,
     rounds: int | None,
     only: tuple[str, ...],
     systems: tuple[str, ...],
@@ -80,7 +92,11 @@ def main(
     sizes = QUICK if quick else FULL if full else DEFAULT
     if rounds:
         sizes = replace(sizes, rounds=rounds)
-    wanted = [SYSTEMS[name] for name in SYSTEMS if not systems or name in systems]
+    usual = [name for name, system in SYSTEMS.items() if system.takes_part_in is None]
+    names = systems or (STORAGES if storages else usual)
+    wanted = [SYSTEMS[name] for name in SYSTEMS if name in names]
+    if storages and not only:
+        only = OF_STORAGES
     present = [system for system in wanted if system.is_available()]
     if not present:
         raise click.UsageError("none of these systems is installed")
@@ -95,10 +111,12 @@ def main(
         facts,
         machine.versions(present),
         " ".join(["python -m benchmarks", *sys.argv[1:]]),
-        is_whole=not (only or systems),
+        is_whole=storages or not (only or systems),
+        of_storages=storages,
     )
     if output or (report.is_whole and not quick):
-        _write(report, output or RESULTS, PLOT if output is None else None)
+        usual_file = STORAGE_RESULTS if storages else RESULTS
+        _write(report, output or usual_file, PLOT if output is None else None)
     else:
         Console().print(Markdown(report.markdown()))
 
@@ -113,6 +131,7 @@ def _measurements(sizes: Sizes, only: tuple[str, ...], systems: list[System]) ->
         measurement
         for name, measurement in everything.items()
         if (not only or name.startswith(only))
+        and not (only == OF_STORAGES and name == "open-after-kill")
         and any(measurement.takes(system) for system in systems)
     ]
 
@@ -158,7 +177,7 @@ def _write(report: Report, output: Path, plot_file: Path | None) -> None:
         **report.results.to_json(),
     }
     output.write_text(report.markdown(), encoding="utf-8")
-    numbers_file = output.with_name("results.json")
+    numbers_file = output.with_name(output.stem.replace("RESULTS", "results") + ".json")
     numbers_file.write_text(json.dumps(numbers, indent=1, ensure_ascii=False), encoding="utf-8")
     written = [output, numbers_file]
     if any(measurement.name.startswith("growth-") for measurement in report.measurements):

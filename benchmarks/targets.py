@@ -44,6 +44,7 @@ class Target:
               many times the peer's time or memory we take
     beside    another quantity of the measurement, ours as well, and its name, in place of a
               peer's
+    ours      which system is ours
     """
 
     title: str
@@ -56,6 +57,7 @@ class Target:
     speed: bool = True
     more_is_better: bool = False
     beside: tuple[str, str] | None = None
+    ours: str = OURS
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,12 @@ class Verdict:
 
 def judge(target: Target, results: Results) -> Verdict:
     """Compare the medians of a run with a target."""
-    ours = results.median(target.measurement, OURS, target.quantity)
+    ours = results.median(target.measurement, target.ours, target.quantity)
     peer = None
     if target.peer:
         peer = results.median(target.measurement, target.peer, target.quantity)
     elif target.beside:
-        peer = results.median(target.measurement, OURS, target.beside[0])
+        peer = results.median(target.measurement, target.ours, target.beside[0])
     ratio = None
     if ours is not None and peer is not None:
         ratio = _ratio(target, ours, peer)
@@ -418,3 +420,60 @@ def _packing(sizes: Sizes) -> list[Target]:
             speed=False,
         ),
     ]
+
+
+def storage_targets(sizes: Sizes) -> list[Target]:
+    """What other storages and layers are to reach, in a run with `--storages`."""
+    bulk = "bulk-commit", "bulk_us", "µs"
+    in_order = "load-in-order", "in_order_us", "µs"
+    at_random = "load-at-random", "at_random_us", "µs"
+    small, batch = ("small-commit", "small_us", "µs"), ("batch-commit", "batch_us", "µs")
+    threads = "threads-commit", "threads_per_second", "commits/s"
+    found: list[Target] = []
+    for name, bare in (("berkeley", "Berkeley DB"), ("sqlite", "SQLite")):
+        most, aim = (Bound(f"≤ {n:g} × bare {bare}", at_most=n) for n in (2, 1.3))
+        for what, row in (
+            ("bulk commit", bulk), ("cold load in order", in_order),
+            ("cold load at random", at_random),
+        ):
+            ours = f"objdb-{name}"
+            found.append(Target(f"{bare}: {what}", *row, most, aim, name, speed=False, ours=ours))
+            slower = Bound("no slower than ZODB", at_least=1 / NOISE)
+            found.append(Target(f"{bare}: {what}", *row, slower, None, "zodb", ours=ours))
+    found.append(Target(
+        f"Berkeley DB: small durable commits, {sizes.threads} threads", *threads,
+        Bound("≥ 0.5 × bare Berkeley DB", at_least=0.5), Bound("0.7 ×", at_least=0.7), "berkeley",
+        more_is_better=True, ours="objdb-berkeley",
+    ))
+    better, best = Bound("1.5 × RelStorage", at_least=1.5), Bound("3 × RelStorage", at_least=3)
+    for what, row in (
+        ("bulk commit", bulk), ("commit of 100", batch), ("small durable commit", small),
+        ("cold load in order", in_order), ("cold load at random", at_random),
+    ):
+        found.append(
+            Target(f"SQLite: {what}", *row, better, best, "relstorage", ours="objdb-sqlite")
+        )
+    found.append(Target(
+        f"SQLite: small durable commits, {sizes.threads} threads", *threads, better, best,
+        "relstorage", more_is_better=True, ours="objdb-sqlite",
+    ))
+    found.append(Target(
+        "SQLite: 4 processes committing", "processes-commit", "processes_per_second", "commits/s",
+        Bound("2 × RelStorage", at_least=2), Bound("4 × RelStorage", at_least=4), "relstorage",
+        more_is_better=True, ours="objdb-sqlite",
+    ))
+    for ours, title, most, aim in (
+        ("objdb-zlib", "zlib", 1.5, 1.2), ("objdb-zstd", "zstd with a dictionary", 1.5, 1.2),
+        ("objdb-encrypted", "encrypted", 2.0, 1.5),
+    ):
+        for what, row in (("in order", in_order), ("at random", at_random)):
+            bounds = (Bound(f"≤ {n:g} × the file", at_most=n) for n in (most, aim))
+            found.append(Target(
+                f"{title}: cold load {what}", *row, *bounds, "objdb", speed=False, ours=ours
+            ))
+    for ours, title in (("objdb-berkeley", "Berkeley DB"), ("objdb-sqlite", "SQLite")):
+        found.append(Target(
+            f"{title}: open a file of {sizes.large:,} objects", "open", "open_ms", "ms",
+            Bound("≤ 20 ms", ours_at_most=20), None, "zodb", ours=ours,
+        ))
+    return found

@@ -61,6 +61,8 @@ class Measurement:
     only: tuple[str, ...] = ()
 
     def takes(self, system: System) -> bool:
+        if system.takes_part_in is not None:
+            return self.name in system.takes_part_in
         return self.ability in system.abilities and (not self.only or system.name in self.only)
 
 
@@ -130,6 +132,21 @@ def _commits(sizes: Sizes) -> list[Measurement]:
                 Quantity(
                     "threads_per_second",
                     f"small durable commits, {sizes.threads} threads",
+                    "commits/s",
+                    more_is_better=True,
+                ),
+            ),
+            writes=True,
+        ),
+        Measurement(
+            "processes-commit",
+            commits.processes,
+            "processes",
+            items,
+            (
+                Quantity(
+                    "processes_per_second",
+                    f"small durable commits, {commits.PROCESSES} processes",
                     "commits/s",
                     more_is_better=True,
                 ),

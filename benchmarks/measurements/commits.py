@@ -6,9 +6,11 @@ into the tree in memory is not either; pickling and writing always is.
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 from benchmarks.sizes import Sizes
 from benchmarks.systems import Store, System
@@ -18,6 +20,8 @@ MICROSECONDS = 1e6
 BATCH_OBJECTS = 100
 CHANGED_ITEMS = 50
 """Small commits change these many items in turn."""
+
+PROCESSES = 4
 
 
 def bulk(system: System, path: Path, sizes: Sizes) -> dict[str, float]:
@@ -82,3 +86,42 @@ def threads(system: System, path: Path, sizes: Sizes) -> dict[str, float]:
     elapsed = run_threads(sizes.threads, work)
     store.close()
     return {"threads_per_second": sizes.threads * sizes.thread_commits / elapsed}
+
+
+def processes(system: System, path: Path, sizes: Sizes) -> dict[str, float]:
+    """Small commits by several processes on one file, each changing an object of its own: commits
+    per second."""
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(PROCESSES + 1), context.SimpleQueue()
+    arguments = system.name, str(path), sizes.objects, sizes.thread_commits * 2
+    running = [
+        context.Process(target=_commit_in_process, args=(index, *arguments, barrier, results))
+        for index in range(PROCESSES)
+    ]
+    for process in running:
+        process.start()
+    barrier.wait()
+    started = perf_counter()
+    times = [results.get() for _ in running]
+    elapsed = perf_counter() - started
+    for process in running:
+        process.join()
+    return {"processes_per_second": sum(times) / elapsed}
+
+
+def _commit_in_process(
+    index: int, name: str, path: str, objects: int, commits: int, barrier: Any, results: Any
+) -> None:
+    from benchmarks.systems import SYSTEMS
+
+    store = SYSTEMS[name].open(Path(path))
+    key = index * (objects // PROCESSES)
+    item = store.item(key)
+    item.number += 1
+    store.save(key, item)
+    barrier.wait()
+    for _ in range(commits):
+        item.number += 1
+        store.save(key, item)
+    results.put(commits)
+    store.close()

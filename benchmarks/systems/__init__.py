@@ -9,8 +9,9 @@ from benchmarks.systems.durus_store import Durus
 from benchmarks.systems.lmdb_store import Lmdb
 from benchmarks.systems.persistent_store import Objdb, Zodb
 from benchmarks.systems.sqlite_store import Sqlite
+from benchmarks.systems.storages import Encrypted, OnBerkeley, OnSqlite, Relstorage, Zlib, Zstd
 
-__all__ = ["SYSTEMS", "ObjectStore", "Store", "System"]
+__all__ = ["STORAGES", "SYSTEMS", "ObjectStore", "Store", "System"]
 
 SYSTEMS: dict[str, System] = {
     system.name: system
@@ -25,5 +26,17 @@ SYSTEMS: dict[str, System] = {
         BarePreallocated(),
         PlainPersistent(),
         PlainObject(),
+        OnSqlite(),
+        OnBerkeley(),
+        Zlib(),
+        Zstd(),
+        Encrypted(),
+        Relstorage(),
     )
 }
+
+STORAGES = (
+    "objdb", "objdb-sqlite", "objdb-berkeley", "objdb-zlib", "objdb-zstd", "objdb-encrypted",
+    "zodb", "relstorage", "berkeley", "sqlite",
+)
+"""The systems of a run with `--storages`."""

@@ -13,6 +13,7 @@ graphs of persistent objects. A system says in `abilities` what it can take part
     retries    transactions that are tried again after a conflict
     isolation  more than one isolation mode
     history    an undo log, undoing, iterating over transactions, copying them
+    processes  several processes committing to one file
     versions   named lines of work apart from the others
     attribute  attributes of loaded objects that are more than plain Python attributes
 """
@@ -141,6 +142,9 @@ class System(ABC):
     package: ClassVar[str | None]
     abilities: ClassVar[frozenset[str]]
     is_database: ClassVar[bool] = True
+    # Names of measurements, if it takes part in these only. Such systems are measured when they
+    # are asked for.
+    takes_part_in: ClassVar[frozenset[str] | None] = None
 
     @abstractmethod
     def create(self, path: Path) -> Store:
