@@ -36,7 +36,7 @@ from objdb.errors import (
     UsageError,
     require_at_least,
 )
-from objdb.ids import Oid, Tid
+from objdb.ids import ROOT_OID, Oid, Tid
 from objdb.interfaces import (
     IStorageHistory,
     IStorageSelfCheck,
@@ -49,7 +49,6 @@ from objdb.storage.commit import Staged
 from objdb.storage.sql.links import Link, Links, unwatch, watch
 from objdb.storage.sql.opening import ProcessLock, connect, explained, open_database
 from objdb.storage.sql.storage import CURRENT, SQLStorage, name_of, number
-from objdb.storage.tables.rows import Row, TransactionRow
 
 _CLOCK_SECONDS = 1.0
 _LONG_LOG_BYTES = 4 << 20
@@ -316,16 +315,16 @@ class SQLiteStorage(SQLStorage):
     def _change(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         self._writer.connection.executemany(statement, rows)
 
-    def _write(
-        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]], replaced: list[Oid]
-    ) -> None:
-        super()._write(transaction, rows, replaced)
-        largest = max(map(number, transaction.oids), default=0)
+    def _prepare(self, staged: Staged) -> None:
+        super()._prepare(staged)
+        largest = number(max(staged.bases, default=ROOT_OID))
+        if largest < 0:  # the first bit is the sign
+            largest = max(map(number, staged.bases))
         if largest > self._max_oid:  # it comes from elsewhere
             self._note_oid(name_of(largest))
             note = "UPDATE facts SET value = ? WHERE name = 'last_oid' AND value < ?"
             self._change(note, [(largest, largest)])
-        self._own_tid = transaction.tid
+        self._own_tid = staged.tid
 
     def _decide(self) -> None:
         try:

@@ -75,6 +75,11 @@ _STORE = (
     " DO UPDATE SET tid = excluded.tid, data = excluded.data, version = excluded.version,"
     " outside = excluded.outside, repeat = excluded.repeat, follows_gap = excluded.follows_gap"
 )
+_STORE_NEW = "INSERT INTO objects (oid, tid, data) VALUES (?, ?, ?)"
+_STORE_PLAIN = (
+    f"{_STORE_NEW} ON CONFLICT (oid) DO UPDATE SET tid = excluded.tid, data = excluded.data,"
+    " version = NULL, outside = NULL, repeat = NULL, follows_gap = NULL"
+)
 _CHANGE = (
     "UPDATE {} SET version = ?, outside = ?, repeat = ?, follows_gap = ? WHERE oid = ? AND tid = ?"
 )
@@ -198,12 +203,13 @@ class SQLStorage(TableStorage):
     def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, Entry | None]:
         oids = list(oids)
         found: dict[Oid, Entry | None] = dict.fromkeys(oids)
-        numbers = [number(oid) for oid in oids]
-        if len(numbers) > _MANY:
+        if len(oids) > _MANY:
             largest = self._find("SELECT max(oid) FROM objects")[0]
             if largest is None:
                 return found
-            numbers = [each for each in numbers if each <= largest]
+            most, negative = name_of(largest), b"\x80"
+            oids = [oid for oid in oids if oid <= most or oid >= negative]
+        numbers = [number(oid) for oid in oids]
         start = 0
         for size in _GROUPS:
             marks = ", ".join("?" * size)
@@ -282,6 +288,17 @@ class SQLStorage(TableStorage):
             (number(oid), number(row.tid), row.data, *_facts(row)) for oid, row in rows
         ))
         self._change(_NOTE, [(number(transaction.tid), *_columns(transaction))])
+
+    def _write_plain(
+        self, transaction: TransactionRow, records: Iterable[tuple[Oid, bytes | None]],
+        replaced: list[Oid],
+    ) -> None:
+        self._change(_KEEP_OLD, [(number(oid),) for oid in replaced])
+        tid, from_bytes = number(transaction.tid), int.from_bytes
+        self._change(_STORE_PLAIN if replaced else _STORE_NEW, (
+            (from_bytes(oid, "big", signed=True), tid, record) for oid, record in records
+        ))
+        self._change(_NOTE, [(tid, *_columns(transaction))])
 
     def _prune(self, horizon: Tid) -> None:
         until = number(horizon)

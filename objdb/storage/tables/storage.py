@@ -352,14 +352,21 @@ class TableStorage(TablePack, UndoableStorage):
             metadata.extension_bytes, list(staged.bases), staged.record_bytes,
         )
         replaced = [oid for oid, entry in staged.current.items() if entry is not None]
-        self._write(transaction, self._rows_of(staged, staged.tid), replaced)
+        if staged.versions or staged.repeats:
+            self._write(transaction, self._rows_of(staged, staged.tid), replaced)
+        else:
+            self._write_plain(transaction, staged.records(), replaced)
+
+    def _write_plain(
+        self, transaction: TransactionRow, records: Iterable[tuple[Oid, bytes | None]],
+        replaced: list[Oid],
+    ) -> None:
+        """Write a transaction with rows that have a record, or none, and nothing else."""
+        tid = transaction.tid
+        self._write(transaction, ((oid, Row(tid, record)) for oid, record in records), replaced)
 
     def _rows_of(self, staged: Staged, tid: Tid) -> Iterator[tuple[Oid, Row]]:
         versions, repeats = staged.versions, staged.repeats
-        if not versions and not repeats:
-            for oid, record in staged.records():
-                yield oid, Row(tid, record)
-            return
         for oid, record in staged.records():
             version = versions.get(oid, "")
             outside = self._outside_tid(staged, oid) if version else None
