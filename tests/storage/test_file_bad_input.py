@@ -44,6 +44,16 @@ def test_not_a_database(tmp_path: Path, content: bytes) -> None:
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("scheme", ["sqlite", "pickle"])
+def test_a_database_of_another_kind(tmp_path: Path, scheme: str) -> None:
+    """A file that another storage made is refused with the URI that opens it."""
+    path = tmp_path / "data"
+    objdb.DB(f"{scheme}:{path}").close()
+    with pytest.raises(objdb.FileFormatError, match=f"name it {scheme}:{path}"):
+        objdb.DB(path)
+    objdb.DB(f"{scheme}:{path}").close()
+
+
 def test_empty_file(tmp_path: Path) -> None:
     """An empty file is refused, saying what to do."""
     path = tmp_path / "data.fs"

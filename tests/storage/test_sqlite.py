@@ -373,6 +373,7 @@ def test_read_only(path: Path) -> None:
             commit(db.storage, {ROOT_OID: (NO_TID, b"x")})
         with db.transaction() as connection:
             assert connection.root()["ann"].age == 1
+        assert db.pack(dry_run=True).objects_after == 2
         oid = writer.new_oid()
         tid = commit(writer, {oid: (NO_TID, b"new")})
         with db.transaction():

@@ -9,6 +9,9 @@ from objdb.errors import FileFormatError, NeedsMigrationError
 from objdb.storage.file.format import MAGIC, PYTHON_TWO_MAGIC, START
 from objdb.storage.files import Files
 
+# How files of other kinds that can be named in a URI begin.
+_OTHERS = {b"SQLite format 3\0": "sqlite", b"objdb pickle": "pickle"}
+
 
 def require_openable(files: Files, path: str, *, create: bool) -> None:
     """Raise what is wrong with *path*, before anything is made beside it.
@@ -44,8 +47,11 @@ def _check_magic(files: Files, path: str) -> None:
         raise FileFormatError(
             f"{path} is empty, so it is no database. Remove it to let a new one be made", path=path
         )
+    kind = next((kind for begins, kind in _OTHERS.items() if magic == begins[:START]), None)
+    hint = f". It is one of another kind: name it {kind}:{path}" if kind else ""
     raise FileFormatError(
-        f"{path} is no database file: it begins with {magic!r} instead of {MAGIC!r}", path=path
+        f"{path} is no database file: it begins with {magic!r} instead of {MAGIC!r}{hint}",
+        path=path,
     )
 
 

@@ -165,7 +165,10 @@ class TablePack:
         roots: Callable[[], Iterable[Oid]] | None = None,
     ) -> PackResult:
         """See `IStoragePackable`. There is no place to keep the old revisions in."""
-        self._require_writable()
+        if dry_run:
+            self._require_open()
+        else:
+            self._require_writable()
         if keep_old:
             raise Unsupported(
                 f"{self._name} is packed in place: there is no old file to keep. Copy or back it "
