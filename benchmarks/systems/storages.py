@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +18,9 @@ class _On(Objdb):
 
     abilities = frozenset({"items", "save", "threads", "processes"})
 
+    @abstractmethod
     def storage(self, file: str) -> Any:
-        raise NotImplementedError
+        """Open or create the storage in `file`."""
 
     def database(self, file: str) -> Any:
         import objdb

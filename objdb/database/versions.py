@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 from objdb.connection.connection import Connection
 from objdb.database.pool import ConnectionPool
 from objdb.database.together import StorageCommit, StorageRequest, request_for
-from objdb.errors import POSKeyError, ReadOnlyError, Unsupported, VersionCommitError
+from objdb.errors import POSKeyError, ReadOnlyError, Unsupported
 from objdb.ids import MAX_TID, Oid, Tid
 from objdb.interfaces import IStorageHistory, IStorageVersions
 from objdb.records.differences import changed_attributes
 from objdb.records.references import record_class_name
-from objdb.storage.versions import require_name
+from objdb.storage.versions import require_name, require_two
 
 
 class VersionChange(NamedTuple):
@@ -101,13 +101,7 @@ class DatabaseVersions:
         `VersionError` for what is no name; `Unsupported`, `ReadOnlyError`; all at once.
         """
         self._require_versions()
-        if not source or source == destination:
-            raise VersionCommitError(
-                f"{source!r} cannot be committed to {destination!r}: it takes two different "
-                "ones, and the first has to be a version", version=source,
-            )
-        if destination:
-            require_name(destination)
+        require_two(source, destination)
         self._ask(source, destination, txn)
 
     def abortVersion(self, version: str, txn: Any = None) -> None:

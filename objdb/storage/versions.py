@@ -67,6 +67,20 @@ def require_name(version: Any) -> str:
     return version
 
 
+def require_two(source: str, destination: str) -> None:
+    """Raise `VersionCommitError`, or `VersionError`, unless the version *source* can be committed
+    to *destination*."""
+    if not source or source == destination:
+        to = repr(destination) if destination else "what is outside any version"
+        raise VersionCommitError(
+            f"{source!r} cannot be committed to {to}: it takes two different ones, and the "
+            "first has to be a version", version=source,
+        )
+    require_name(source)
+    if destination:
+        require_name(destination)
+
+
 class VersionedStorage(RevisionStorage):
     """Base of storages that have versions. Further primitives:
 
@@ -162,15 +176,8 @@ class VersionedStorage(RevisionStorage):
 
     def commitVersion(self, source: str, destination: str, transaction: Any) -> list[Oid]:
         """See `IStorageVersions`."""
-        if not source or source == destination:
-            to = repr(destination) if destination else "what is outside any version"
-            raise VersionCommitError(
-                f"{source!r} cannot be committed to {to}: it takes two different ones, and the "
-                "first has to be a version", version=source,
-            )
-        if destination:
-            require_name(destination)
-        return self._take_out(transaction, require_name(source), destination)
+        require_two(source, destination)
+        return self._take_out(transaction, source, destination)
 
     def abortVersion(self, version: str, transaction: Any) -> list[Oid]:
         """See `IStorageVersions`."""

@@ -45,12 +45,6 @@ class FileVersions:
             self._find()
             return dict(self._objects.get(version, ()))
 
-    def count(self, version: str) -> int:
-        """Return how many objects are in a version."""
-        with self._lock:
-            self._find()
-            return len(self._objects.get(version, ()))
-
     def latest(self, version: str) -> int:
         """Return where the last record of the objects in a version is, 0 if there is none."""
         with self._lock:

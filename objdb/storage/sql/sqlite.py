@@ -346,15 +346,10 @@ class SQLiteStorage(SQLStorage):
         if self._writer.connection.in_transaction:
             self._end_writing("ROLLBACK")
 
-    def _commit(self, staged: Staged, finished: Callable[[Tid], object]) -> None:
-        assert staged.tid is not None
-        self._decide()
-        try:
-            finished(staged.tid)
-        finally:
-            with self._poll_lock:
-                self._publish(staged.tid)
-                self._own_tid = None
+    def _show(self, tid: Tid) -> None:
+        with self._poll_lock:
+            self._publish(tid)
+            self._own_tid = None
 
     # -- maintenance
 

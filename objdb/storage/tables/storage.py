@@ -392,7 +392,11 @@ class TableStorage(TablePack, UndoableStorage):
         try:
             finished(staged.tid)
         finally:
-            self._publish(staged.tid)
+            self._show(staged.tid)
+
+    def _show(self, tid: Tid) -> None:
+        """Let others see the transaction of this process that was decided."""
+        self._publish(tid)
 
     def _discard(self, staged: Staged) -> None:
         self._take_back()
