@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 import objdb
 from objdb.check import check
 from objdb.connection.isolation import ISOLATIONS
+from objdb.interfaces import IStorageSelfCheck
 from objdb.testing.packing_model import pack_at_random
 from objdb.testing.recording import check_isolation
 from tests.campaign.bookings import book_in_processes
@@ -33,6 +34,7 @@ from tests.campaign.races import race
 from tests.campaign.sweeps import sweep
 from tests.isolation.interleavings import interleaved
 from tests.safe import kills as safe_kills
+from tests.storages import STORAGES
 
 # A campaign takes seconds; one that takes so long does not end.
 LONGEST_SECONDS = 900.0
@@ -42,7 +44,10 @@ BOOKINGS = 4000
 KILLED = (
     "file:{}.fs", "file:{}.fs?checkpoint_records=20", "file:{}.fs?preallocate_bytes=0",
     "file:{}.fs?durability=os", "sqlite:{}.sqlite", "pickle:{}.pickle",
+    "compressed+sqlite:{}.sqlite", "compressed+file:{}.fs?method=zstd",
+    "demo:(memory:)(file:{}.fs)", "encrypted+file:{}.fs?key=env:CAMPAIGN_KEY",
 )
+os.environ.setdefault("CAMPAIGN_KEY", "5a" * 32)
 
 
 def kills(directory: Path, seed: int) -> None:
@@ -55,27 +60,30 @@ def kills(directory: Path, seed: int) -> None:
         kill_once(uri, chance, way, packs)
 
 
-def races(directory: Path, seed: int) -> None:
-    """A long race, in memory and on a file."""
-    chance = random.Random(seed)
-    storage = objdb.FileStorage(
-        directory / "data.fs", checkpoint_records=chance.choice([5, 100, 10_000])
+def some_storages(directory: Path, chance: random.Random) -> Iterator[Any]:
+    """Open storages: a file, and another kind."""
+    yield objdb.FileStorage(
+        directory / "usual.fs", checkpoint_records=chance.choice([5, 100, 10_000])
     )
-    for where in (None, storage):
-        with objdb.DB(where, **database_options(chance)) as db:
+    kind = chance.choice([kind for kind in STORAGES if kind != "file"])
+    yield STORAGES[kind](directory)
+
+
+def races(directory: Path, seed: int) -> None:
+    """A long race, on a file and on another storage."""
+    chance = random.Random(seed)
+    for storage in some_storages(directory, chance):
+        with objdb.DB(storage, **database_options(chance)) as db:
             race(db, rounds=400, seed=seed, packs=chance.random() < 0.5)
             check(db.storage).raise_if_damaged()
 
 
 def histories(directory: Path, seed: int) -> None:
-    """Random transactions of many threads, and of a few connections step by step, in memory and
-    on a file: what they saw of one another."""
+    """Random transactions of many threads, on a file and on another storage, and of a few
+    connections step by step: what they saw of one another."""
     chance = random.Random(seed)
-    storage = objdb.FileStorage(
-        directory / "data.fs", checkpoint_records=chance.choice([5, 100, 10_000])
-    )
-    for where in (None, storage):
-        with objdb.DB(where, **database_options(chance)) as db:
+    for storage in some_storages(directory, chance):
+        with objdb.DB(storage, **database_options(chance)) as db:
             isolation = chance.choice([None, *ISOLATIONS])
             threads = chance.choice([2, 4, 8, 16])
             check_isolation(db, isolation, threads=threads, transactions=300, seed=seed)
@@ -106,13 +114,19 @@ def graphs(directory: Path, seed: int) -> None:
 
 
 def packs(directory: Path, seed: int) -> None:
-    """Random histories, packed to random moments."""
-    for number in range(20):
-        with objdb.MappingStorage() as memory:
-            pack_at_random(memory, random.Random(20 * seed + number))
-        with objdb.FileStorage(directory / f"data{number}.fs", durability="os") as storage:
-            pack_at_random(storage, random.Random(20 * seed + number), times=5)
-            assert storage.self_check() == []
+    """Random histories, packed to random moments, on every kind of storage."""
+    for number in range(5):
+        for kind, make in STORAGES.items():
+            folder = directory / f"{kind}{number}"
+            folder.mkdir()
+            with make(folder) as storage:
+                pack_at_random(storage, random.Random(20 * seed + number), times=5)
+                assert check_structure(storage) == []
+
+
+def check_structure(storage: Any) -> list[str]:
+    """Return what a storage finds wrong with its own structure, if it looks."""
+    return storage.self_check() if IStorageSelfCheck.providedBy(storage) else []
 
 
 def safes(directory: Path, seed: int) -> None:

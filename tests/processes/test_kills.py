@@ -30,14 +30,18 @@ from tests.campaign.kills import kill, kill_once, start_writer, verify
         (5, "versions", "yes", "sqlite:{}.sqlite"),
         (40, "plain", "no", "pickle:{}.pickle"),
         (10, "versions", "yes", "pickle:{}.pickle"),
+        (5, "versions", "no", "compressed+sqlite:{}.sqlite?method=zstd"),
+        (5, "undo", "no", "encrypted+file:{}.fs?key=env:KILLS_KEY"),
+        (5, "versions", "yes", "demo:(memory:)(file:{}.fs)"),
     ],
 )
 def test_killed_while_committing(
-    tmp_path: Path, times: int, way: str, packs: str, uri: str
+    tmp_path: Path, times: int, way: str, packs: str, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process killed at any moment, committing plainly, in versions, or undoing, has lost
     nothing it acknowledged, left nothing by half, and the same database takes the next process,
     again and again."""
+    monkeypatch.setenv("KILLS_KEY", "5a" * 32)
     seed = random.randrange(10**9)
     chance = random.Random(seed)
     for number in range(times):
