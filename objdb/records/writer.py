@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from persistent import Persistent
 from persistent.wref import WeakRef
 
-from objdb.errors import InvalidObjectReference, UnpicklableError
+from objdb.errors import InvalidObjectReference, StorageError, UnpicklableError
 from objdb.ids import Oid, format_oid
 from objdb.records.broken import class_name, is_broken
 from objdb.records.format import PROTOCOL, class_prefix
@@ -69,7 +69,7 @@ class ObjectWriter:
         self._pickler.clear_memo()
         try:
             self._pickler.dump(part)
-        except InvalidObjectReference:
+        except (InvalidObjectReference, StorageError):
             raise
         except Exception as error:
             return self._dump_carefully(obj, part, error)
@@ -105,7 +105,7 @@ class ObjectWriter:
         """Pickle a state that holds instances of missing classes, or explain *error*."""
         try:
             return _dump_with_broken(state, self.persistent_id)
-        except InvalidObjectReference:
+        except (InvalidObjectReference, StorageError):
             raise
         except Exception:
             cls = type(obj)

@@ -86,6 +86,13 @@ def test_oids_of_two_processes(path: Path) -> None:
         far = (int_from_oid(max(oids)) + 100_000).to_bytes(8, "big")
         commit(one, {far: (NO_TID, b"far")})
         assert not {far} & {two.new_oid() for _ in range(50_000)}
+        further = b"\0\0\1" + bytes(5)
+        metadata = TransactionMetaData()
+        one.tpc_begin(metadata)
+        one.store(further, NO_TID, b"x", "", metadata)
+        one.tpc_vote(metadata)
+        one.tpc_abort(metadata)
+        assert len({storage.new_oid() for _ in range(300) for storage in (one, two)}) == 600
 
 
 def test_one_that_waits_too_long(path: Path) -> None:

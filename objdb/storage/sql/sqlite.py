@@ -113,6 +113,7 @@ class SQLiteStorage(SQLStorage):
         self._process_lock = ProcessLock(self._path + ".lock", self._busy_seconds)
         self._open_own()
         self._own_tid: Tid | None = None  # of the transaction that is being committed here
+        self._aside_lock = threading.Lock()  # of setting oids aside
         self._oids_until = 0  # up to which oids are set aside for this process
         self._oids_at_a_time = _FIRST_OIDS
         self._forking = ExitStack()  # what is held during a fork
@@ -122,7 +123,7 @@ class SQLiteStorage(SQLStorage):
 
     def _open_own(self) -> None:
         self._writer = Link(self._connect())
-        self._polling = self._connect()  # for polling, and for setting oids aside
+        self._polling = self._connect()
 
     def _start_clock(self) -> None:
         self._clock = Clock(_CLOCK_SECONDS, self._tick, f"{self._path} clock")
@@ -240,22 +241,27 @@ class SQLiteStorage(SQLStorage):
 
     def new_oid(self) -> Oid:
         """Return an oid that was never returned before, by any process."""
-        with self._oid_lock:
-            if self._max_oid >= self._oids_until:
-                self._require_writable()
-                self._set_oids_aside()
-            self._max_oid = number = self._max_oid + 1
-        return number.to_bytes(8, "big")
+        while True:
+            with self._oid_lock:
+                if self._max_oid < self._oids_until:
+                    self._max_oid = number = self._max_oid + 1
+                    return number.to_bytes(8, "big")
+            self._require_writable()
+            with self._aside_lock:
+                if self._max_oid >= self._oids_until:
+                    self._set_oids_aside()
 
     def _set_oids_aside(self) -> None:
-        try:
-            (until,) = self._polling.execute(
-                "UPDATE facts SET value = value + ? WHERE name = 'last_oid' RETURNING value",
-                (self._oids_at_a_time,),
-            ).fetchone()
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
-        self._max_oid, self._oids_until = until - self._oids_at_a_time, until
+        """Take some oids that no other process gets. `_aside_lock` is held."""
+        with self._alone():
+            self._change(
+                "UPDATE facts SET value = max(value, ?) + ? WHERE name = 'last_oid'",
+                [(self._max_oid, self._oids_at_a_time)],
+            )
+            (until,) = self._find("SELECT value FROM facts WHERE name = 'last_oid'")
+        with self._oid_lock:
+            self._max_oid = max(self._max_oid, until - self._oids_at_a_time)
+            self._oids_until = until
         self._oids_at_a_time = min(self._oids_at_a_time * 2, _MOST_OIDS)
 
     # -- committing
