@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,9 @@ def test_moments(db: objdb.DB, kind: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments", [
-        {"t": "soon"}, {"t": datetime(2026, 1, 1)}, {"t": time.time() + 10**6}, {"days": -1},
+        {"t": "soon"}, {"t": datetime(2026, 1, 1)}, {"t": 4e9}, {"days": -1},
         {"t": b"12345678", "days": 1}, {"days": "x"}, {"days": float("nan")}, {"t": [], "days": 1},
-        {"t": []}, {"t": datetime.now(timezone.utc) + timedelta(1)}, {"t": "2026-01-01", "days": 1},
+        {"t": []}, {"t": datetime(2090, 1, 1, tzinfo=timezone.utc)}, {"t": "2026-01-01", "days": 1},
     ], ids=repr,
 )
 def test_no_moment(db: objdb.DB, arguments: dict[str, Any]) -> None:
