@@ -12,8 +12,7 @@ import pytest
 
 import objdb
 from objdb.check import check
-from objdb.storage.file.durability import GroupCommit, Ticket
-from objdb.storage.file.log import Written
+from objdb.storage.durability import GroupCommit, Ticket
 from objdb.testing.faults import SURVIVALS, FaultyFiles
 from tests.aio.staging import assert_quiet, run
 from tests.database.staging import Gate, Worker
@@ -106,7 +105,7 @@ def test_nobody_waits_for_who_does_not_wait_yet() -> None:
     coming, published = iter(gates), []
     group = GroupCommit(lambda: next(coming).pass_through(), lambda t: published.append(t.tid))
     first, later, last = (
-        Ticket(bytes([number]) * 8, Written(0, 0, {}, 0, {}), lambda tid: None)
+        Ticket(bytes([number]) * 8, lambda tid: None)
         for number in range(3)
     )
     group.join(first)
@@ -133,7 +132,7 @@ def test_alone_it_leads_when_it_waits() -> None:
     coming, published = iter(gates), []
     group = GroupCommit(lambda: next(coming).pass_through(), lambda t: published.append(t.tid))
     one, two = (
-        Ticket(bytes([number]) * 8, Written(0, 0, {}, 0, {}), lambda tid: None)
+        Ticket(bytes([number]) * 8, lambda tid: None)
         for number in range(2)
     )
     group.join(one, waits_at_once=False)

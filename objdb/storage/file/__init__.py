@@ -1,3 +1,3 @@
 """A storage in one file, in ZODB's format; reading order: `format`, `log`, `index`, `recovery`,
-`opening`, `durability`, `seeking`, `medium`, `history`, `survey`, `transfer`,
+`opening`, `seeking`, `medium`, `history`, `survey`, `transfer`,
 `pack`, `following`, `storage`, `checking`."""

@@ -22,11 +22,11 @@ from objdb.errors import CorruptedDataError, StorageWriteError
 from objdb.ids import NO_TID, Oid, Tid
 from objdb.storage.commit import Staged, TransactionMetaData
 from objdb.storage.copying import CopyProgress, copy_transactions
-from objdb.storage.file.durability import GroupCommit, Ticket
+from objdb.storage.durability import GroupCommit
 from objdb.storage.file.format import COMMITTED, START, find_crc
 from objdb.storage.file.history import FileHistory
 from objdb.storage.file.index import Index
-from objdb.storage.file.log import Log, Written
+from objdb.storage.file.log import Log, LogTicket, Written
 from objdb.storage.file.medium import Medium
 from objdb.storage.file.walking import Walk
 
@@ -39,14 +39,14 @@ class _Batch(NamedTuple):
 
     position: int
     end: int
-    tickets: list[Ticket]
+    tickets: list[LogTicket]
     oids: set[Oid]
 
 
 class FileCopying(FileHistory):
     """The part of a FileStorage that copies from another one."""
 
-    _group: GroupCommit
+    _group: GroupCommit[LogTicket]
     _decided: Tid
     _preallocate_bytes: int
 
@@ -59,7 +59,7 @@ class FileCopying(FileHistory):
         """Raise if commits are refused."""
 
     @abstractmethod
-    def _wait(self, ticket: Ticket) -> None:
+    def _wait(self, ticket: LogTicket) -> None:
         """Return when a transaction is durable and visible."""
 
     def copyTransactionsFrom(
@@ -142,7 +142,7 @@ def _batches(log: Log, end: int, index: Index) -> Iterator[_Batch]:
             fresh = dict.fromkeys(positions.keys() - batch.oids, NO_TID)
             new_objects = len(fresh) - len(index.changed(fresh))
             written = Written(header.position, header.end, positions, new_objects, versions)
-            batch.tickets.append(Ticket(header.tid, written, _nobody))
+            batch.tickets.append(LogTicket(header.tid, written, _nobody))
             batch.oids.update(positions)
             batch = batch._replace(end=header.end)
             if batch.end - batch.position >= _BATCH_BYTES:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from objdb.errors import CorruptedDataError, StorageError
 from objdb.ids import Oid, Tid, format_oid
 from objdb.storage.commit import Staged, TransactionMetaData
+from objdb.storage.durability import Ticket
 from objdb.storage.file.format import (
     COMMITTED,
     MAX_TEXT_BYTES,
@@ -113,6 +114,17 @@ class Written(NamedTuple):
     positions: dict[Oid, int]
     new_objects: int
     versions: dict[Oid, str]
+
+
+class LogTicket(Ticket):
+    """A decided transaction that is in the log and waits to be durable."""
+
+    __slots__ = ("positions", "written")
+
+    def __init__(self, tid: Tid, written: Written, finished: Callable[[Tid], object]) -> None:
+        super().__init__(tid, finished)
+        self.written = written
+        self.positions = written.positions
 
 
 class Before(NamedTuple):

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from objdb.errors import PackError, StorageFailedError, StorageSpaceError
 from objdb.ids import NO_TID, Oid, Tid
-from objdb.storage.file.durability import GroupCommit, Ticket
+from objdb.storage.durability import GroupCommit
 from objdb.storage.file.format import START
 from objdb.storage.file.history import FileHistory
 from objdb.storage.file.index import Index
-from objdb.storage.file.log import Log
+from objdb.storage.file.log import Log, LogTicket
 from objdb.storage.file.medium import Medium, Published
 from objdb.storage.file.survey import Survey
 from objdb.storage.file.transfer import Transfer
@@ -58,7 +58,7 @@ class PackableFile(FileHistory):
     """The part of a FileStorage that packs. `_pack_lock` is held by the one who does."""
 
     _files: Files
-    _group: GroupCommit
+    _group: GroupCommit[LogTicket]
     _checkpoint_lock: threading.Lock
     _pack_lock: threading.Lock
     _durability: str
@@ -69,7 +69,7 @@ class PackableFile(FileHistory):
     if TYPE_CHECKING:
 
         def _use(self, medium: Medium) -> None: ...
-        def _join_group(self) -> Ticket | None: ...
+        def _join_group(self) -> LogTicket | None: ...
         def _fail(self, what: str) -> None: ...
         def _require_not_failed(self) -> None: ...
 

@@ -40,12 +40,12 @@ from objdb.interfaces import (
     IStorageVersions,
 )
 from objdb.storage.commit import Staged
+from objdb.storage.durability import GroupCommit
 from objdb.storage.file.checking import check_structure
 from objdb.storage.file.copying import FileCopying
-from objdb.storage.file.durability import GroupCommit, Ticket
 from objdb.storage.file.following import FollowingFile
 from objdb.storage.file.index import Index
-from objdb.storage.file.log import POSITION, Before, Log, Written
+from objdb.storage.file.log import POSITION, Before, Log, LogTicket, Written
 from objdb.storage.file.lookup import IN_VERSION
 from objdb.storage.file.medium import Medium, Published
 from objdb.storage.file.opening import create_file, require_openable
@@ -346,7 +346,7 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
             self._fail(f"a commit could not be finished: {error}")
             self._require_not_failed()
         medium.end = written.end
-        ticket = Ticket(staged.tid, written, finished)
+        ticket = LogTicket(staged.tid, written, finished)
         later = getattr(staged.transaction, "later", None)
         self._group.join(ticket, waits_at_once=later is None)
         self._decided = staged.tid  # who sees that, sees the ticket
@@ -356,7 +356,7 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
         else:
             later.append(partial(self._wait, ticket))
 
-    def _wait(self, ticket: Ticket) -> None:
+    def _wait(self, ticket: LogTicket) -> None:
         self._group.wait(ticket)
         if self._since_checkpoint >= self._checkpoint_records:
             self._write_checkpoint()
@@ -367,14 +367,14 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
         if ticket is not None:
             self._group.wait(ticket)
 
-    def _join_group(self) -> Ticket | None:
+    def _join_group(self) -> LogTicket | None:
         """Return a ticket to wait with, like a transaction that wrote nothing, behind those that
         are decided and not visible yet; None if there are none. The slot is held."""
         if not self._group.unpublished:
             return None
         end = self._medium.end
         nothing = Written(end, end, {}, 0, {})
-        ticket = Ticket(self._decided, nothing, lambda tid: None)
+        ticket = LogTicket(self._decided, nothing, lambda tid: None)
         self._group.join(ticket)
         return ticket
 
@@ -389,7 +389,7 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
                 self._fail(f"a sync failed: {error!r}")
                 raise
 
-    def _publish(self, ticket: Ticket) -> None:
+    def _publish(self, ticket: LogTicket) -> None:
         """Let others see a durable transaction (called by the leader, in tid order)."""
         try:
             ticket.finished(ticket.tid)

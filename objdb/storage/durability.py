@@ -16,23 +16,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from objdb.errors import StorageFailedError
-from objdb.ids import Oid, Tid
-from objdb.storage.file.log import Written
+from objdb.ids import Tid
 
 
 class Ticket:
-    """A decided transaction that waits to be durable."""
+    """A decided transaction that waits to be durable. *finished* is called with its tid when it
+    is, before others see it."""
 
-    __slots__ = (
-        "error", "finished", "is_settled", "leads", "positions", "tid", "wake", "written",
-    )
+    __slots__ = ("error", "finished", "is_settled", "leads", "tid", "wake")
 
-    def __init__(self, tid: Tid, written: Written, finished: Callable[[Tid], object]) -> None:
+    def __init__(self, tid: Tid, finished: Callable[[Tid], object]) -> None:
         self.tid = tid
-        self.written = written
-        self.positions: dict[Oid, int] = written.positions
         self.finished = finished
         self.error: BaseException | None = None
         self.is_settled = False  # durable and published, or failed
@@ -40,7 +37,10 @@ class Ticket:
         self.wake: threading.Lock | None = None  # held until there is something to do
 
 
-class GroupCommit:
+AnyTicket = TypeVar("AnyTicket", bound=Ticket)
+
+
+class GroupCommit(Generic[AnyTicket]):
     """Makes tickets durable in groups.
 
     *sync* puts everything written so far on the medium; *publish(ticket)* lets others see it.
@@ -48,15 +48,15 @@ class GroupCommit:
     can be read without the lock: tickets leave it only after they were published.
     """
 
-    def __init__(self, sync: Callable[[], None], publish: Callable[[Ticket], None]) -> None:
+    def __init__(self, sync: Callable[[], None], publish: Callable[[AnyTicket], None]) -> None:
         self._sync = sync
         self._publish = publish
         self._mutex = threading.Lock()
-        self._waiting: list[Ticket] = []
+        self._waiting: list[AnyTicket] = []
         self._is_led = False
-        self.unpublished: tuple[Ticket, ...] = ()
+        self.unpublished: tuple[AnyTicket, ...] = ()
 
-    def join(self, ticket: Ticket, *, waits_at_once: bool = True) -> None:
+    def join(self, ticket: AnyTicket, *, waits_at_once: bool = True) -> None:
         """Enter a ticket; called in tid order, by the holder of the commit slot."""
         with self._mutex:
             self._waiting.append(ticket)
@@ -64,7 +64,7 @@ class GroupCommit:
             if waits_at_once:
                 self._line_up(ticket)
 
-    def _line_up(self, ticket: Ticket) -> None:
+    def _line_up(self, ticket: AnyTicket) -> None:
         """Let the ticket lead, or else be woken. `_mutex` is held."""
         if self._is_led:
             ticket.wake = threading.Lock()
@@ -72,7 +72,7 @@ class GroupCommit:
         else:
             self._is_led = ticket.leads = True
 
-    def wait(self, ticket: Ticket) -> None:
+    def wait(self, ticket: AnyTicket) -> None:
         """Return when the ticket's transaction is durable and published.
 
         Raises `StorageFailedError` when the sync failed: the outcome is unknown.
@@ -117,7 +117,7 @@ class GroupCommit:
                 if ticket.wake is not None and ticket.wake.locked():
                     ticket.wake.release()
 
-    def _make_durable(self, group: list[Ticket]) -> None:
+    def _make_durable(self, group: list[AnyTicket]) -> None:
         try:
             self._sync()
         except BaseException as error:
