@@ -8,7 +8,8 @@
                     outcome, mutations; for asyncio: tasks, workers, prefetch
     records/     3  object state to bytes and back; the only place that pickles
     storage/     4  bytes to revisions: memory, commit, revisions, versions, undo, copying,
-                    packing, moments, file/; storages over storages: layers/
+                    packing, durability, clock, moments, file/, tables/, sql/, berkeley/, pickled;
+                    storages over storages: layers/
       files.py   5  the seam to the operating system
     check.py        whole-database invariants
     safe/           module safes: a durable dict per module, in Berkeley DB, SQLite or a file
@@ -104,6 +105,7 @@ open = open_database
 
 # Those that need more than what is imported here; imported when they are asked for.
 _ON_DEMAND = {
+    "BerkeleyStorage": "objdb.storage.berkeley.storage",
     "PickledMappingStorage": "objdb.storage.pickled",
     "SQLiteStorage": "objdb.storage.sql.sqlite",
 }
@@ -119,6 +121,7 @@ __all__ = [
     "DB",
     "AutoPack",
     "BeforeStorage",
+    "BerkeleyStorage",
     "BrokenObjectError",
     "CompressedStorage",
     "ConcurrentUseError",

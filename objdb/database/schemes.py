@@ -145,6 +145,12 @@ def _passphrase(text: str) -> str:
         raise UsageError(f"{text} is no text, so it is no passphrase") from None
 
 
+def _berkeley(path: str, parameters: dict[str, Any]) -> Any:
+    from objdb.storage.berkeley.storage import BerkeleyStorage
+
+    return BerkeleyStorage(_path("berkeley", path, "db"), **parameters)
+
+
 SCHEMES = {
     "file": Scheme(_file, {
         "create": boolean, "read_only": boolean, "durability": str, "preallocate_bytes": int,
@@ -152,6 +158,11 @@ SCHEMES = {
     }),
     "memory": Scheme(_memory, has_path=False),
     "pickle": Scheme(_pickle, {"every_seconds": float, "read_only": boolean}),
+    "berkeley": Scheme(_berkeley, {
+        "history": boolean, "create": boolean, "durability": str, "cache_bytes": int,
+        "log_directory": str, "keep_logs": boolean, "checkpoint_bytes": int,
+        "checkpoint_minutes": int,
+    }),
     "sqlite": Scheme(_sqlite, {
         "history": boolean, "create": boolean, "read_only": boolean, "durability": str,
         "busy_seconds": float, "cache_bytes": int, "keep_seconds": float,

@@ -27,7 +27,8 @@ class Clock:
             except ObjdbError as error:
                 self.error = error
 
-    def stop(self) -> None:
-        """Return when no call is under way, and none will be."""
+    def stop(self, seconds: float | None = None) -> None:
+        """Return when no call is under way, and none will be; or after *seconds*, when only the
+        latter is sure."""
         self._stopping.set()
-        self._thread.join()
+        self._thread.join(seconds)

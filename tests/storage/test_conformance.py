@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from objdb.storage.berkeley.storage import BerkeleyStorage
 from objdb.storage.file.storage import FileStorage
 from objdb.storage.memory import MappingStorage
 from objdb.storage.pickled import PickledMappingStorage
@@ -46,6 +47,18 @@ class TestSQLiteStorageWithoutHistory(CoreConformance):
     @pytest.fixture
     def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
         return lambda: SQLiteStorage(tmp_path / "data.sqlite", history=False)
+
+
+class TestBerkeleyStorage(StorageConformance):
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
+        return lambda: BerkeleyStorage(tmp_path / "data")
+
+
+class TestBerkeleyStorageWithoutHistory(CoreConformance):
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Callable[[], Any]:
+        return lambda: BerkeleyStorage(tmp_path / "data", history=False)
 
 
 class TestFileStorage(StorageConformance):

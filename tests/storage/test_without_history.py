@@ -15,6 +15,7 @@ from objdb.check import check
 from objdb.errors import Unsupported, UsageError
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, next_tid
 from objdb.interfaces import IStorageHistory, IStorageUndoable, IStorageVersions
+from objdb.storage.berkeley.storage import BerkeleyStorage
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.sql.sqlite import SQLiteStorage
 from objdb.testing.helpers import commit, contents
@@ -27,7 +28,11 @@ def _sqlite(folder: Path, history: bool | None = False) -> Any:
     return SQLiteStorage(folder / "data.sqlite", history=history, keep_seconds=0)
 
 
-MAKERS = {"sqlite": _sqlite}
+def _berkeley(folder: Path, history: bool | None = False) -> Any:
+    return BerkeleyStorage(folder / "data", history=history)
+
+
+MAKERS = {"sqlite": _sqlite, "berkeley": _berkeley}
 
 
 @pytest.fixture(params=MAKERS)

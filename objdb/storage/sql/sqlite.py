@@ -413,7 +413,7 @@ class SQLiteStorage(SQLStorage):
         return [f"{self._path}: {text}" for (text,) in rows if text != "ok"]
 
     def _end_work(self, seconds: float) -> None:
-        self._clock.stop()
+        self._clock.stop(seconds)
 
     def _close(self) -> None:
         unwatch(self)

@@ -300,13 +300,14 @@ class SQLStorage(TableStorage):
         ))
         self._change(_NOTE, [(tid, *_columns(transaction))])
 
-    def _prune(self, horizon: Tid) -> None:
+    def _prune(self, horizon: Tid) -> Tid:
         until = number(horizon)
         self._change(_FORGET_OLD, [(until, until)])
         self._change(
             "DELETE FROM transactions WHERE tid <= ? AND tid < (SELECT max(tid) FROM transactions)",
             [(until,)],
         )
+        return horizon
 
     def _amend(self, rows: Rows, transactions: Transactions) -> None:
         gone = [(number(oid), number(tid)) for (oid, tid), row in rows.items() if row is None]

@@ -225,9 +225,9 @@ class TableStorage(TablePack, UndoableStorage):
 
     if TYPE_CHECKING:
 
-        def _prune(self, horizon: Tid) -> None:
+        def _prune(self, horizon: Tid) -> Tid:
             """Remove what has been replaced up to the transaction *horizon*, and the transactions
-            up to then, but not the last one. Alone."""
+            up to then, but not the last one; or some of it, and return up to where. Alone."""
 
     def _forget_old(self, keep_seconds: float) -> None:
         """Remove old revisions that nobody reads (called now and then, without history).
@@ -240,10 +240,9 @@ class TableStorage(TablePack, UndoableStorage):
             horizon = min(horizon, tid_after(NO_TID, time.time() - keep_seconds))
         if hasattr(self._db, "oldest_view"):
             horizon = min(horizon, self._db.oldest_view())
-        if horizon > self._pruned_tid:
+        while horizon > self._pruned_tid:
             with self._places_lock, self._alone():
-                self._prune(horizon)
-            self._pruned_tid = horizon
+                self._pruned_tid = self._prune(horizon)
 
     # -- versions
 

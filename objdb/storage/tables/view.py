@@ -79,9 +79,12 @@ class CurrentView(View):
     that wrote it. Takes some memory for every object."""
 
     def __iter__(self) -> Iterator[TransactionRecord]:
-        chains = ((oid, chain[-1][0]) for oid, chain in self._storage._iter_chains())
+        chains = (
+            (oid, [tid for tid, _ in chain if tid <= self._stop])
+            for oid, chain in self._storage._iter_chains()
+        )
         found = sorted(
-            ((tid, oid) for oid, tid in chains if self._next <= tid <= self._stop),
+            (tids[-1], oid) for oid, tids in chains if tids and tids[-1] >= self._next
         )
         for tid, group in groupby(found, itemgetter(0)):
             row = self._storage._transaction(tid)

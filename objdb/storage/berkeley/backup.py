@@ -1,0 +1,44 @@
+"""Copying a database while others commit to it.
+
+The engine copies the tables page by page, then the log. So the copy is what a crash would leave,
+with pages of different moments; it is recovered where it is, from the whole log, and then is a
+database of the moment when the log was copied.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from objdb.storage.berkeley.directory import Marker, write_marker
+from objdb.storage.berkeley.environment import Environment
+from objdb.storage.files import sync_directory
+
+_CACHE_BYTES = 16 << 20
+
+
+def back_up(environment: Environment, marker: Marker, directory: str) -> None:
+    """Copy an open environment to the new *directory*. FileExistsError if there is such a one."""
+    if os.path.lexists(directory):
+        raise FileExistsError(17, "there is such a directory already", directory)
+    new = directory + ".new"
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        environment.copy_to(new)
+        copy = Environment(new, log_directory="", cache_bytes=_CACHE_BYTES, is_backup=True)
+        copy.close(in_order=True)
+        write_marker(new, marker)
+        for name in os.listdir(new):
+            _sync(os.path.join(new, name))
+        os.rename(new, directory)
+        sync_directory(os.path.dirname(os.path.abspath(directory)))
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,191 @@
+"""One transaction of the engine, and the facts that it keeps.
+
+    facts: "facts"  ─► number of objects 8, largest oid 8, bytes of all rows 8, versions 1
+           oid      ─► tid, name of the version, of each object whose last revision is in one
+
+*versions*: whether any revision was ever in one.
+
+Who reads meanwhile sees each step, so their order matters: a row is in `old` before another one
+takes its place in `current`; what comes after a gap says so before the gap is made; of several
+rows that go the oldest goes first. Taking a transaction back undoes the steps in reverse order.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from objdb.ids import NO_TID, Oid, Tid
+from objdb.storage.berkeley.engine import abandon, bdb
+from objdb.storage.berkeley.environment import Environment
+from objdb.storage.tables.pack import Rows, Transactions
+from objdb.storage.tables.rows import PLAIN, Place, Row, TransactionRow, encode_row
+from objdb.storage.tables.rows import encode_transaction as encoded
+
+_FACTS = struct.Struct(">QQQB")
+_KEY = b"facts"
+_PIECE = 500  # rows
+
+
+class Facts(NamedTuple):
+    """What is known of all rows together, without looking."""
+
+    objects: int = 0
+    max_oid: int = 0
+    size: int = 0
+    had_versions: bool = False
+
+
+def read_facts(environment: Environment) -> Facts:
+    """Return the facts."""
+    data = environment.get("facts", _KEY)
+    return Facts() if data is None else Facts._make(_FACTS.unpack(data))
+
+
+def read_places(environment: Environment) -> dict[Oid, Place]:
+    """Return where the last revisions are that are in a version."""
+    found: dict[Oid, Place] = {}
+    start = b""
+    while piece := environment.piece("facts", start, b"\xff" * 9, _PIECE):
+        for oid, value in piece:
+            if len(oid) == 8:
+                found[oid] = Place(oid, value[:8], value[8:].decode())
+        start = piece[-1][0] + b"\0"
+    return found
+
+
+class Change:
+    """A transaction of the engine, which begins from *facts*; `facts` are those after it, and
+    `places` has the objects that come into a version, or out of it (None).
+
+    Errors are the engine's. It has to be committed or aborted.
+    """
+
+    def __init__(self, environment: Environment, facts: Facts) -> None:
+        self._environment = environment
+        self._txn: Any = environment.handle.txn_begin()
+        self.facts = facts
+        self.places: dict[Oid, Place | None] = {}
+
+    def add(
+        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]], replaced: list[Oid],
+        in_versions: dict[Oid, Place],
+    ) -> None:
+        """Put a transaction and its rows; *replaced* are the objects that are there already."""
+        for oid in replaced:
+            self._keep_old(oid)
+        tid, txn, put = transaction.tid, self._txn, self._environment.current.put
+        head, size, largest = tid + PLAIN, -len(tid) * len(replaced), NO_TID
+        for oid, row in rows:
+            _, data, version, _, repeat, _ = row
+            if data is not None and repeat is None and not version:
+                value = head + data
+            else:
+                value = tid + encode_row(row)
+            put(oid, value, txn)
+            size += len(value)
+            largest = max(largest, oid)
+            if version:
+                self.places[oid] = Place(oid, tid, version)
+            elif in_versions and oid in in_versions:
+                self.places[oid] = None
+        noted = encoded(transaction)
+        self._environment.transactions.put(tid, noted, txn)
+        facts = self.facts
+        self.facts = Facts(
+            facts.objects + len(transaction.oids) - len(replaced),
+            max(facts.max_oid, int.from_bytes(largest, "big")), facts.size + size + len(noted),
+            facts.had_versions or bool(self.places),
+        )
+        self._note()
+
+    def _keep_old(self, oid: Oid) -> None:
+        value = self._environment.current.get(oid, None, self._txn, bdb.DB_RMW)
+        self._environment.old.put(oid + value[:8], value[8:], self._txn)
+
+    def amend(self, rows: Rows, transactions: Transactions) -> None:
+        """Change or remove rows and transactions that are there."""
+        for (oid, tid), row in rows.items():
+            if row is not None:
+                if self._is_current(oid, tid):
+                    self._replace("current", oid, tid + encode_row(row))
+                else:
+                    self._replace("old", oid + tid, encode_row(row))
+        for (oid, tid), row in rows.items():
+            if row is None:
+                self._remove(oid, tid)
+        for tid, transaction in transactions.items():
+            if transaction is None:
+                self._delete("transactions", tid)
+            else:
+                self._replace("transactions", tid, encoded(transaction))
+        self._note()
+
+    def _remove(self, oid: Oid, tid: Tid) -> None:
+        if self._is_current(oid, tid):
+            self._delete("current", oid)
+            self.places[oid] = None
+            self.facts = self.facts._replace(objects=self.facts.objects - 1)
+        else:
+            self._delete("old", oid + tid)
+
+    def _is_current(self, oid: Oid, tid: Tid) -> bool:
+        return bool(self._environment.current.get(oid, None, self._txn, 0, 8, 0) == tid)
+
+    def _replace(self, table: str, key: bytes, value: bytes) -> None:
+        rows = getattr(self._environment, table)
+        replaced = rows.get(key, None, self._txn, bdb.DB_RMW)
+        if replaced is not None:
+            rows.put(key, value, self._txn)
+            self._grow(len(value) - len(replaced))
+
+    def _grow(self, size: int) -> None:
+        self.facts = self.facts._replace(size=self.facts.size + size)
+
+    def _delete(self, table: str, key: bytes) -> None:
+        rows = getattr(self._environment, table)
+        value = rows.get(key, None, self._txn, bdb.DB_RMW)
+        if value is not None:
+            rows.delete(key, self._txn)
+            self._grow(-len(value))
+
+    def forget_replaced(self, oids: Iterable[Oid], tid: Tid) -> None:
+        """Remove the rows of these objects that are older than *tid*."""
+        for oid in oids:
+            cursor = self._environment.old.cursor(self._txn)
+            try:
+                found = cursor.set_range(oid)
+                while found is not None and found[0] < oid + tid:
+                    cursor.delete()
+                    self._grow(-len(found[1]))
+                    found = cursor.next()
+            finally:
+                cursor.close()
+                del cursor
+
+    def _note(self) -> None:
+        """Put the facts: the last step."""
+        for oid, place in self.places.items():
+            if place is not None:
+                value = place.tid + place.version.encode()
+                self._environment.facts.put(oid, value, self._txn)
+            elif self._environment.facts.has_key(oid, self._txn):
+                self._environment.facts.delete(oid, self._txn)
+        self._environment.facts.put(_KEY, _FACTS.pack(*self.facts), self._txn)
+
+    def commit(self, flags: int) -> None:
+        """Decide that all of it is so."""
+        self._txn.commit(flags)
+
+    def abort(self) -> None:
+        """Take all of it back."""
+        try:
+            self._txn.abort()
+        except bdb.DBRunRecoveryError:
+            self._environment.calm()
+            self._txn.abort()
+
+    def abandon(self) -> None:
+        """Never commit or abort: it is the parent's, in a process that was forked."""
+        abandon(self._txn)

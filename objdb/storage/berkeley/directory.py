@@ -1,0 +1,178 @@
+"""The directory of a Berkeley DB storage: what is in it, and what has to be right.
+
+    objdb.json           format, and whether it keeps history; written first, and again when the
+                         tables are made
+    objdb.lock           locked by the process that has it open; has its pid and host
+    DB_CONFIG            settings for the engine, and for its own programs: where the log is, if
+                         it is elsewhere; whatever an administrator adds
+    current.bdb …        the tables
+    log.0000000001 …     the write-ahead log
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from contextlib import suppress
+from typing import NamedTuple
+
+from objdb.errors import (
+    CorruptedDataError,
+    FileFormatError,
+    StorageError,
+    StorageLockedError,
+    UsageError,
+)
+from objdb.storage.files import Lock, OSFiles, sync_directory, take_lock
+
+FORMAT = 1
+TABLES = ("current", "old", "transactions", "facts")
+_MARKER, _LOCK, _CONFIG = "objdb.json", "objdb", "DB_CONFIG"
+_LOG_DIRECTORY = "set_lg_dir"
+_BEFORE = {_LOCK + ".lock", _CONFIG, _MARKER + ".new"}  # may be there before the marker is
+
+
+class Marker(NamedTuple):
+    """What the file `objdb.json` says. Until the directory is complete, tables are made."""
+
+    history: bool
+    is_complete: bool
+
+
+def file_of(table: str) -> str:
+    """Return the name of a table's file."""
+    return table + ".bdb"
+
+
+def lock_directory(path: str, create: bool) -> Lock:
+    """Take the directory for this process, having made it if it is to be made.
+
+    `StorageLockedError` says who has it; `FileFormatError` for what is no directory of a storage;
+    FileNotFoundError; `StorageError` without permission.
+    """
+    try:
+        _require_usable(path, create)
+        return take_lock(OSFiles(), os.path.join(path, _LOCK))
+    except PermissionError as error:
+        raise no_permission(path, error) from error
+    except StorageLockedError as error:
+        owner = f"process {error.pid}" + (f" on {error.host}" if error.host else "")
+        if error.pid == os.getpid():
+            owner = f"this process ({error.pid})"
+        raise StorageLockedError(
+            f"{path} is open in {owner}. One process at a time can have it: close it there",
+            path=path, pid=error.pid, host=error.host,
+        ) from None
+
+
+def _require_usable(path: str, create: bool) -> None:
+    if not os.path.isdir(path):
+        if os.path.lexists(path):
+            raise FileFormatError(f"{path} is a file. Name a directory", path=path)
+        folder = os.path.dirname(os.path.abspath(path))
+        if not create or not os.path.isdir(folder):
+            what = "the folder of the database does not exist" if create else "there is no database"
+            raise FileNotFoundError(errno.ENOENT, what, folder if create else path)
+        os.mkdir(path)
+        sync_directory(folder)
+    names = set(os.listdir(path))
+    if _MARKER in names:
+        return
+    if names - _BEFORE:
+        raise FileFormatError(
+            f"{path} is a directory of something else: it has {min(names - _BEFORE)}, and no "
+            f"{_MARKER}. Nothing was changed; name another one, or one that does not exist",
+            path=path,
+        )
+    if not create:
+        raise FileNotFoundError(errno.ENOENT, "there is no database", path)
+
+
+def read_marker(path: str, history: bool | None) -> Marker:
+    """Return what the storage was made as, *history* if it is new. The directory is locked.
+
+    `FileFormatError`, `UsageError` if it cannot be opened so; `CorruptedDataError` if files are
+    missing.
+    """
+    try:
+        with open(os.path.join(path, _MARKER), encoding="utf-8") as file:
+            said = json.load(file)
+        version, marker = said["format"], Marker(bool(said["history"]), bool(said["complete"]))
+    except FileNotFoundError:
+        marker = Marker(history is not False, False)
+        write_marker(path, marker)
+        return marker
+    except PermissionError as error:
+        raise no_permission(path, error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptedDataError(
+            f"{path}: {_MARKER} cannot be read ({error!r}). Restore it from a backup", path=path
+        ) from error
+    if version > FORMAT:
+        raise FileFormatError(
+            f"{path} was written by a newer release of objdb (format {version}; this one knows "
+            f"{FORMAT}). Nothing was changed; open it with that release", path=path,
+        )
+    if history is not None and marker.history is not history:
+        raise UsageError(
+            f"{path} was made with history={marker.history}, and that stays. Leave the argument "
+            "out, or copy it to a database made with the other (objdb migrate)"
+        )
+    for table in TABLES if marker.is_complete else ():
+        if not os.path.exists(os.path.join(path, file_of(table))):
+            raise CorruptedDataError(
+                f"{path}: the file {file_of(table)} is missing. Put it back, or restore the "
+                "directory from a backup", path=path,
+            )
+    return marker
+
+
+def write_marker(path: str, marker: Marker) -> None:
+    """Write what the storage is made as, surviving a crash."""
+    said = {"format": FORMAT, "history": marker.history, "complete": marker.is_complete}
+    new = os.path.join(path, _MARKER + ".new")
+    with open(new, "w", encoding="utf-8") as file:
+        json.dump(said, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, os.path.join(path, _MARKER))
+    sync_directory(path)
+
+
+def settle_log_directory(path: str, given: str | None, is_new: bool) -> str:
+    """Return where the log is, noting it if the storage *is_new*. `UsageError` if it is not where
+    it was *given*."""
+    there = _log_directory(path)
+    if given is not None:
+        wanted = os.path.abspath(given)
+        if is_new and there is None:
+            if not os.path.isdir(wanted):
+                raise FileNotFoundError(errno.ENOENT, "the log directory does not exist", wanted)
+            with open(os.path.join(path, _CONFIG), "a", encoding="utf-8") as file:
+                file.write(f"{_LOG_DIRECTORY} {wanted}\n")
+            there = wanted
+        elif os.path.join(path, there or "") != os.path.join(path, wanted):
+            raise UsageError(
+                f"the log of {path} is in {there or path}. Leave log_directory out; or, while the "
+                f"database is closed, move the files log.* and change {_LOG_DIRECTORY} in "
+                f"{path}/{_CONFIG}"
+            )
+    return os.path.join(path, there or "")
+
+
+def _log_directory(path: str) -> str | None:
+    with suppress(FileNotFoundError), open(os.path.join(path, _CONFIG), encoding="utf-8") as file:
+        for line in file:
+            name, _, value = line.strip().partition(" ")
+            if name == _LOG_DIRECTORY:
+                return value.strip()
+    return None
+
+
+def no_permission(path: str, error: BaseException) -> StorageError:
+    """Return the error that says that the operating system does not let us."""
+    return StorageError(
+        f"{path} cannot be opened: {error}. See to the permissions of the directory, and of the "
+        "files in it"
+    )

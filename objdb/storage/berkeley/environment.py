@@ -1,0 +1,266 @@
+"""The engine: an environment of Berkeley DB, and its tables.
+
+    current       oid        ─► tid, row     the last revision of each object
+    old           oid + tid  ─► row          those before it
+    transactions  tid        ─► transaction
+    facts         see `change`
+
+Reading takes what is there, decided or not (DB_READ_UNCOMMITTED), so it never waits for a
+transaction; only, for as long as that takes, for one call of the engine that changes the page.
+
+The environment is private to the process (DB_PRIVATE): its cache and locks are in memory, not in
+files, so a killed process leaves nothing behind but tables and log, and whoever opens them next
+recovers (DB_RECOVER), which after a clean close finds nothing to do.
+
+A page whose checksum is wrong makes the engine refuse everything from then on; that is taken
+back (DB_PANIC_ENVIRONMENT), since what is on other pages is as good as before.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from objdb.storage.berkeley.directory import TABLES, file_of
+from objdb.storage.berkeley.engine import DIRTY, abandon, bdb, explained, is_panic
+
+Result = TypeVar("Result")
+Found = tuple[bytes, bytes]
+
+# As large as a file system's pages: what is written as a whole or not at all.
+PAGE_BYTES = 4096
+_LOG_FILE_BYTES, _LOG_BUFFER_BYTES = 16 << 20, 2 << 20
+_PIECE_BYTES = 1 << 20
+_MOST_TRIES, _PAUSE_SECONDS = 10, 0.001
+_CLOSE_SECONDS = 5.0
+_OWN_REFERENCES = 2  # to a table that nobody uses: the attribute, and the argument that asks
+
+
+class Environment:
+    """The environment in the directory *path*, open. Tables are made if *create* is true.
+
+    Errors are those of `explained`.
+    """
+
+    def __init__(
+        self, path: str, *, log_directory: str, cache_bytes: int, keep_logs: bool = False,
+        create: bool = False, is_backup: bool = False,
+    ) -> None:
+        self.path = path
+        self._keep_logs = keep_logs
+        self.handle: Any = None
+        self.current: Any = None
+        self.old: Any = None
+        self.transactions: Any = None
+        self.facts: Any = None
+        try:
+            self._open(log_directory, cache_bytes, create, is_backup)
+        except BaseException as error:
+            self._close_handles()
+            if isinstance(error, (bdb.DBError, MemoryError)):
+                raise explained(error, path) from error
+            raise
+
+    def _open(self, log_directory: str, cache_bytes: int, create: bool, is_backup: bool) -> None:
+        handle = self.handle = bdb.DBEnv()
+        handle.set_cachesize(cache_bytes >> 30, cache_bytes & ((1 << 30) - 1), 1)
+        handle.set_lg_dir(log_directory)
+        handle.set_lg_max(_LOG_FILE_BYTES)
+        handle.set_lg_bsize(_LOG_BUFFER_BYTES)
+        # In a deadlock of a reader with the writer the reader tries again.
+        handle.set_lk_detect(bdb.DB_LOCK_MINWRITE)
+        self._remove_logs(True)
+        # Without set_lk_max_locks the lock table grows as a transaction needs it.
+        parts = bdb.DB_INIT_MPOOL | bdb.DB_INIT_LOCK | bdb.DB_INIT_LOG | bdb.DB_INIT_TXN
+        recover = bdb.DB_RECOVER_FATAL if is_backup else bdb.DB_RECOVER
+        handle.open(self.path, parts | bdb.DB_CREATE | bdb.DB_THREAD | bdb.DB_PRIVATE | recover)
+        flags = bdb.DB_AUTO_COMMIT | bdb.DB_THREAD | bdb.DB_READ_UNCOMMITTED
+        for name in TABLES:
+            table = bdb.DB(handle)
+            setattr(self, name, table)
+            table.set_flags(bdb.DB_CHKSUM)
+            table.set_pagesize(PAGE_BYTES)
+            is_new = bdb.DB_CREATE if create else 0
+            table.open(file_of(name), None, bdb.DB_BTREE, flags | is_new)
+
+    def _remove_logs(self, yes: bool) -> None:
+        self.handle.log_set_config(bdb.DB_LOG_AUTO_REMOVE, int(yes and not self._keep_logs))
+
+    # -- reading
+
+    def read(self, action: Callable[..., Result], *args: Any) -> Result:
+        """Call *action*, which reads, until it says something."""
+        for tries in range(_MOST_TRIES):
+            while True:
+                try:
+                    return action(*args)
+                except bdb.DBLockDeadlockError:
+                    continue
+                except (bdb.DBError, MemoryError) as error:
+                    is_last = tries == _MOST_TRIES - 1
+                    if is_last or self._is_damage(error) or not is_panic(error):
+                        raise explained(error, self.path) from error
+                break
+            # Another thread has met a damaged page, and is about to calm the engine.
+            time.sleep(_PAUSE_SECONDS)
+        raise AssertionError("the last try returns or raises")
+
+    def _is_damage(self, error: BaseException) -> bool:
+        """Whether a page is damaged; then the engine goes on."""
+        is_damage = is_panic(error) and "pgin failed" in str(error)
+        if is_damage:
+            self.calm()
+        return is_damage
+
+    def calm(self) -> None:
+        """Let the engine go on after it has met a damaged page."""
+        self.handle.set_flags(bdb.DB_PANIC_ENVIRONMENT, 0)
+
+    def get(self, table: str, key: bytes, size: int = -1) -> bytes | None:
+        """Return the value at *key*, or the first *size* bytes of it, or None."""
+        return self.read(self._get, table, key, size)
+
+    def _get(self, table: str, key: bytes, size: int) -> bytes | None:
+        start = -1 if size < 0 else 0
+        found: bytes | None = getattr(self, table).get(key, None, None, DIRTY, size, start)
+        return found
+
+    def first_after(self, table: str, key: bytes) -> Found | None:
+        """Return the first (key, value) after *key*."""
+        return self.read(self._beside, table, key, True)
+
+    def last_before(self, table: str, key: bytes) -> Found | None:
+        """Return the last (key, value) before *key*."""
+        return self.read(self._beside, table, key, False)
+
+    def _beside(self, table: str, key: bytes, after: bool) -> Found | None:
+        cursor = getattr(self, table).cursor(None, DIRTY)
+        try:
+            found: Found | None = cursor.set_range(key)
+            if after:
+                return cursor.next() if found is not None and found[0] == key else found
+            return _back(cursor, found or cursor.last(), key)
+        finally:
+            cursor.close()
+            del cursor
+
+    def piece(
+        self, table: str, start: bytes, stop: bytes, limit: int, newest_first: bool = False
+    ) -> list[Found]:
+        """Return up to *limit* pairs with *start* <= key <= *stop*, fewer if they are large, at
+        least one if there is one."""
+        action = self._piece_back if newest_first else self._piece
+        return self.read(action, table, start, stop, limit)
+
+    def _piece(self, table: str, start: bytes, stop: bytes, limit: int) -> list[Found]:
+        rows: list[Found] = []
+        size = 0
+        cursor = getattr(self, table).cursor(None, DIRTY)
+        try:
+            found = cursor.set_range(start)
+            while found is not None and found[0] <= stop and _fits(rows, size, limit):
+                rows.append(found)
+                size += len(found[1])
+                found = cursor.next()
+        finally:
+            cursor.close()
+            del cursor
+        return rows
+
+    def _piece_back(self, table: str, start: bytes, stop: bytes, limit: int) -> list[Found]:
+        rows: list[Found] = []
+        size = 0
+        cursor = getattr(self, table).cursor(None, DIRTY)
+        try:
+            found = cursor.set_range(stop)
+            if found is None or found[0] != stop:
+                found = _back(cursor, found or cursor.last(), stop)
+            while found is not None and found[0] >= start and _fits(rows, size, limit):
+                rows.append(found)
+                size += len(found[1])
+                found = cursor.prev()
+        finally:
+            cursor.close()
+            del cursor
+        return rows
+
+    # -- the log
+
+    def flush(self) -> None:
+        """Put what is committed on the medium."""
+        self.handle.log_flush()
+
+    def checkpoint(self, kbytes: int = 0, minutes: int = 0) -> None:
+        """Put the tables on the medium, if the log has grown by *kbytes* since the last time, or
+        *minutes* have passed; so much less is there to recover."""
+        try:
+            self.handle.txn_checkpoint(kbytes, minutes)
+        except (bdb.DBError, MemoryError) as error:
+            self._is_damage(error)
+            raise explained(error, self.path) from error
+
+    def copy_to(self, target: str) -> None:
+        """Copy the tables and the log to the directory *target*, which is made, while others
+        write."""
+        self._remove_logs(False)
+        try:
+            self.flush()
+            flags = bdb.DB_CREATE | bdb.DB_EXCL | bdb.DB_BACKUP_SINGLE_DIR
+            self.handle.backup(target, flags)
+        except (bdb.DBError, MemoryError) as error:
+            raise explained(error, self.path) from error
+        finally:
+            self._remove_logs(True)
+
+    # -- the end
+
+    def close(self, *, in_order: bool) -> None:
+        """Close everything once nobody reads any more; *in_order*: with a checkpoint. No
+        transaction is open."""
+        if in_order:
+            self.checkpoint()
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        while self._is_in_use():
+            if time.monotonic() > deadline:
+                self.abandon()
+                return
+            time.sleep(_PAUSE_SECONDS)
+        self._close_handles()
+
+    def _is_in_use(self) -> bool:
+        """Whether a thread is in a call of a table: closing that would pull it from under it."""
+        return (
+            sys.getrefcount(self.current) > _OWN_REFERENCES
+            or sys.getrefcount(self.old) > _OWN_REFERENCES
+            or sys.getrefcount(self.transactions) > _OWN_REFERENCES
+            or sys.getrefcount(self.facts) > _OWN_REFERENCES
+        )
+
+    def _close_handles(self) -> None:
+        for name in (*TABLES, "handle"):
+            handle = getattr(self, name)
+            setattr(self, name, None)
+            if handle is not None:
+                # What cannot be written now is in the log.
+                with suppress(bdb.DBError):
+                    handle.close()
+
+    def abandon(self) -> None:
+        """Never close this: to do so would write to files that are somebody else's."""
+        for name in (*TABLES, "handle"):
+            abandon(getattr(self, name))
+
+
+def _back(cursor: Any, found: Found | None, key: bytes) -> Found | None:
+    """Go back from *found* to before *key*: by more than a step, if others put something there
+    meanwhile."""
+    while found is not None and found[0] >= key:
+        found = cursor.prev()
+    return found
+
+
+def _fits(rows: list[Found], size: int, limit: int) -> bool:
+    return len(rows) < limit and size < _PIECE_BYTES

@@ -1,0 +1,178 @@
+"""Finding rows in the tables of Berkeley DB, while another thread may be writing.
+
+What is not decided can be read, and is never shown: its tid is beyond `_visible_before`. A
+reader that meets such a row in `current` finds the one before it in `old`, where the same
+transaction has put it, unless that is being taken back: then it looks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from zope.interface import implementer
+
+from objdb.errors import CorruptedDataError
+from objdb.ids import NO_TID, Oid, Tid, next_tid
+from objdb.interfaces import IStorageSelfCheck
+from objdb.storage.berkeley.change import Facts
+from objdb.storage.berkeley.directory import TABLES
+from objdb.storage.tables.pack import Chain
+from objdb.storage.tables.rows import Place, Row, TransactionRow, decode_row, decode_transaction
+from objdb.storage.tables.storage import Entry, TableStorage
+
+_PIECE = 500  # rows
+_LAST_KEY = b"\xff" * 17
+
+
+@implementer(IStorageSelfCheck)
+class BerkeleyRows(TableStorage):
+    """The part of a BerkeleyStorage that finds rows."""
+
+    _environment: Any  # an Environment, or what raises in the place of one
+    _decided: Tid
+    _facts: Facts
+    _in_versions: dict[Oid, Place]
+
+    def _row(self, oid: Oid, tid: Tid) -> Row | None:
+        while True:
+            current = self._environment.get("current", oid)
+            if current is not None and current[:8] == tid:
+                return decode_row(tid, current[8:])
+            found = self._environment.get("old", oid + tid)
+            if found is not None:
+                return decode_row(tid, found)
+            if self._is_still(oid, current):
+                return None
+
+    def _row_before(self, oid: Oid, tid: Tid) -> Row | None:
+        while True:
+            current = self._environment.get("current", oid)
+            if current is not None and current[:8] < tid:
+                return decode_row(current[:8], current[8:])
+            found = self._environment.last_before("old", oid + tid)
+            if self._is_still(oid, current):
+                if found is None or found[0][:8] != oid:
+                    return None
+                return decode_row(found[0][8:], found[1])
+
+    def _row_after(self, oid: Oid, tid: Tid) -> Row | None:
+        while True:
+            current = self._environment.get("current", oid)
+            found = self._environment.first_after("old", oid + tid)
+            if self._is_still(oid, current):
+                if found is not None and found[0][:8] == oid:
+                    return decode_row(found[0][8:], found[1])
+                if current is not None and current[:8] > tid:
+                    return decode_row(current[:8], current[8:])
+                return None
+
+    def _is_still(self, oid: Oid, current: bytes | None) -> bool:
+        """Whether *current*, read before something in `old`, was not taken back meanwhile."""
+        if current is None or current[:8] < self._visible_before:
+            return True
+        return bool(self._environment.get("current", oid, 8) == current[:8])
+
+    def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, Entry | None]:
+        found: dict[Oid, Entry | None] = {}
+        largest, in_versions = self._facts.max_oid.to_bytes(8, "big"), self._in_versions
+        get = self._environment.get
+        for oid in oids:
+            head = None if oid > largest else get("current", oid, 8)
+            if head is not None and head > self._decided:
+                row = self._row_before(oid, next_tid(self._decided))
+                head = None if row is None else row.tid
+            if head is None:
+                found[oid] = None
+            elif oid in in_versions:
+                found[oid] = in_versions[oid], head
+            else:
+                found[oid] = Place(oid, head), head
+        return found
+
+    def _places_in_versions(self) -> list[Place]:
+        return list(self._in_versions.values())
+
+    def _has_versions(self) -> bool:
+        return self._facts.had_versions
+
+    def _iter_chains(self) -> Iterator[tuple[Oid, Chain]]:
+        start = b""
+        while True:
+            bound = self._visible_before
+            piece = self._environment.piece("current", start, b"\xff" * 8, _PIECE)
+            if not piece:
+                return
+            chains: dict[Oid, Chain] = {oid: [] for oid, _ in piece}
+            self._add_old(chains, piece[0][0], piece[-1][0])
+            for oid, value in piece:
+                if value[:8] >= bound:  # it may be taken back: look at the object by itself
+                    yield oid, self._chain_of(oid, bound)
+                    continue
+                last = value[:8], _data_bytes(value[8:])
+                yield oid, [*(each for each in chains[oid] if each[0] < last[0]), last]
+            start = piece[-1][0] + b"\0"
+
+    def _add_old(self, chains: dict[Oid, Chain], first: Oid, last: Oid) -> None:
+        start, stop = first, last + b"\xff" * 8
+        while rows := self._environment.piece("old", start, stop, _PIECE):
+            for key, value in rows:
+                if key[:8] in chains:
+                    chains[key[:8]].append((key[8:], _data_bytes(value)))
+            start = rows[-1][0] + b"\0"
+
+    def _chain_of(self, oid: Oid, bound: Tid) -> Chain:
+        chain: Chain = []
+        row = self._row_after(oid, NO_TID)
+        while row is not None and row.tid < bound:
+            chain.append((row.tid, len(row.data or b"")))
+            row = self._row_after(oid, row.tid)
+        return chain
+
+    # -- transactions
+
+    def _transaction(self, tid: Tid) -> TransactionRow | None:
+        data = self._environment.get("transactions", tid)
+        return None if data is None else decode_transaction(tid, data)
+
+    def _iter_transactions(
+        self, start: Tid, stop: Tid, newest_first: bool = False
+    ) -> Iterator[TransactionRow]:
+        stop = min(stop, self._decided)
+        while start <= stop:
+            rows = self._environment.piece("transactions", start, stop, _PIECE, newest_first)
+            if not rows:
+                return
+            for tid, data in rows:
+                yield decode_transaction(tid, data)
+            if newest_first:
+                stop = _tid_before(rows[-1][0])
+            else:
+                start = next_tid(rows[-1][0])
+
+    def self_check(self) -> list[str]:
+        """See `IStorageSelfCheck`: every page is read, and the objects are counted."""
+        self._require_open()
+        facts, problems, count = self._facts, [], 0
+        for table in TABLES:
+            start = b""
+            try:
+                while piece := self._environment.piece(table, start, _LAST_KEY, _PIECE):
+                    count += len(piece) if table == "current" else 0
+                    start = piece[-1][0] + b"\0"
+            except CorruptedDataError as error:
+                problems.append(f"{table}: {error}")
+        if not problems and facts is self._facts and count != facts.objects:
+            problems.append(
+                f"{self._name}: there are {count} objects, and {facts.objects} are noted"
+            )
+        return problems
+
+
+def _data_bytes(data: bytes) -> int:
+    """Return how long the record in the bytes of a row is."""
+    return len(data) - 1 if data[:1] == b"\0" else len(decode_row(NO_TID, data).data or b"")
+
+
+def _tid_before(tid: Tid) -> Tid:
+    return (int.from_bytes(tid, "big") - 1).to_bytes(8, "big")
