@@ -1,9 +1,11 @@
 """One transaction of the engine, and the facts that it keeps.
 
-    facts: "facts"  ─► number of objects 8, largest oid 8, bytes of all rows 8, versions 1
-           oid      ─► tid, name of the version, of each object whose last revision is in one
+    transactions  tid ─► number of objects 8, largest oid 8, bytes of all rows 8, versions 1,
+                         transaction
+    versions      oid ─► tid, name of the version, of each object whose last revision is in one
 
-*versions*: whether any revision was ever in one.
+What is before a transaction are the facts after it; those of the last one count. `versions` in it
+says whether any revision was ever in one.
 
 Who reads meanwhile sees each step, so their order matters: a row is in `old` before another one
 takes its place in `current`; what comes after a gap says so before the gap is made; of several
@@ -24,7 +26,7 @@ from objdb.storage.tables.rows import PLAIN, Place, Row, TransactionRow, encode_
 from objdb.storage.tables.rows import encode_transaction as encoded
 
 _FACTS = struct.Struct(">QQQB")
-_KEY = b"facts"
+FACTS_BYTES = _FACTS.size
 _PIECE = 500  # rows
 
 
@@ -37,20 +39,22 @@ class Facts(NamedTuple):
     had_versions: bool = False
 
 
-def read_facts(environment: Environment) -> Facts:
-    """Return the facts."""
-    data = environment.get("facts", _KEY)
-    return Facts() if data is None else Facts._make(_FACTS.unpack(data))
+def read_facts(environment: Environment) -> tuple[Tid, Facts]:
+    """Return the tid of the last transaction, and the facts after it."""
+    found = environment.piece("transactions", NO_TID, b"\xff" * 8, 1, newest_first=True)
+    if not found:
+        return NO_TID, Facts()
+    tid, data = found[0]
+    return tid, Facts._make(_FACTS.unpack_from(data))
 
 
 def read_places(environment: Environment) -> dict[Oid, Place]:
     """Return where the last revisions are that are in a version."""
     found: dict[Oid, Place] = {}
     start = b""
-    while piece := environment.piece("facts", start, b"\xff" * 9, _PIECE):
+    while piece := environment.piece("versions", start, b"\xff" * 8, _PIECE):
         for oid, value in piece:
-            if len(oid) == 8:
-                found[oid] = Place(oid, value[:8], value[8:].decode())
+            found[oid] = Place(oid, value[:8], value[8:].decode())
         start = piece[-1][0] + b"\0"
     return found
 
@@ -76,7 +80,7 @@ class Change:
         for oid in replaced:
             self._keep_old(oid)
         tid, txn, put = transaction.tid, self._txn, self._environment.current.put
-        head, size, largest = tid + PLAIN, -len(tid) * len(replaced), NO_TID
+        head, size = tid + PLAIN, -len(tid) * len(replaced)
         for oid, row in rows:
             _, data, version, _, repeat, _ = row
             if data is not None and repeat is None and not version:
@@ -85,27 +89,27 @@ class Change:
                 value = tid + encode_row(row)
             put(oid, value, txn)
             size += len(value)
-            largest = max(largest, oid)
             if version:
                 self.places[oid] = Place(oid, tid, version)
             elif in_versions and oid in in_versions:
                 self.places[oid] = None
+        self._put_places()
         noted = encoded(transaction)
-        self._environment.transactions.put(tid, noted, txn)
+        largest = int.from_bytes(max(transaction.oids, default=NO_TID), "big")
         facts = self.facts
         self.facts = Facts(
-            facts.objects + len(transaction.oids) - len(replaced),
-            max(facts.max_oid, int.from_bytes(largest, "big")), facts.size + size + len(noted),
-            facts.had_versions or bool(self.places),
+            facts.objects + len(transaction.oids) - len(replaced), max(facts.max_oid, largest),
+            facts.size + size + FACTS_BYTES + len(noted), facts.had_versions or bool(self.places),
         )
-        self._note()
+        self._environment.transactions.put(tid, _FACTS.pack(*self.facts) + noted, txn)
 
     def _keep_old(self, oid: Oid) -> None:
         value = self._environment.current.get(oid, None, self._txn, bdb.DB_RMW)
         self._environment.old.put(oid + value[:8], value[8:], self._txn)
 
     def amend(self, rows: Rows, transactions: Transactions) -> None:
-        """Change or remove rows and transactions that are there."""
+        """Change or remove rows and transactions that are there; the last one stays."""
+        txn = self._txn
         for (oid, tid), row in rows.items():
             if row is not None:
                 if self._is_current(oid, tid):
@@ -119,8 +123,16 @@ class Change:
             if transaction is None:
                 self._delete("transactions", tid)
             else:
-                self._replace("transactions", tid, encoded(transaction))
-        self._note()
+                facts = self._environment.transactions.get(tid, None, txn, 0, FACTS_BYTES, 0)
+                self._replace("transactions", tid, facts + encoded(transaction))
+        self._put_places()
+        cursor = self._environment.transactions.cursor(txn)
+        try:
+            cursor.last()
+            cursor.put(b"", _FACTS.pack(*self.facts), bdb.DB_CURRENT, FACTS_BYTES, 0)
+        finally:
+            cursor.close()
+            del cursor
 
     def _remove(self, oid: Oid, tid: Tid) -> None:
         if self._is_current(oid, tid):
@@ -164,15 +176,13 @@ class Change:
                 cursor.close()
                 del cursor
 
-    def _note(self) -> None:
-        """Put the facts: the last step."""
+    def _put_places(self) -> None:
+        versions = self._environment.versions
         for oid, place in self.places.items():
             if place is not None:
-                value = place.tid + place.version.encode()
-                self._environment.facts.put(oid, value, self._txn)
-            elif self._environment.facts.has_key(oid, self._txn):
-                self._environment.facts.delete(oid, self._txn)
-        self._environment.facts.put(_KEY, _FACTS.pack(*self.facts), self._txn)
+                versions.put(oid, place.tid + place.version.encode(), self._txn)
+            elif versions.has_key(oid, self._txn):
+                versions.delete(oid, self._txn)
 
     def commit(self, flags: int) -> None:
         """Decide that all of it is so."""

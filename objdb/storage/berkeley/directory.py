@@ -27,7 +27,7 @@ from objdb.errors import (
 from objdb.storage.files import Lock, OSFiles, sync_directory, take_lock
 
 FORMAT = 1
-TABLES = ("current", "old", "transactions", "facts")
+TABLES = ("current", "old", "transactions", "versions")
 _MARKER, _LOCK, _CONFIG = "objdb.json", "objdb", "DB_CONFIG"
 _LOG_DIRECTORY = "set_lg_dir"
 _BEFORE = {_LOCK + ".lock", _CONFIG, _MARKER + ".new"}  # may be there before the marker is

@@ -3,7 +3,7 @@
     current       oid        ─► tid, row     the last revision of each object
     old           oid + tid  ─► row          those before it
     transactions  tid        ─► transaction
-    facts         see `change`
+    versions      see `change`
 
 Reading takes what is there, decided or not (DB_READ_UNCOMMITTED), so it never waits for a
 transaction; only, for as long as that takes, for one call of the engine that changes the page.
@@ -55,7 +55,7 @@ class Environment:
         self.current: Any = None
         self.old: Any = None
         self.transactions: Any = None
-        self.facts: Any = None
+        self.versions: Any = None
         try:
             self._open(log_directory, cache_bytes, create, is_backup)
         except BaseException as error:
@@ -236,7 +236,7 @@ class Environment:
             sys.getrefcount(self.current) > _OWN_REFERENCES
             or sys.getrefcount(self.old) > _OWN_REFERENCES
             or sys.getrefcount(self.transactions) > _OWN_REFERENCES
-            or sys.getrefcount(self.facts) > _OWN_REFERENCES
+            or sys.getrefcount(self.versions) > _OWN_REFERENCES
         )
 
     def _close_handles(self) -> None:

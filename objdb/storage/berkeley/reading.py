@@ -15,7 +15,7 @@ from zope.interface import implementer
 from objdb.errors import CorruptedDataError
 from objdb.ids import NO_TID, Oid, Tid, next_tid
 from objdb.interfaces import IStorageSelfCheck
-from objdb.storage.berkeley.change import Facts
+from objdb.storage.berkeley.change import FACTS_BYTES, Facts
 from objdb.storage.berkeley.directory import TABLES
 from objdb.storage.tables.pack import Chain
 from objdb.storage.tables.rows import Place, Row, TransactionRow, decode_row, decode_transaction
@@ -133,7 +133,7 @@ class BerkeleyRows(TableStorage):
 
     def _transaction(self, tid: Tid) -> TransactionRow | None:
         data = self._environment.get("transactions", tid)
-        return None if data is None else decode_transaction(tid, data)
+        return None if data is None else decode_transaction(tid, data[FACTS_BYTES:])
 
     def _iter_transactions(
         self, start: Tid, stop: Tid, newest_first: bool = False
@@ -144,7 +144,7 @@ class BerkeleyRows(TableStorage):
             if not rows:
                 return
             for tid, data in rows:
-                yield decode_transaction(tid, data)
+                yield decode_transaction(tid, data[FACTS_BYTES:])
             if newest_first:
                 stop = _tid_before(rows[-1][0])
             else:

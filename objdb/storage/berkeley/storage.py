@@ -141,12 +141,10 @@ class BerkeleyStorage(BerkeleyRows):
         if not marker.is_complete:
             write_marker(self._name, marker._replace(is_complete=True))
         self._get_current = self._environment.current.get
-        self._facts: Facts = read_facts(self._environment)
+        self._decided, self._facts = read_facts(self._environment)
         self._max_oid = self._facts.max_oid
         self._in_versions = read_places(self._environment)
-        last = self._environment.piece("transactions", NO_TID, b"\xff" * 8, 1, newest_first=True)
-        self._decided: Tid = last[0][0] if last else NO_TID
-        if last:
+        if self._decided != NO_TID:
             self._publish(self._decided)
         _open_storages.add(self)
 
