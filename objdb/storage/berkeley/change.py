@@ -73,26 +73,26 @@ class Change:
         self.places: dict[Oid, Place | None] = {}
 
     def add(
-        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]], replaced: list[Oid],
-        in_versions: dict[Oid, Place],
+        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row | bytes]],
+        replaced: list[Oid], in_versions: dict[Oid, Place],
     ) -> None:
-        """Put a transaction and its rows; *replaced* are the objects that are there already."""
+        """Put a transaction and its rows, or, of those that have nothing else, the records;
+        *replaced* are the objects that are there already."""
         for oid in replaced:
             self._keep_old(oid)
         tid, txn, put = transaction.tid, self._txn, self._environment.current.put
         head, size = tid + PLAIN, -len(tid) * len(replaced)
         for oid, row in rows:
-            _, data, version, _, repeat, _ = row
-            if data is not None and repeat is None and not version:
-                value = head + data
+            if isinstance(row, bytes):
+                value = head + row
             else:
                 value = tid + encode_row(row)
+                if row.version:
+                    self.places[oid] = Place(oid, tid, row.version)
             put(oid, value, txn)
             size += len(value)
-            if version:
-                self.places[oid] = Place(oid, tid, version)
-            elif in_versions and oid in in_versions:
-                self.places[oid] = None
+        for oid in in_versions.keys() & transaction.oids if in_versions else ():
+            self.places.setdefault(oid, None)
         self._put_places()
         noted = encoded(transaction)
         largest = int.from_bytes(max(transaction.oids, default=NO_TID), "big")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -34,7 +34,7 @@ from objdb.interfaces import (
     IStorageUndoable,
     IStorageVersions,
 )
-from objdb.storage.berkeley.change import Change, Facts, read_facts, read_places
+from objdb.storage.berkeley.change import Change, read_facts, read_places
 from objdb.storage.berkeley.directory import (
     Marker,
     lock_directory,
@@ -130,6 +130,7 @@ class BerkeleyStorage(BerkeleyRows):
 
     def _open(self, cache_bytes: int, keep_logs: bool, marker: Marker) -> None:
         self._failed: str | None = None
+        self._free_bytes = 0
         self._writing = threading.Lock()
         self._backup_lock = threading.Lock()
         self._change: Change | None = None
@@ -189,8 +190,15 @@ class BerkeleyStorage(BerkeleyRows):
         if self._failed is not None:
             raise StorageFailedError(self._failed)
 
+    def _rows_of(self, staged: Staged, tid: Tid) -> Iterator[tuple[Oid, Any]]:
+        if staged.versions or staged.repeats:
+            yield from super()._rows_of(staged, tid)
+            return
+        for oid, record in staged.records():
+            yield oid, Row(tid, None) if record is None else record
+
     def _write(
-        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]], replaced: list[Oid]
+        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Any]], replaced: list[Oid]
     ) -> None:
         self._require_space(transaction.size)
         with self._writing:
@@ -205,13 +213,18 @@ class BerkeleyStorage(BerkeleyRows):
         """Raise `StorageWriteError` if a transaction would fill the disk: at the vote, where
         nothing is lost by it, rather than later."""
         needed = size * _TIMES + _BYTES_BESIDE
-        for place in {self._name, self._log_directory}:
-            free = free_bytes(place)
-            if free < needed:
-                raise StorageWriteError(
-                    f"{self._name}: a commit of {size} bytes may need {needed}, and {free} are "
-                    f"free in {place}; nothing was committed. Make room, and try again"
-                )
+        if needed > self._free_bytes:
+            self._look_for_space()
+        if needed > self._free_bytes:
+            raise StorageWriteError(
+                f"{self._name}: the disk is full: a commit of {size} bytes may need {needed}, and "
+                f"{self._free_bytes} are free; nothing was committed. Make room, and try again"
+            )
+        self._free_bytes -= size
+
+    def _look_for_space(self) -> None:
+        """Note how much can be written (called now and then)."""
+        self._free_bytes = min(free_bytes(self._name), free_bytes(self._log_directory))
 
     def _end_change(self, flags: int | None) -> None:
         """Commit the engine's transaction, or abort it (None), if there is one. `_writing` is
@@ -347,6 +360,7 @@ class BerkeleyStorage(BerkeleyRows):
 
     def _tick(self) -> None:
         if self._failed is None:
+            self._look_for_space()
             self._environment.checkpoint(*self._checkpoint)
             if not self._keeps_history:
                 self._forget_old(0)
