@@ -428,9 +428,9 @@ class SafeError(POSError):
     path: str | None
 
 
-class MissingPackageError(SafeError):
-    """What keeps the safe needs a package that is not installed. `package` names it, `extra` is
-    what of objdb brings it."""
+class MissingPackageError(SafeError, StorageError):
+    """What keeps the safe, or the storage, needs a package that is not installed. `package`
+    names it, `extra` is what of objdb brings it."""
 
     facts = {"package": None, "extra": None}
     package: str

@@ -46,6 +46,7 @@ KILLED = (
     "file:{}.fs?durability=os", "sqlite:{}.sqlite", "pickle:{}.pickle",
     "compressed+sqlite:{}.sqlite", "compressed+file:{}.fs?method=zstd",
     "demo:(memory:)(file:{}.fs)", "encrypted+file:{}.fs?key=env:CAMPAIGN_KEY",
+    "berkeley:{}", "berkeley:{}?checkpoint_bytes=20000",
 )
 os.environ.setdefault("CAMPAIGN_KEY", "5a" * 32)
 

@@ -142,8 +142,10 @@ def write_marker(path: str, marker: Marker) -> None:
 
 def settle_log_directory(path: str, given: str | None, is_new: bool) -> str:
     """Return where the log is, noting it if the storage *is_new*. `UsageError` if it is not where
-    it was *given*."""
+    it was *given*; `CorruptedDataError` if it is not there."""
     there = _log_directory(path)
+    if there is not None and not os.path.isdir(os.path.join(path, there)):
+        raise FileNotFoundError(errno.ENOENT, "the log directory does not exist", there)
     if given is not None:
         wanted = os.path.abspath(given)
         if is_new and there is None:
@@ -158,7 +160,14 @@ def settle_log_directory(path: str, given: str | None, is_new: bool) -> str:
                 f"database is closed, move the files log.* and change {_LOG_DIRECTORY} in "
                 f"{path}/{_CONFIG}"
             )
-    return os.path.join(path, there or "")
+    directory = os.path.join(path, there or "")
+    if not is_new and not any(name.startswith("log.") for name in os.listdir(directory)):
+        # The engine would begin another one, and believe pages to be newer than they are.
+        raise CorruptedDataError(
+            f"{path}: the files of the log are missing in {directory}. Put them back, or restore "
+            "the directory from a backup", path=path,
+        )
+    return directory
 
 
 def _log_directory(path: str) -> str | None:

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from objdb.storage.berkeley.directory import TABLES, file_of
@@ -101,14 +101,14 @@ class Environment:
                     continue
                 except (bdb.DBError, MemoryError) as error:
                     is_last = tries == _MOST_TRIES - 1
-                    if is_last or self._is_damage(error) or not is_panic(error):
+                    if is_last or self.is_damage(error) or not is_panic(error):
                         raise explained(error, self.path) from error
                 break
             # Another thread has met a damaged page, and is about to calm the engine.
             time.sleep(_PAUSE_SECONDS)
         raise AssertionError("the last try returns or raises")
 
-    def _is_damage(self, error: BaseException) -> bool:
+    def is_damage(self, error: BaseException) -> bool:
         """Whether a page is damaged; then the engine goes on."""
         is_damage = is_panic(error) and "pgin failed" in str(error)
         if is_damage:
@@ -137,15 +137,23 @@ class Environment:
         return self.read(self._beside, table, key, False)
 
     def _beside(self, table: str, key: bytes, after: bool) -> Found | None:
-        cursor = getattr(self, table).cursor(None, DIRTY)
-        try:
+        with self._cursor(table) as cursor:
             found: Found | None = cursor.set_range(key)
             if after:
                 return cursor.next() if found is not None and found[0] == key else found
             return _back(cursor, found or cursor.last(), key)
+
+    @contextmanager
+    def _cursor(self, table: str) -> Iterator[Any]:
+        cursor = getattr(self, table).cursor(None, DIRTY)
+        try:
+            yield cursor
+        except bdb.DBError as error:
+            self.is_damage(error)  # and else the cursor could not be closed
+            raise
         finally:
-            cursor.close()
-            del cursor
+            with suppress(bdb.DBError):
+                cursor.close()
 
     def piece(
         self, table: str, start: bytes, stop: bytes, limit: int, newest_first: bool = False
@@ -158,23 +166,18 @@ class Environment:
     def _piece(self, table: str, start: bytes, stop: bytes, limit: int) -> list[Found]:
         rows: list[Found] = []
         size = 0
-        cursor = getattr(self, table).cursor(None, DIRTY)
-        try:
+        with self._cursor(table) as cursor:
             found = cursor.set_range(start)
             while found is not None and found[0] <= stop and _fits(rows, size, limit):
                 rows.append(found)
                 size += len(found[1])
                 found = cursor.next()
-        finally:
-            cursor.close()
-            del cursor
         return rows
 
     def _piece_back(self, table: str, start: bytes, stop: bytes, limit: int) -> list[Found]:
         rows: list[Found] = []
         size = 0
-        cursor = getattr(self, table).cursor(None, DIRTY)
-        try:
+        with self._cursor(table) as cursor:
             found = cursor.set_range(stop)
             if found is None or found[0] != stop:
                 found = _back(cursor, found or cursor.last(), stop)
@@ -182,9 +185,6 @@ class Environment:
                 rows.append(found)
                 size += len(found[1])
                 found = cursor.prev()
-        finally:
-            cursor.close()
-            del cursor
         return rows
 
     # -- the log
@@ -199,7 +199,7 @@ class Environment:
         try:
             self.handle.txn_checkpoint(kbytes, minutes)
         except (bdb.DBError, MemoryError) as error:
-            self._is_damage(error)
+            self.is_damage(error)
             raise explained(error, self.path) from error
 
     def copy_to(self, target: str) -> None:

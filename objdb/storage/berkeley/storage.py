@@ -157,7 +157,8 @@ class BerkeleyStorage(BerkeleyRows):
         """See `VersionedStorage.loadBefore`."""
         try:
             found = self._get_current(oid, None, None, DIRTY)
-        except bdb.DBError:
+        except bdb.DBError as error:
+            self._environment.is_damage(error)
             found = None
         # Of a plain row that is seen, which is almost always, this is all.
         if found is not None and not found[8]:
