@@ -132,7 +132,8 @@ def test_aborts_under_readers(path: Path) -> None:
                     chains = {oid: [tid for tid, _ in chain] for oid, chain in (
                         storage._iter_chains()
                     )}
-                    if listed != [(300, first), (300, last)] or chains != {key: [first, last] for key in oids}:
+                    expected = {key: [first, last] for key in oids}
+                    if listed != [(300, first), (300, last)] or chains != expected:
                         failures.append((listed, chains))
 
         readers = [threading.Thread(target=read, args=(seed,)) for seed in range(3)]

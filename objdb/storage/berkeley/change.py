@@ -28,6 +28,7 @@ from objdb.storage.tables.rows import encode_transaction as encoded
 _FACTS = struct.Struct(">QQQB")
 FACTS_BYTES = _FACTS.size
 _PIECE = 500  # rows
+_PRIORITY = 10_000  # in a deadlock with a reader, which has 100, it is the reader that gives way
 
 
 class Facts(NamedTuple):
@@ -69,6 +70,7 @@ class Change:
     def __init__(self, environment: Environment, facts: Facts) -> None:
         self._environment = environment
         self._txn: Any = environment.handle.txn_begin()
+        self._txn.set_priority(_PRIORITY)
         self.facts = facts
         self.places: dict[Oid, Place | None] = {}
 

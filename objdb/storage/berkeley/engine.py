@@ -62,6 +62,8 @@ def explained(error: BaseException, path: str) -> ObjdbError:
             f"{path}: Berkeley DB refuses to go on ({text}). Close the storage and open it again, "
             "which recovers what was committed"
         )
+    if isinstance(error, bdb.DBLockDeadlockError):
+        return StorageWriteError(f"{path}: Berkeley DB says {text!r}. Try the transaction again")
     if isinstance(error, MemoryError):
         return StorageError(f"{path}: Berkeley DB has too little memory: {text}")
     if is_panic(error) or number in (errno.EIO, errno.EINVAL, errno.ENOENT) or number < 0:

@@ -34,7 +34,7 @@ Found = tuple[bytes, bytes]
 PAGE_BYTES = 4096
 _LOG_FILE_BYTES, _LOG_BUFFER_BYTES = 16 << 20, 2 << 20
 _PIECE_BYTES = 1 << 20
-_MOST_TRIES, _PAUSE_SECONDS = 10, 0.001
+_MOST_TRIES, _PAUSE_SECONDS, _SHORT_SECONDS = 10, 0.001, 0.00005
 _CLOSE_SECONDS = 5.0
 _OWN_REFERENCES = 2  # to a table that nobody uses: the attribute, and the argument that asks
 
@@ -70,8 +70,7 @@ class Environment:
         handle.set_lg_dir(log_directory)
         handle.set_lg_max(_LOG_FILE_BYTES)
         handle.set_lg_bsize(_LOG_BUFFER_BYTES)
-        # In a deadlock of a reader with the writer the reader tries again.
-        handle.set_lk_detect(bdb.DB_LOCK_MINWRITE)
+        handle.set_lk_detect(bdb.DB_LOCK_DEFAULT)
         self._remove_logs(True)
         # Without set_lk_max_locks the lock table grows as a transaction needs it.
         parts = bdb.DB_INIT_MPOOL | bdb.DB_INIT_LOCK | bdb.DB_INIT_LOG | bdb.DB_INIT_TXN
@@ -97,7 +96,8 @@ class Environment:
             while True:
                 try:
                     return action(*args)
-                except bdb.DBLockDeadlockError:
+                except (bdb.DBLockDeadlockError, bdb.DBLockNotGrantedError):
+                    time.sleep(_SHORT_SECONDS)
                     continue
                 except (bdb.DBError, MemoryError) as error:
                     is_last = tries == _MOST_TRIES - 1
@@ -145,15 +145,21 @@ class Environment:
 
     @contextmanager
     def _cursor(self, table: str) -> Iterator[Any]:
-        cursor = getattr(self, table).cursor(None, DIRTY)
+        # In a transaction that never waits for a lock while it has one, so there is no deadlock.
+        txn = self.handle.txn_begin(None, bdb.DB_TXN_NOWAIT)
         try:
-            yield cursor
-        except bdb.DBError as error:
-            self.is_damage(error)  # and else the cursor could not be closed
-            raise
+            cursor = getattr(self, table).cursor(txn, DIRTY)
+            try:
+                yield cursor
+            except bdb.DBError as error:
+                self.is_damage(error)  # and else the cursor could not be closed
+                raise
+            finally:
+                with suppress(bdb.DBError):
+                    cursor.close()
         finally:
             with suppress(bdb.DBError):
-                cursor.close()
+                txn.abort()
 
     def piece(
         self, table: str, start: bytes, stop: bytes, limit: int, newest_first: bool = False
