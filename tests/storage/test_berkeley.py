@@ -574,6 +574,18 @@ def test_options_that_make_no_sense(path: Path, options: dict[str, Any]) -> None
         BerkeleyStorage("")
 
 
+def test_a_relative_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one in the directory where the process was when it opened the storage."""
+    monkeypatch.chdir(path.parent)
+    with BerkeleyStorage(path.name) as storage:
+        monkeypatch.chdir("/")
+        commit(storage, {ROOT_OID: (NO_TID, b"root")})
+        storage._environment.checkpoint()
+    assert list(path.glob("log.*"))
+    with BerkeleyStorage(path) as storage:
+        assert storage.load(ROOT_OID)[0] == b"root"
+
+
 def test_by_uri(path: Path) -> None:
     """A URI says all of it."""
     log = path.parent / "log"

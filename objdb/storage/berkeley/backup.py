@@ -25,7 +25,7 @@ def back_up(environment: Environment, marker: Marker, directory: str) -> None:
     shutil.rmtree(new, ignore_errors=True)
     try:
         environment.copy_to(new)
-        copy = Environment(new, log_directory="", cache_bytes=_CACHE_BYTES, is_backup=True)
+        copy = Environment(new, log_directory=new, cache_bytes=_CACHE_BYTES, is_backup=True)
         copy.close(in_order=True)
         write_marker(new, marker)
         for name in os.listdir(new):

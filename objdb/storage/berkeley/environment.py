@@ -18,6 +18,7 @@ back (DB_PANIC_ENVIRONMENT), since what is on other pages is as good as before.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -67,7 +68,7 @@ class Environment:
     def _open(self, log_directory: str, cache_bytes: int, create: bool, is_backup: bool) -> None:
         handle = self.handle = bdb.DBEnv()
         handle.set_cachesize(cache_bytes >> 30, cache_bytes & ((1 << 30) - 1), 1)
-        handle.set_lg_dir(log_directory)
+        handle.set_lg_dir(os.path.abspath(log_directory))
         handle.set_lg_max(_LOG_FILE_BYTES)
         handle.set_lg_bsize(_LOG_BUFFER_BYTES)
         handle.set_lk_detect(bdb.DB_LOCK_DEFAULT)
@@ -75,7 +76,9 @@ class Environment:
         # Without set_lk_max_locks the lock table grows as a transaction needs it.
         parts = bdb.DB_INIT_MPOOL | bdb.DB_INIT_LOCK | bdb.DB_INIT_LOG | bdb.DB_INIT_TXN
         recover = bdb.DB_RECOVER_FATAL if is_backup else bdb.DB_RECOVER
-        handle.open(self.path, parts | bdb.DB_CREATE | bdb.DB_THREAD | bdb.DB_PRIVATE | recover)
+        # The paths stay what they are when the process changes its directory.
+        home = os.path.abspath(self.path)
+        handle.open(home, parts | bdb.DB_CREATE | bdb.DB_THREAD | bdb.DB_PRIVATE | recover)
         flags = bdb.DB_AUTO_COMMIT | bdb.DB_THREAD | bdb.DB_READ_UNCOMMITTED
         for name in TABLES:
             table = bdb.DB(handle)

@@ -118,7 +118,8 @@ class BerkeleyStorage(BerkeleyRows):
         try:
             marker = read_marker(path, history)
             given = None if log_directory is None else os.fspath(log_directory)
-            self._log_directory = settle_log_directory(path, given, not marker.is_complete)
+            self._home = os.path.abspath(path)
+            self._log_directory = settle_log_directory(self._home, given, not marker.is_complete)
             super().__init__(path, keeps_history=marker.history)
             self._open(cache_bytes, keep_logs, marker)
         except BaseException:
@@ -225,7 +226,7 @@ class BerkeleyStorage(BerkeleyRows):
 
     def _look_for_space(self) -> None:
         """Note how much can be written (called now and then)."""
-        self._free_bytes = min(free_bytes(self._name), free_bytes(self._log_directory))
+        self._free_bytes = min(free_bytes(self._home), free_bytes(self._log_directory))
 
     def _end_change(self, flags: int | None) -> None:
         """Commit the engine's transaction, or abort it (None), if there is one. `_writing` is
