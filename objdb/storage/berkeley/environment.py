@@ -79,6 +79,7 @@ class Environment:
         # The paths stay what they are when the process changes its directory.
         home = os.path.abspath(self.path)
         handle.open(home, parts | bdb.DB_CREATE | bdb.DB_THREAD | bdb.DB_PRIVATE | recover)
+        handle.set_flags(bdb.DB_TXN_NOSYNC, 1)  # nor does opening a table wait for the medium
         flags = bdb.DB_AUTO_COMMIT | bdb.DB_THREAD | bdb.DB_READ_UNCOMMITTED
         for name in TABLES:
             table = bdb.DB(handle)
@@ -87,6 +88,8 @@ class Environment:
             table.set_pagesize(PAGE_BYTES)
             is_new = bdb.DB_CREATE if create else 0
             table.open(file_of(name), None, bdb.DB_BTREE, flags | is_new)
+        if create:
+            self.flush()
 
     def _remove_logs(self, yes: bool) -> None:
         self.handle.log_set_config(bdb.DB_LOG_AUTO_REMOVE, int(yes and not self._keep_logs))
