@@ -42,11 +42,8 @@ class Facts(NamedTuple):
 
 def read_facts(environment: Environment) -> tuple[Tid, Facts]:
     """Return the tid of the last transaction, and the facts after it."""
-    found = environment.piece("transactions", NO_TID, b"\xff" * 8, 1, newest_first=True)
-    if not found:
-        return NO_TID, Facts()
-    tid, data = found[0]
-    return tid, Facts._make(_FACTS.unpack_from(data))
+    found = environment.last_head("transactions", FACTS_BYTES)
+    return (NO_TID, Facts()) if found is None else (found[0], Facts._make(_FACTS.unpack(found[1])))
 
 
 def read_places(environment: Environment) -> dict[Oid, Place]:

@@ -167,6 +167,15 @@ class Environment:
             with suppress(bdb.DBError):
                 txn.abort()
 
+    def last_head(self, table: str, size: int) -> Found | None:
+        """Return the last key, and the first *size* bytes of its value."""
+        return self.read(self._last_head, table, size)
+
+    def _last_head(self, table: str, size: int) -> Found | None:
+        with self._cursor(table) as cursor:
+            found: Found | None = cursor.last(dlen=size, doff=0)
+            return found
+
     def piece(
         self, table: str, start: bytes, stop: bytes, limit: int, newest_first: bool = False
     ) -> list[Found]:
