@@ -147,9 +147,10 @@ class TablePack:
     def _iter_chains(self) -> Iterator[tuple[Oid, Chain]]:
         """Yield each object's revisions."""
 
-    @abstractmethod
     def _has_versions(self) -> bool:
-        """Return whether any revision may be in a version."""
+        """Return whether any revision, old or new, may be in a version. A pack is faster where it
+        knows that none is."""
+        return True
 
     @abstractmethod
     def _amend(self, rows: Rows, transactions: Transactions) -> None:

@@ -48,21 +48,27 @@ class TableStorage(TablePack, UndoableStorage):
 
     * `_row(oid, tid)`, `_row_before(oid, tid)`, `_row_after(oid, tid)`: one row of an object: that
       one, the last before it, the first after it; None if there is none
-    * `_find_current(oids)`: oid: (its `Place`, tid), or None, of the last row of each
+    * `_find_current(oids)`: oid: (its `Place`, tid), or None, of the last row of each: what
+      `_entry(oid, row)` makes
     * `_places_in_versions()`: of all objects whose last row is in a version, the place of that
     * `_transaction(tid)`, `_iter_transactions(start, stop, newest_first)`: rows of transactions
     * `_iter_chains()`: (oid, [(tid, size of the record in bytes), …]), oldest first, of all objects
     * `_write(transaction, rows, replaced)`: write a transaction, undecided, and its (oid, `Row`)
-      pairs; *replaced* are those that have a row already. `_decide()`: make it durable;
+      pairs; *replaced* are the oids that have a row already. `_decide()`: make it durable;
       `_take_back()`: forget what was written, if anything
     * `_amend(rows, transactions)`: change, or where the value is None remove, rows by (oid, tid),
-      and transactions by tid, all of them or none
-    * `getSize`, `__len__`, `_close`
+      and transactions by tid, all of them or none; nobody commits meanwhile
+    * `getSize`, `__len__`, `_close`; `_has_versions`, for faster packs
 
-    They go by what is decided, visible or not. A subclass that keeps history declares
-    `IStorageHistory`, `IStorageUndoable` and `IStorageVersions`, for which all is here. With
-    *keeps_history* false old revisions stay only while somebody may read them; it supplies
-    `_prune(horizon)` then, and calls `_forget_old`.
+    They go by what is decided, visible or not. Those that read are called by any thread at any
+    time; those that write, by one at a time. When it is opened, a storage that finds something
+    calls `_note_oid(oid)` for each object, and `_publish(tid)` with the last transaction;
+    `_note_oid` for new objects as well, in `_decide`.
+
+    A subclass that keeps history declares `IStorageHistory`, `IStorageUndoable` and
+    `IStorageVersions`, for which all is here. With *keeps_history* false old revisions stay only
+    while somebody may read them; it supplies `_prune(horizon)` then, and calls `_forget_old`.
+    `docs/writing-a-storage.md` builds one; `memory` is another.
     """
 
     def __init__(self, name: str, *, read_only: bool = False, keeps_history: bool = True) -> None:
