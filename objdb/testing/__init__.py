@@ -1,5 +1,6 @@
 """For authors of storages: `conformance` (a test suite over any storage) and `faults` (a file
-system that loses power, tears writes, fills up and fails on command).
+system that loses power, tears writes, fills up and fails on command). With pytest's option
+`--objdb-storage`, `plugin` runs the suite over any storage.
 
 For whatever transactions do to one another: `schedule` (a few, stepped through an order) and
 `recording` (random ones), which makes `histories` that `anomalies` checks, from what

@@ -8,7 +8,8 @@ and give it the fixture `make_storage`.
 
 `make_storage()` opens the storage; if called again after `close()`, it must open the same one
 (`persistent = False` says that this one forgets). What a storage does not declare by interface
-is skipped, with the reason.
+is skipped, with the reason. `pytest --objdb-storage=MODULE:FUNCTION` does all this without a test
+module: see `plugin`.
 """
 
 from __future__ import annotations
@@ -479,6 +480,7 @@ class HistoryConformance:
     def test_iterator(self, storage: Any) -> None:
         """iterator lists transactions oldest first, within bounds, with their records."""
         require(storage, IStorageIteration)
+        require(storage, IStorageHistory)
         oid = storage.new_oid()
         first = commit(storage, {oid: (NO_TID, b"1")}, user="u", description="d")
         second = commit(storage, {oid: (first, b"2")}, extension={"a": [1]})

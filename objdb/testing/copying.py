@@ -9,7 +9,7 @@ import pytest
 
 from objdb.errors import StorageError, UsageError
 from objdb.ids import NO_TID, ROOT_OID
-from objdb.interfaces import IStorageIteration, IStorageRestoreable
+from objdb.interfaces import IStorageHistory, IStorageIteration, IStorageRestoreable
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.copying import CopyProgress
 from objdb.storage.memory import MappingStorage
@@ -59,6 +59,7 @@ class CopyConformance:
     def test_copy(self, copy: Any, source: MappingStorage) -> None:
         """A copy has the same transactions: tids, texts, extensions, statuses, records, objects
         that were un-created, and which revision repeats which."""
+        require(copy, IStorageHistory)
         seen: list[CopyProgress] = []
         count = copy.copyTransactionsFrom(source, seen.append)
         assert contents(copy) == contents(source)
@@ -75,6 +76,7 @@ class CopyConformance:
     def test_copy_goes_on(self, copy: Any, source: MappingStorage) -> None:
         """A copy that was interrupted, anywhere, goes on where it was; a complete one is brought
         up to date."""
+        require(copy, IStorageHistory)
 
         def interrupt(progress: CopyProgress) -> None:
             if progress.transactions == 2:
@@ -93,6 +95,7 @@ class CopyConformance:
 
     def test_copy_of_broken_transactions(self, copy: Any, source: MappingStorage) -> None:
         """A source that fails in the middle of a transaction leaves those before it."""
+        require(copy, IStorageHistory)
 
         class Breaking:
             def iterator(self, start: Any = None, stop: Any = None) -> Any:
@@ -131,6 +134,7 @@ class CopyConformance:
 
     def test_copy_lives(self, copy: Any, source: MappingStorage) -> None:
         """A copy can be committed to; and copied back to another storage."""
+        require(copy, IStorageHistory)
         copy.copyTransactionsFrom(source)
         commit(copy, {ROOT_OID: (copy.getTid(ROOT_OID), b"changed in the copy")})
         with MappingStorage() as back:
@@ -140,6 +144,7 @@ class CopyConformance:
     def test_restore_repeats_what_is_there(self, copy: Any) -> None:
         """restore with the tid of a revision that has other data, or is not there, keeps the data
         that it was given."""
+        require(copy, IStorageHistory)
         tids = [(2**56 + n).to_bytes(8, "big") for n in range(4)]
         for tid, record, repeated in (
             (tids[0], b"one", None), (tids[1], b"two", tids[0]), (tids[2], b"one", tids[0]),

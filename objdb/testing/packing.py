@@ -79,6 +79,7 @@ class PackConformance:
 
     def test_pack(self, packable: Any) -> None:
         """Of what is reached the last revision stays, in its transaction as it was; others go."""
+        require(packable, IStorageHistory)
         a, b, c, tids = self.chain(packable)
         before = contents(packable)
         result = self.pack(packable)
@@ -113,6 +114,7 @@ class PackConformance:
 
     def test_to_a_moment(self, packable: Any) -> None:
         """The revisions current at the moment stay, and everything later."""
+        require(packable, IStorageHistory)
         a, b, _c, tids = self.chain(packable)
         self.pack(packable, tids[1])
         assert oids_in(packable) == [[ROOT_OID], [a, b], [a, b]]
@@ -155,6 +157,7 @@ class PackConformance:
 
     def test_uncreated(self, packable: Any) -> None:
         """An object that does not exist any more at the moment is gone, also without gc."""
+        require(packable, IStorageHistory)
         oid = packable.new_oid()
         tid = commit(packable, {oid: (NO_TID, record("one"))})
         commit(packable, {oid: (tid, None)})
@@ -165,6 +168,7 @@ class PackConformance:
 
     def test_the_last_transaction_stays(self, packable: Any) -> None:
         """The last transaction stays the last one, even if nothing is left of it."""
+        require(packable, IStorageHistory)
         tid = commit(packable, {packable.new_oid(): (NO_TID, record("lost"))})
         self.pack(packable)
         assert [entry[:2] for entry in contents(packable)][-1] == (tid, "p")
@@ -172,6 +176,7 @@ class PackConformance:
 
     def test_uncreated_later(self, packable: Any) -> None:
         """That an object was un-created after the moment stays, and can be undone."""
+        require(packable, IStorageHistory)
         oid = packable.new_oid()
         tid = commit(packable, {oid: (NO_TID, record("one"))})
         last = commit(packable, {oid: (tid, None)})
@@ -219,6 +224,7 @@ class PackConformance:
     def test_changed_later(self, packable: Any) -> None:
         """An object that nothing refers to stays, as it was, if it was changed later: else that
         could not be undone."""
+        require(packable, IStorageHistory)
         _a, _b, c, tids = self.chain(packable)
         changed = commit(packable, {c: (tids[0], record("c1"))})
         self.pack(packable, tids[2])
@@ -480,4 +486,5 @@ class PackConformance:
     def test_random(self, packable: Any, seed: int) -> None:
         """After a random history, a pack to any moment leaves what a calculation of its own
         says; what is seen from then on is what was seen, and so is what undoing would do."""
+        require(packable, IStorageHistory)
         pack_at_random(packable, random.Random(seed))

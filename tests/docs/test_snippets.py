@@ -2,7 +2,8 @@
 
     ```python             runs, in one namespace per file, as the module __main__
     ```python             one whose first line is `# shapes.py` is written to that file instead,
-    # shapes.py           and an older module of that name is forgotten
+    # shapes.py           and an older module of that name is forgotten;
+                          `# shapes.py, continued` adds to it
     ```pycon              runs in the same namespace; what it prints, or raises, is compared
 """
 
@@ -24,10 +25,11 @@ from objdb.safe import Safe
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-MODULE = re.compile(r"# (\w+)\.py\n")
+MODULE = re.compile(r"# (\w+)\.py(, continued)?\n")
 DOCTEST_OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # What a page needs beyond objdb itself.
-NEEDS = {"docs/zodb.md": ["ZODB"], "docs/layers.md": ["cryptography", "zstandard"]}
+NEEDS = {"docs/zodb.md": ["ZODB"], "docs/layers.md": ["cryptography", "zstandard"],
+         "docs/writing-a-storage.md": ["cryptography"]}
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -36,9 +38,11 @@ def name_of(page):
     return page.relative_to(ROOT).as_posix()
 
 
-def write_module(name, source):
-    """Write a module into the current folder and forget the one that had its name."""
-    Path(f"{name}.py").write_text(source, encoding="utf-8")
+def write_module(name, source, *, continued=False):
+    """Write a module into the current folder, or add to it, and forget the one that had its
+    name."""
+    with open(f"{name}.py", "a" if continued else "w", encoding="utf-8") as file:
+        file.write(source)
     sys.modules.pop(name, None)
     importlib.invalidate_caches()
 
@@ -95,7 +99,7 @@ def run_page(page, namespace):
         kind, source = block.groups()
         module = MODULE.match(source)
         if module:
-            write_module(module[1], source)
+            write_module(module[1], source, continued=bool(module[2]))
         elif kind == "python":
             run_python(source, page, line, namespace)
         else:
