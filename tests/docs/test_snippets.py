@@ -29,7 +29,7 @@ MODULE = re.compile(r"# (\w+)\.py(, continued)?\n")
 DOCTEST_OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # What a page needs beyond objdb itself.
 NEEDS = {"docs/zodb.md": ["ZODB"], "docs/layers.md": ["cryptography", "zstandard"],
-         "docs/writing-a-storage.md": ["cryptography"]}
+         "docs/opening.md": ["cryptography"], "docs/writing-a-storage.md": ["cryptography"]}
 
 pytestmark = pytest.mark.filterwarnings("error")
 
