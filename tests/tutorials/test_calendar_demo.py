@@ -78,6 +78,47 @@ def test_fresh_begins_again(told):
     CliRunner().invoke(main, ["demo", "--fresh", "--year", "2026", *file])
 
 
+@pytest.mark.parametrize(
+    "uri", ["sqlite:cal.sqlite", "pickle:cal.pickle", "compressed+sqlite:cal.sqlite?level=1"]
+)
+def test_other_storages(tmp_path, monkeypatch, uri):
+    """The same story is told on other storages, with the crashes, and the commands go on there."""
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(main, ["demo", "--year", "2026", "--storage", uri])
+    assert told.exit_code == 0, told.output
+    assert told.output.count("nothing acknowledged was lost, nothing is there by half") == 2
+    found = CliRunner().invoke(main, ["--storage", uri, "find", "Strategy"])
+    assert found.exit_code == 0 and "Strategy" in found.output
+    again = CliRunner().invoke(main, ["demo", "--storage", uri])
+    assert again.exit_code == 1 and "--fresh begins again" in again.output
+    assert not list(tmp_path.glob("*.fs"))
+
+
+def test_without_a_storage_that_stays():
+    """In memory there is no crash, and it is said why."""
+    told = CliRunner().invoke(main, ["demo", "--year", "2026", "--storage", "memory:"])
+    assert told.exit_code == 0, told.output
+    assert "goes when it is closed, so nobody is killed" in told.output
+    assert "nobody is double-booked" in told.output and "SIGKILL" not in told.output
+
+
+@pytest.mark.parametrize(("uri", "answer"), [
+    ("nosql:cal", "there is no storage 'nosql'; there are file,"),
+    ("sqlite:cal.sqlite?histroy=no", "unknown parameter 'histroy'; known are history"),
+    ("sqlite:notes.txt", "is no SQLite database"),
+    ("file+sqlite:cal.sqlite", "file is no layer"),
+])
+def test_wrong_uris(tmp_path, monkeypatch, uri, answer):
+    """A URI that makes no sense is one line that says what there is, and nothing is made."""
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("my notes, more than sixteen bytes")
+    for command in ("demo", "init", "month"):
+        result = CliRunner().invoke(main, [command, "--storage", uri])
+        assert result.exit_code == 1 and answer in result.output
+        assert result.output.count("\n") == 1
+    assert os.listdir() == ["notes.txt"]
+
+
 def test_the_demo_leaves_other_files_alone(tmp_path):
     """The demo does not touch a file that it has not made, even with --fresh."""
     notes = tmp_path / "notes.txt"

@@ -15,7 +15,7 @@ In reading order:
     inputs.py            what people type: dates, durations, files
     history.py           what was done, undoing it, and plans
     app.py, menu.py      the commands, and the menu
-    opening.py           the file
+    opening.py           the file, or another storage
     check.py             is anybody double-booked after all?
     demo.py, crash.py    the story told by `demo`, and the process that it kills
 

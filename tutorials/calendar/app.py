@@ -1,6 +1,6 @@
 """The terminal application: a command for each thing one does with a calendar.
 
-Every command opens the file, does its work in one transaction and closes the file. What changes the
+Every command opens the database, does its work in one transaction and closes it. What changes the
 calendar goes through `db.run`, which runs it again when another transaction got in between, with a
 note of what was done. With --plan, it happens in a version of the database.
 """
@@ -28,12 +28,12 @@ from .ics_write import calendar_as_ics
 from .inputs import parse_day, parse_duration, parse_month, parse_repeat, parse_when
 from .menu import Menu
 from .model import Calendar
-from .opening import calendar_in, create_calendar, open_calendar
+from .opening import calendar_in, create_calendar, names_in, open_calendar
 from .public_holidays import add_holidays, holidays_of
 from .views import day_view, describe, month_view, people_view
 from .zones import local_zone_name
 
-DEFAULT_FILE = Path("cal.fs")
+DEFAULT_FILE = "cal.fs"
 Result = TypeVar("Result")
 
 
@@ -52,23 +52,25 @@ class OneLineErrors(click.Group):
 
 
 def file_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the option --file, so that it may stand before or after the command."""
+    """Give a command the option --storage, so that it may stand before or after the command.
+    --file is the same."""
 
-    def remember(ctx: click.Context, _option: click.Parameter, value: Path | None) -> None:
+    def remember(ctx: click.Context, _option: click.Parameter, value: str | None) -> None:
         if value is not None:
             ctx.obj = value
 
     return click.option(
+        "--storage",
         "--file",
-        type=click.Path(path_type=Path),
+        metavar="PATH|URI",
         expose_value=False,
         callback=remember,
-        help="The file of the calendar (default: cal.fs).",
+        help="Where the calendar is: a file, or a URI such as sqlite:cal.sqlite (default: cal.fs).",
     )(command)
 
 
 def plan_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the option --plan, beside --file."""
+    """Give a command the option --plan, beside --storage."""
 
     def remember(ctx: click.Context, _option: click.Parameter, value: str) -> None:
         ctx.meta["plan"] = value
@@ -97,7 +99,7 @@ def main(ctx: click.Context) -> None:
 
 @contextmanager
 def opened(ctx: click.Context) -> Iterator[objdb.DB]:
-    """Open the calendar's file for one command."""
+    """Open the calendar's database for one command."""
     with open_calendar(ctx.obj) as db:
         yield db
 
@@ -136,7 +138,7 @@ def init(ctx: click.Context, zone: str | None) -> None:
 @main.command()
 @file_option
 @click.option("--interactive", is_flag=True, help="Go on with a menu; a second time, at once.")
-@click.option("--fresh", is_flag=True, help="Begin again if the demo's file is there already.")
+@click.option("--fresh", is_flag=True, help="Begin again if the demo's database is there already.")
 @click.option("--country", default="DE", show_default=True, help="Whose public holidays to enter.")
 @click.option("--zone", default="Europe/Berlin", show_default=True)
 @click.option("--year", type=click.IntRange(1000, 9000), default=None, help="Default: this year.")
@@ -145,7 +147,8 @@ def demo(
     ctx: click.Context, interactive: bool, fresh: bool, country: str, zone: str, year: int | None
 ) -> None:
     """Tell the whole story: fill, conflict, edit, crash, recover."""
-    if ctx.obj.exists():
+    is_there = bool(names_in(ctx.obj))
+    if is_there:
         if not is_from_demo(ctx.obj):
             raise CalendarError(f"{ctx.obj} was not made by the demo; it is left alone")
         if not (fresh or interactive) and sys.stdin.isatty():
@@ -155,7 +158,7 @@ def demo(
                 f"{ctx.obj} is there from an earlier demo; --fresh begins again,"
                 " --interactive opens it"
             )
-    if fresh or not ctx.obj.exists():
+    if fresh or not is_there:
         tell(ctx.obj, Console(), country=country, zone=zone, year=year or date.today().year)
     if interactive:
         with opened(ctx) as db:
@@ -429,7 +432,7 @@ def plans(ctx: click.Context, name: str | None, commit: bool, drop: bool) -> Non
 @click.option("--days", type=click.FloatRange(min=0), default=0, help="Keep all of so many days.")
 @click.pass_context
 def pack(ctx: click.Context, days: float) -> None:
-    """Make the file smaller, by forgetting what was before. That cannot be undone any more."""
+    """Make the database smaller, by forgetting what was before. That cannot be undone any more."""
     with opened(ctx) as db:
         result = db.pack(days=days)
         say(f"{result.size_before:,} bytes before, {result.size_after:,} bytes now")

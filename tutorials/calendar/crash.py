@@ -2,7 +2,7 @@
 
 The child commits one numbered note after the other and writes each number to its standard output
 *after* the commit has returned: from then on the note is promised. The parent kills the child with
-SIGKILL, which no program can catch, opens the file and looks for every promised note.
+SIGKILL, which no program can catch, opens the database and looks for every promised note.
 
     child    commit 1 ─ "1" ─ commit 2 ─ "2" ─ … ─ commit n ─ "n" ─ commit n+1 ─┐
     parent                                                      SIGKILL ────────┘ reads, opens
@@ -27,6 +27,7 @@ from BTrees.IOBTree import IOBTree
 import objdb
 
 from .errors import CalendarError
+from .opening import Where
 
 KEY = "journal"
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +60,7 @@ class StopBeforeTheEnd:
     """Takes part in a two-phase commit after the database, and lets it come to no end.
 
     A transaction manager asks everybody to vote, and only when all have agreed does it tell them
-    to finish. When this participant votes, the database has voted: its data are in the file, and
+    to finish. When this participant votes, the database has voted: its data are written, and
     the mark that makes them count is not.
     """
 
@@ -85,10 +86,10 @@ def say(text: str) -> None:
     os.write(sys.stdout.fileno(), f"{text}\n".encode())
 
 
-def work(path: Path, stop_after: int) -> None:
+def work(where: Where, stop_after: int) -> None:
     """Commit notes for ever, or stop in the middle of the one after so many."""
     manager = transaction.TransactionManager()
-    with objdb.DB(path) as db:
+    with objdb.DB(where) as db:
         connection = db.open(transaction_manager=manager)
         journal = connection.root()[KEY]
         begin = journal.counter.last
@@ -117,26 +118,26 @@ class Outcome:
         return self.whole and self.found >= self.promised
 
 
-def crash(path: Path, acknowledged: int, in_mid_commit: bool) -> Outcome:
-    """Let a child commit to the file (which must be closed), kill it, open the file and look.
+def crash(where: Where, acknowledged: int, in_mid_commit: bool) -> Outcome:
+    """Let a child commit to the database (which must be closed), kill it, open it and look.
 
     The child is killed after so many acknowledged commits: between the two phases of the next one
     if `in_mid_commit`, otherwise wherever it happens to be.
     """
-    with objdb.DB(path) as db, db.transaction(note="a journal for the crash") as connection:
+    with objdb.DB(where) as db, db.transaction(note="a journal for the crash") as connection:
         root = connection.root()
         if KEY not in root:
             root[KEY] = Journal()
-    promised = _run_and_kill(path, acknowledged, in_mid_commit)
-    with objdb.DB(path) as db, db.transaction() as connection:
+    promised = _run_and_kill(where, acknowledged, in_mid_commit)
+    with objdb.DB(where) as db, db.transaction() as connection:
         journal = connection.root()[KEY]
         return Outcome(promised, journal.counter.last, journal.is_whole())
 
 
-def _run_and_kill(path: Path, acknowledged: int, in_mid_commit: bool) -> int:
+def _run_and_kill(where: Where, acknowledged: int, in_mid_commit: bool) -> int:
     """Run the child, kill it, and return the last number it acknowledged."""
     stop_after = acknowledged if in_mid_commit else sys.maxsize
-    command = [sys.executable, "-m", __name__, str(path.resolve()), str(stop_after)]
+    command = [sys.executable, "-m", __name__, os.fspath(where), str(stop_after)]
     search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     child = subprocess.Popen(
         command,
@@ -161,4 +162,4 @@ def _run_and_kill(path: Path, acknowledged: int, in_mid_commit: bool) -> int:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), int(sys.argv[2]))
+    work(sys.argv[1], int(sys.argv[2]))

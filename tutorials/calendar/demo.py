@@ -6,7 +6,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, time, timedelta
 from itertools import islice
-from pathlib import Path
 from threading import Barrier, Event
 from typing import Any
 
@@ -19,7 +18,7 @@ from .check import double_bookings, index_faults
 from .crash import Outcome, crash
 from .errors import CalendarError, PersonBusy
 from .model import Calendar
-from .opening import KEY, calendar_in, is_database
+from .opening import KEY, Where, calendar_in, names_in
 from .public_holidays import add_holidays, holidays_of
 from .views import day_view, describe, month_view
 
@@ -42,31 +41,42 @@ MEETINGS = (
 A_WHILE = 60
 
 
-def is_from_demo(path: Path) -> bool:
-    """Tell whether a file that exists was made by the demo."""
-    if not is_database(path):
-        return False
-    with objdb.DB(path) as db, db.transaction() as connection:
-        return MARK in connection.root()
+def is_from_demo(where: Where) -> bool:
+    """Tell whether a database was made by the demo."""
+    return MARK in names_in(where)
 
 
-def tell(path: Path, console: Console, *, country: str, zone: str, year: int) -> None:
-    """Tell the whole story on one file, which is new or was made by an earlier demo."""
+def tell(where: Where, console: Console, *, country: str, zone: str, year: int) -> None:
+    """Tell the whole story on one database, which is new or was made by an earlier demo."""
     holidays_of(country, year)
     Calendar(zone)
-    with objdb.DB(path) as db:
-        chapter(console, "Persistence", f"{path} keeps Python objects: a year goes in")
+    stays = _stays(where)
+    with objdb.DB(where) as db:
+        chapter(console, "Persistence", f"{where} keeps Python objects: a year goes in")
         fill(db, console, country, zone, year)
         show_month(db, console, year)
         chapter(console, "Conflicts", "two threads book Anna for the same hour")
         book_twice(db, console, year)
         chapter(console, "Transactions", "an edit is one transaction: all of it or nothing")
         edit(db, console, year)
+        if not stays:
+            chapter(console, "Durability", "there is none")
+            tell_line(console, f"what is in {where} goes when it is closed, so nobody is killed")
+            with db.transaction() as connection:
+                check(calendar_in(connection), console)
+            return
     chapter(console, "Durability", "a process is killed while it commits")
-    fall_over(path, console)
-    with objdb.DB(path) as db, db.transaction() as connection:
+    fall_over(where, console)
+    with objdb.DB(where) as db, db.transaction() as connection:
         check(calendar_in(connection), console)
     console.print(Text("\nUse it: python -m tutorials.calendar demo --interactive", "bold"))
+
+
+def _stays(where: Where) -> bool:
+    """Tell whether a database is there again when it was closed, by trying it."""
+    with objdb.DB(where) as db, db.transaction(note="the demo begins") as connection:
+        connection.root()[MARK] = True
+    return is_from_demo(where)
 
 
 def chapter(console: Console, title: str, text: str) -> None:
@@ -83,7 +93,7 @@ def tell_line(console: Console, text: str, style: str = "") -> None:
 
 
 def fill(db: objdb.DB, console: Console, country: str, zone: str, year: int) -> None:
-    """Put a year of holidays and appointments into the file, in one transaction."""
+    """Put a year of holidays and appointments into the database, in one transaction."""
     with db.transaction(note="the demo fills the calendar") as connection:
         root = connection.root()
         root.clear()
@@ -206,17 +216,17 @@ def edit(db: objdb.DB, console: Console, year: int) -> None:
         console.print(day_view(calendar, when))
 
 
-def fall_over(path: Path, console: Console) -> None:
+def fall_over(where: Where, console: Console) -> None:
     """Kill a committing process twice, and count what is left. Raises CalendarError on any loss."""
     for acknowledged, in_mid_commit, moment in (
         (100, False, "at some moment"),
         (20, True, "between the two phases of a commit"),
     ):
-        outcome = crash(path, acknowledged, in_mid_commit)
+        outcome = crash(where, acknowledged, in_mid_commit)
         tell_line(
             console,
             f"SIGKILL {moment}: {outcome.promised} commits were acknowledged,"
-            f" {outcome.found} are in the file",
+            f" {outcome.found} are there",
         )
         _judge(outcome, console)
 

@@ -1,44 +1,50 @@
-"""Opening the file of a calendar."""
+"""Opening the calendar's database: a file, or whatever a URI names."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import objdb
+from objdb.database.opening import with_parameter
 
 from .errors import CalendarError
 from .model import Calendar
 
 KEY = "calendar"
-MAGIC = b"FS30"
+Where = str | os.PathLike[str]
 
 
-def is_database(path: Path) -> bool:
-    """Tell whether a file that exists begins like a database; no other is opened."""
-    if path.is_dir():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+def names_in(where: Where) -> list[str]:
+    """Return what the root object of a database has, looking only; nothing if there is no
+    database. Raises CalendarError for something else, which is left alone."""
+    try:
+        with (
+            objdb.DB(with_parameter(os.fspath(where), "read_only", "yes")) as db,
+            db.transaction() as connection,
+        ):
+            return list(connection.root())
+    except FileNotFoundError:
+        return []
+    except objdb.FileFormatError as error:
+        raise CalendarError(f"{error}. It is left alone") from error
 
 
-def open_calendar(path: Path) -> objdb.DB:
-    """Open a file that exists. Raises CalendarError when it does not, or is something else."""
-    if not path.exists():
+def open_calendar(where: Where) -> objdb.DB:
+    """Open a database that has something in it. Raises CalendarError when it has not."""
+    if not names_in(where):
         raise CalendarError(
-            f"there is no file {path}; `init` makes an empty calendar, `demo` a full one"
+            f"there is no calendar in {where}; `init` makes an empty one, `demo` a full one"
         )
-    if not is_database(path):
-        raise CalendarError(f"{path} is not a database file; it is left alone")
-    return objdb.DB(path)
+    return objdb.DB(where)
 
 
-def create_calendar(path: Path, zone: str) -> None:
-    """Make a file with an empty calendar. Raises CalendarError rather than touch a file."""
+def create_calendar(where: Where, zone: str) -> None:
+    """Make a database with an empty calendar. Raises CalendarError rather than touch one."""
     calendar = Calendar(zone)
-    if path.exists():
-        raise CalendarError(f"{path} exists; it is left alone")
-    with objdb.DB(path) as db, db.transaction(note="a new calendar") as connection:
+    if names_in(where):
+        raise CalendarError(f"{where} exists; it is left alone")
+    with objdb.DB(where) as db, db.transaction(note="a new calendar") as connection:
         connection.root()[KEY] = calendar
 
 
@@ -46,5 +52,5 @@ def calendar_in(connection: Any) -> Calendar:
     """Return the calendar that a connection sees."""
     calendar = connection.root().get(KEY)
     if not isinstance(calendar, Calendar):
-        raise CalendarError("this file is a database without a calendar; it is left alone")
+        raise CalendarError("this is a database without a calendar; it is left alone")
     return calendar
