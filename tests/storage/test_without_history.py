@@ -69,6 +69,19 @@ def test_what_there_is_not(storage: Any) -> None:
     storage.tpc_abort(metadata)
 
 
+def test_a_copy_goes_on_after_a_transaction_without_objects(storage: Any) -> None:
+    """A copy whose last transaction changed no object is continued after that."""
+    source = objdb.MappingStorage()
+    root = commit(source, {ROOT_OID: (NO_TID, b"root")})
+    commit(source, {}, description="empty")
+    with SQLiteStorage(storage.getName() + ".copy", history=False) as copy:
+        assert copy.copyTransactionsFrom(source) == 2
+        assert copy.copyTransactionsFrom(source) == 0
+        commit(source, {ROOT_OID: (root, b"changed")})
+        assert copy.copyTransactionsFrom(source) == 1
+        assert copy.load(ROOT_OID) == source.load(ROOT_OID)
+
+
 def test_how_it_was_made(make: Make) -> None:
     """Whether it keeps history stays as it was made; asking for the other is refused."""
     make().close()

@@ -76,7 +76,8 @@ class View:
 
 class CurrentView(View):
     """The same of a storage without history: the last revision of each object, in the transaction
-    that wrote it. Takes some memory for every object."""
+    that wrote it; and the last transaction, which a copy is continued after. Takes some memory for
+    every object."""
 
     def __iter__(self) -> Iterator[TransactionRecord]:
         chains = (
@@ -86,8 +87,12 @@ class CurrentView(View):
         found = sorted(
             (tids[-1], oid) for oid, tids in chains if tids and tids[-1] >= self._next
         )
+        newest = self._storage._iter_transactions(self._next, self._stop, newest_first=True)
+        last = next(newest, None)
         for tid, group in groupby(found, itemgetter(0)):
             row = self._storage._transaction(tid)
             if row is None:  # forgotten
                 row = TransactionRow(tid, "p", b"", b"", b"", [], 0)
             yield self._record(row._replace(oids=[oid for _, oid in group]))
+        if last is not None and not (found and found[-1][0] >= last.tid):
+            yield self._record(last._replace(oids=[]))  # it changed nothing
