@@ -18,11 +18,11 @@ Where = str | os.PathLike[str]
 def names_in(where: Where) -> list[str]:
     """Return what the root object of a database has, looking only; nothing if there is no
     database. Raises CalendarError for something else, which is left alone."""
+    uri = os.fspath(where)
+    for name, value in (("read_only", "yes"), ("create", "no")):
+        uri = with_parameter(uri, name, value)  # if the storage has it
     try:
-        with (
-            objdb.DB(with_parameter(os.fspath(where), "read_only", "yes")) as db,
-            db.transaction() as connection,
-        ):
+        with objdb.DB(uri) as db, db.transaction() as connection:
             return list(connection.root())
     except FileNotFoundError:
         return []
