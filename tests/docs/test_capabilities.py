@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from objdb import (
+    BerkeleyStorage,
     FileStorage,
     MappingStorage,
     PickledMappingStorage,
@@ -18,6 +19,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "capabilities.md"
 # What makes each in a new directory: some declare an interface or not, as they are opened.
 STORAGES: dict[str, Callable[[Path], Any]] = {
     "FileStorage": lambda folder: FileStorage(folder / "data.fs"),
+    "BerkeleyStorage": lambda folder: BerkeleyStorage(folder / "berkeley"),
+    "BerkeleyStorage without history": lambda folder: BerkeleyStorage(
+        folder / "plain", history=False
+    ),
     "SQLiteStorage": lambda folder: SQLiteStorage(folder / "data.sqlite"),
     "SQLiteStorage without history": lambda folder: SQLiteStorage(
         folder / "plain.sqlite", history=False

@@ -28,8 +28,13 @@ BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MODULE = re.compile(r"# (\w+)\.py(, continued)?\n")
 DOCTEST_OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # What a page needs beyond objdb itself.
-NEEDS = {"docs/zodb.md": ["ZODB"], "docs/layers.md": ["cryptography", "zstandard"],
-         "docs/opening.md": ["cryptography"], "docs/writing-a-storage.md": ["cryptography"]}
+NEEDS = {
+    "docs/berkeley.md": ["berkeleydb"],
+    "docs/layers.md": ["cryptography", "zstandard"],
+    "docs/opening.md": ["cryptography"],
+    "docs/writing-a-storage.md": ["cryptography"],
+    "docs/zodb.md": ["ZODB"],
+}
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -78,9 +78,10 @@ def test_fresh_begins_again(told):
     CliRunner().invoke(main, ["demo", "--fresh", "--year", "2026", *file])
 
 
-@pytest.mark.parametrize(
-    "uri", ["sqlite:cal.sqlite", "pickle:cal.pickle", "compressed+sqlite:cal.sqlite?level=1"]
-)
+@pytest.mark.parametrize("uri", [
+    "berkeley:cal", "sqlite:cal.sqlite", "pickle:cal.pickle",
+    "compressed+sqlite:cal.sqlite?level=1",
+])
 def test_other_storages(tmp_path, monkeypatch, uri):
     """The same story is told on other storages, with the crashes, and the commands go on there."""
     monkeypatch.chdir(tmp_path)
