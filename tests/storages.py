@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from objdb.storage.berkeley.storage import BerkeleyStorage
 from objdb.storage.file.storage import FileStorage
 from objdb.storage.layers.compressed import CompressedStorage
 from objdb.storage.layers.demo import DemoStorage
@@ -34,6 +35,7 @@ STORAGES: dict[str, Open] = {
     "file": _file,
     "pickle": lambda folder: PickledMappingStorage(folder / "data.pickle", every_seconds=1000),
     "sqlite": _sqlite,
+    "berkeley": lambda folder: BerkeleyStorage(folder / "data", durability="os"),
     "compressed": lambda folder: CompressedStorage(_file(folder), "zstd"),
     "encrypted": lambda folder: EncryptedStorage(_sqlite(folder), KEY),
     "demo": lambda folder: DemoStorage(MappingStorage(), _file(folder)),

@@ -80,7 +80,7 @@ def test_workers_share_sqlite(tmp_path: Path, preload: bool) -> None:
         check(db.storage).raise_if_damaged()
 
 
-ALONE = ["file:{}/data.fs", "pickle:{}/data.pickle"]
+ALONE = ["file:{}/data.fs", "pickle:{}/data.pickle", "berkeley:{}/data"]
 
 
 @pytest.mark.parametrize("uri", ALONE)

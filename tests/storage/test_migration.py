@@ -83,7 +83,8 @@ def test_the_command_between_uris(tmp_path: Path) -> None:
     """`objdb migrate` goes from any URI to any other, and back."""
     where = [
         f"file:{tmp_path}/a.fs", f"sqlite:{tmp_path}/a.sqlite", f"pickle:{tmp_path}/a.pickle",
-        f"compressed+file:{tmp_path}/b.fs?method=zstd", f"{tmp_path}/c.fs",
+        f"berkeley:{tmp_path}/b", f"compressed+file:{tmp_path}/b.fs?method=zstd",
+        f"{tmp_path}/c.fs",
     ]
     with objdb.DB(where[0]) as db:
         fill(db)
