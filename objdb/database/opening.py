@@ -112,6 +112,9 @@ class _Uri(NamedTuple):
     def open(self, folder: str) -> tuple[Any, dict[str, Any]]:
         """Return (storage, database parameters)."""
         values = self._values()
+        for scheme, given in zip(self.schemes, values, strict=False):
+            if scheme.check is not None:
+                scheme.check(given)
         *layers, innermost = zip(self.schemes, values[:-1], strict=True)
         scheme, given = innermost
         of_database = values[-1]

@@ -37,6 +37,8 @@ class Scheme(NamedTuple):
     parameters: dict[str, Parser] = {}
     many: tuple[str, ...] = ()
     has_path: bool = True  # relative to the folder of the settings
+    # Raises UsageError for parameters that make no sense, before anything is opened.
+    check: Callable[[dict[str, Any]], object] | None = None
     most_below: int = 0  # of a layer: over how many storages it can be; `changes` is the second
 
     @property
@@ -98,19 +100,25 @@ def _compressed(base: Any, parameters: dict[str, Any]) -> Any:
     return CompressedStorage(base, **parameters)
 
 
-def _encrypted(base: Any, parameters: dict[str, Any]) -> Any:
-    keys = [*parameters.pop("key", []), *parameters.pop("passphrase", [])]
-    if not keys:
+def _require_key(parameters: dict[str, Any]) -> None:
+    if not parameters.keys() & {"key", "passphrase"}:
         raise UsageError(
             "encrypted+ needs a key: key=env:NAME or key=file:PATH (32 bytes, or their "
             "hexadecimal digits), or passphrase=env:NAME or passphrase=file:PATH"
         )
+
+
+def _encrypted(base: Any, parameters: dict[str, Any]) -> Any:
+    keys = [*parameters.pop("key", []), *parameters.pop("passphrase", [])]
     return EncryptedStorage(base, keys, **parameters)
 
 
-def _before(base: Any, parameters: dict[str, Any]) -> Any:
+def _require_moment(parameters: dict[str, Any]) -> None:
     if "before" not in parameters:
         raise UsageError("before+ needs a moment: before=2026-03-01T09:30Z, or a tid")
+
+
+def _before(base: Any, parameters: dict[str, Any]) -> Any:
     return BeforeStorage(base, parameters["before"])
 
 
@@ -170,10 +178,10 @@ SCHEMES = {
     "compressed": Scheme(_compressed, {"method": str, "level": int}, most_below=1),
     "encrypted": Scheme(
         _encrypted, {"key": _key, "passphrase": _passphrase, "plain": str},
-        many=("key", "passphrase"), most_below=1,
+        many=("key", "passphrase"), check=_require_key, most_below=1,
     ),
     "readonly": Scheme(lambda base, _: ReadOnlyStorage(base), most_below=1),
-    "before": Scheme(_before, {"before": _moment}, most_below=1),
+    "before": Scheme(_before, {"before": _moment}, check=_require_moment, most_below=1),
     "logged": Scheme(lambda base, _: LoggedStorage(base), most_below=1),
     "demo": Scheme(
         lambda base, parameters: DemoStorage(base, parameters.get("changes")), most_below=2

@@ -32,7 +32,7 @@ def open_database(where: str, *, read_only: bool = True) -> Iterator[DB]:
 
 def reading_uri(where: str) -> str:
     """Return the URI that opens what *where* names, which has to exist, for reading only."""
-    return with_parameter(where, "read_only", "true")
+    return with_parameter(with_parameter(where, "create", "false"), "read_only", "true")
 
 
 def _existing(where: str) -> str:

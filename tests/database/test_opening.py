@@ -392,12 +392,16 @@ WRONG_LAYERS = {
 
 
 @pytest.mark.parametrize("kind", WRONG_LAYERS)
-def test_wrong_layers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_layers(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is wrong with a layer in a URI is told, with what there is; no key is shown."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SHORT", "short")
     uri, told = WRONG_LAYERS[kind]
-    with pytest.raises(UsageError, match=told):
-        objdb.DB(uri)
+    for where in (uri, uri.replace("memory:", f"file:{tmp_path}/new.fs")):
+        with pytest.raises(UsageError, match=told):
+            objdb.DB(where)
 
 
 class Point:
@@ -426,3 +430,11 @@ def test_schemes_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         objdb.DB("wrong:x")
     with pytest.raises(UsageError, match="mine, wrong"):
         objdb.DB("other:x")
+
+
+def test_nothing_is_made_in_vain(tmp_path: Path) -> None:
+    """What is wrong with a layer is told before the storage under it is made."""
+    for uri in ("encrypted+file:{}/new.fs", "before+sqlite:{}/new.sqlite"):
+        with pytest.raises(UsageError):
+            objdb.DB(uri.format(tmp_path))
+    assert list(tmp_path.iterdir()) == []
