@@ -152,9 +152,9 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         self._pool.record_stacks = record_stacks
         self._past = HistoricalPool(*self._historical_options, self._make_historical_connection)
         self._version_pools = VersionPools(self._make_version_pool)
+        self.invalidations = InvalidationLog(self.storage.lastTransaction())
         self.storage.registerDB(self)
         self._require_root()
-        self.invalidations = InvalidationLog(self.storage.lastTransaction())
         self._pack_thread = None if self._autopack is None else PackThread(self, self._autopack)
         self._is_polled = IStorageShared.providedBy(self.storage) or (
             IStoragePolling.providedBy(self.storage) and self.storage.isReadOnly()
@@ -184,12 +184,11 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
 
     def _require_root(self) -> None:
         """Make the root object if the storage is new."""
-        try:
-            if self.storage.loadBefore(ROOT_OID, MAX_TID) is not None:
-                return
-        except KeyError:  # POSKeyError, ours or that of a storage written for ZODB
-            pass
+        if self._has_root():
+            return
         if len(self.storage):
+            if self._has_root():  # another process has just made it
+                return
             raise POSKeyError(
                 f"{self.name} has {len(self.storage)} objects, but no root object (oid 0). It "
                 "is damaged, or was made by something else: check it before using it"
@@ -202,9 +201,19 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
             self.storage.store(ROOT_OID, NO_TID, record, "", metadata)
             self.storage.tpc_vote(metadata)
             self.storage.tpc_finish(metadata)
-        except BaseException:
+        except BaseException as error:
             self.storage.tpc_abort(metadata)
-            raise
+            # Another process may have made one at this moment.
+            if not isinstance(error, ConflictError) or not self._has_root():
+                raise
+
+    def _has_root(self) -> bool:
+        if IStorageShared.providedBy(self.storage):
+            self.storage.poll()
+        try:
+            return self.storage.loadBefore(ROOT_OID, MAX_TID) is not None
+        except KeyError:  # POSKeyError, ours or that of a storage written for ZODB
+            return False
 
     # -- connections
 

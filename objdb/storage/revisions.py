@@ -50,6 +50,11 @@ def resolve_nothing(
     raise ConflictError(oid=oid, serials=serials)
 
 
+def same_bytes(oid: Oid, one: bytes | None, other: bytes | None) -> bool:
+    """Whether two records of an object are the same, to a storage that is given no other way."""
+    return one == other
+
+
 class RevisionStorage(ABC):
     """Base of storages. The primitives a subclass supplies:
 
@@ -71,6 +76,7 @@ class RevisionStorage(ABC):
         self._is_read_only = read_only
         self._slot = CommitSlot(name)
         self._resolve: Resolve = resolve_nothing
+        self._is_equal: Callable[[Oid, bytes | None, bytes | None], bool] = same_bytes
         self._last_tid: Tid = NO_TID
         self._oid_lock = threading.Lock()
         self._places_lock = threading.RLock()
@@ -97,8 +103,10 @@ class RevisionStorage(ABC):
         return self._last_tid
 
     def registerDB(self, db: Any) -> None:
-        """Take from *db* the function that resolves conflicts."""
+        """Take from *db* the functions that resolve conflicts and, if it has one, that compares
+        records."""
         self._resolve = getattr(db, "resolve", resolve_nothing)
+        self._is_equal = getattr(db, "is_equal", same_bytes)
 
     def new_oid(self) -> Oid:
         """Return an oid that was never returned before and belongs to no object."""

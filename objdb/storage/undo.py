@@ -201,7 +201,7 @@ class UndoableStorage(VersionedStorage):
             if current_version != version:
                 raise _obstacle(tid, oid, _moved(entry[1], version, current_version))
             undone = self._data_at(place)
-            if current != undone:
+            if not self._is_equal(oid, current, undone):
                 if version_before not in ("", version):
                     raise _obstacle(tid, oid, _left(entry[1], version_before))
                 if version and oid in staged.requested and not self._is_in(oid, version):

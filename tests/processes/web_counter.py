@@ -4,6 +4,7 @@ says which database (STORAGE), and whether it is opened before the fork (PRELOAD
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -48,5 +49,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
         text, status = f"{database().run(count, tries=1000)} {os.getpid()}", "200 OK"
     except ObjdbError as error:
         text, status = f"{type(error).__name__}: {error}", "503 Service Unavailable"
+    except Exception:
+        text, status = traceback.format_exc(), "500 Internal Server Error"
     start_response(status, [("Content-Type", "text/plain"), ("Connection", "close")])
     return [text.encode()]

@@ -117,6 +117,23 @@ def test_one_that_waits_too_long(path: Path) -> None:
         commit(two, {ROOT_OID: (tid, b"z")})
 
 
+OPENER = """
+import sys, objdb
+for number in range(10):
+    with objdb.DB(f"sqlite:{sys.argv[1]}{number}") as db, db.transaction() as connection:
+        assert len(connection.root()) >= 0
+"""
+
+
+def test_processes_make_one_together(path: Path) -> None:
+    """Processes that open new databases at the same time make each of them once."""
+    running = [subprocess.Popen([sys.executable, "-c", OPENER, str(path)]) for _ in range(6)]
+    assert [process.wait(timeout=100) for process in running] == [0] * 6
+    for number in range(10):
+        with SQLiteStorage(f"{path}{number}") as storage:
+            assert len(storage) == len(list(storage.iterator())) == 1
+
+
 ADDER = """
 import sys, objdb
 db = objdb.DB(sys.argv[1])

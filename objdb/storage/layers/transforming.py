@@ -20,7 +20,7 @@ from objdb.storage.copying import CopyProgress, copy_transactions
 from objdb.storage.iteration import RevisionRecord
 from objdb.storage.layers.layer import Layer
 from objdb.storage.packing import PackResult, Progress, References
-from objdb.storage.revisions import MAX_RECORD_BYTES, resolve_nothing
+from objdb.storage.revisions import MAX_RECORD_BYTES, resolve_nothing, same_bytes
 from objdb.storage.undo import UndoneObject
 
 _AT_ONCE = 500  # records rewritten in a transaction
@@ -263,6 +263,7 @@ class _Decoding:
         self._layer = layer
         self._db = db
         self._resolve = getattr(db, "resolve", resolve_nothing)
+        self._compare = getattr(db, "is_equal", same_bytes)
 
     def resolve(
         self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
@@ -277,6 +278,13 @@ class _Decoding:
         return layer.encode(
             oid, self._resolve(oid, before, now, layer.decode(oid, new), serials)
         )
+
+    def is_equal(self, oid: Oid, one: bytes | None, other: bytes | None) -> bool:
+        """Whether two records are the same, however they are encoded."""
+        if one is None or other is None or one == other:
+            return one == other
+        decoded = (self._layer.decode(oid, data) for data in (one, other))
+        return bool(self._compare(oid, *decoded))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._db, name)

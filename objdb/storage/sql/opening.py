@@ -93,15 +93,28 @@ class ProcessLock:
 def connect(
     path: str, read_only: bool, busy_seconds: float, pragmas: Iterable[str] = ()
 ) -> sqlite3.Connection:
-    """Return a connection to an existing database, without transactions of Python's own."""
+    """Return a connection to an existing database, without transactions of Python's own, that has
+    read it once. Raises sqlite3.Error."""
     mode = "ro" if read_only else "rw"
     connection = sqlite3.connect(
         f"file:{quote(os.path.abspath(path))}?mode={mode}", uri=True, timeout=busy_seconds,
         isolation_level=None, check_same_thread=False, cached_statements=200,
     )
-    for pragma in pragmas:
-        connection.execute(pragma)
-    return connection
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        try:
+            for statement in (*pragmas, "SELECT count(*) FROM sqlite_master"):
+                connection.execute(statement).fetchall()
+            return connection
+        except sqlite3.OperationalError as error:
+            # SQLite itself does not wait for a process that recovers the log, or removes it.
+            if _code(error) not in (_BUSY, _LOCKED) or time.monotonic() >= deadline:
+                connection.close()
+                raise
+            time.sleep(_MOST_WAIT_SECONDS)
+        except BaseException:
+            connection.close()
+            raise
 
 
 def open_database(

@@ -129,7 +129,10 @@ class SQLiteStorage(SQLStorage):
         self._clock = Clock(_CLOCK_SECONDS, self._tick, f"{self._path} clock")
 
     def _connect(self) -> sqlite3.Connection:
-        return connect(self._path, self._is_read_only, self._busy_seconds, self._pragmas)
+        try:
+            return connect(self._path, self._is_read_only, self._busy_seconds, self._pragmas)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
 
     def again(self) -> SQLiteStorage:
         """See `IStorageShared`."""

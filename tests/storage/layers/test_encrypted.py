@@ -9,7 +9,7 @@ import pytest
 import transaction
 
 import objdb
-from objdb import EncryptedStorage, FileStorage, MappingStorage
+from objdb import CompressedStorage, EncryptedStorage, FileStorage, MappingStorage
 from objdb.check import check
 from objdb.errors import (
     CorruptedDataError,
@@ -294,3 +294,17 @@ def test_texts(base: Any) -> None:
     """What is put in comes out."""
     fill(EncryptedStorage(base, ONE))
     assert len(texts(EncryptedStorage(copy_of(base), ONE))) == 40
+
+
+def test_undo_compares_what_is_encrypted(base: MappingStorage) -> None:
+    """A creation can be undone where the object has the same data again, encrypted anew; through
+    another layer too."""
+    for storage in (EncryptedStorage(base, ONE), CompressedStorage(EncryptedStorage(base, ONE))):
+        oid = storage.new_oid()
+        created = commit(storage, {oid: (NO_TID, b"same " * 100)})
+        changed = commit(storage, {oid: (created, b"other")})
+        again = commit(storage, {oid: (changed, b"same " * 100)})
+        undo(storage, created)
+        with pytest.raises(KeyError):
+            storage.load(oid)
+        assert storage.loadSerial(oid, again) == b"same " * 100
