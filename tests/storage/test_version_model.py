@@ -211,6 +211,7 @@ class VersionMachine(RuleBasedStateMachine):
 _settings = settings(
     max_examples=60, stateful_step_count=30, deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],  # explaining is slow
 )
 
 

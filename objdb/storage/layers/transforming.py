@@ -268,16 +268,11 @@ class _Decoding:
     def resolve(
         self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
     ) -> bytes:
-        """Merge records; return data. The same record may be encoded in two ways, which the base
-        takes for a change; with none, the result is what is new."""
+        """Merge records; return data."""
         layer = self._layer
         before = None if old is None else layer.decode(oid, old)
-        now = layer.decode(oid, committed)
-        if before == now and old != committed:
-            return new
-        return layer.encode(
-            oid, self._resolve(oid, before, now, layer.decode(oid, new), serials)
-        )
+        now, ours = layer.decode(oid, committed), layer.decode(oid, new)
+        return layer.encode(oid, self._resolve(oid, before, now, ours, serials))
 
     def is_equal(self, oid: Oid, one: bytes | None, other: bytes | None) -> bool:
         """Whether two records are the same, however they are encoded."""
