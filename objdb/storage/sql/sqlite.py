@@ -117,7 +117,9 @@ class SQLiteStorage(SQLStorage):
         self._oids_until = 0  # up to which oids are set aside for this process
         self._oids_at_a_time = _FIRST_OIDS
         self._forking = ExitStack()  # what is held during a fork
-        self.poll()
+        last = self._find("SELECT max(tid) FROM transactions")[0]
+        if last is not None:
+            self._publish(name_of(last))
         self._start_clock()
         watch(self)
 
