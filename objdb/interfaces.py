@@ -217,7 +217,10 @@ class IStorageVersions(Interface):
 class IStoragePackable(Interface):
     """A storage that can forget what is old, and what nothing leads to any more."""
 
-    packed_tid = Attribute("Up to which transaction it was packed since it was opened, or zeros.")
+    packed_tid = Attribute(
+        "Up to which transaction revisions may be gone: packed away since the storage was opened, "
+        "or before. Zeros if none."
+    )
 
     def pack(
         time, referencesf, gc=True, *, progress=None, keep_old=False, dry_run=False, roots=None

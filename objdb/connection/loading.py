@@ -221,11 +221,14 @@ class ObjectLoader(LoadPath):
         return self._load_revision(oid)[0]
 
     def _load_revision(self, oid: Oid) -> tuple[bytes, Tid]:
-        found = self._load_before(oid, self._before)
-        if found is None:
-            if self._is_before_pack():
+        try:
+            found = self._load_before(oid, self._before)
+            if found is None:
+                raise POSKeyError(oid, database=self._db.name)
+        except POSKeyError as error:
+            if error.oid == oid and self._is_before_pack():
                 self._is_gone(oid)
-            raise POSKeyError(oid, database=self._db.name)
+            raise
         return found[0], found[1]
 
     def _is_before_pack(self) -> bool:

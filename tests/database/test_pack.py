@@ -237,6 +237,47 @@ def test_an_open_view(db: objdb.DB) -> None:
     connection.close()
 
 
+def test_a_view_in_the_middle_of_a_pack() -> None:
+    """What went is a read conflict as soon as it is gone, before the pack has ended."""
+    met: list[type] = []
+
+    class Watched(objdb.MappingStorage):
+        """Lets the view below load when some rows are gone."""
+
+        def _amend(self, rows: Any, transactions: Any) -> None:
+            super()._amend(rows, transactions)
+            if None in rows.values():
+                for look in (lambda: gone.name, lambda: connection.get(gone._p_oid).name):
+                    with pytest.raises(objdb.ObjdbError) as raised:
+                        look()
+                    met.append(raised.type)
+
+    with objdb.DB(Watched()) as db:
+        change(db, a=Person("a"))
+        connection = db.open(transaction.TransactionManager())
+        gone = connection.root()["a"]
+        connection.cacheMinimize()
+        change(db, a=None)
+        db.pack()
+        connection.close()
+    assert met == [ReadConflictError] * 2
+
+
+def test_a_pack_to_an_earlier_moment(db: objdb.DB) -> None:
+    """A pack to an earlier moment than the last one forgets nothing of what that took away."""
+    first = change(db, a=Person("a"))
+    connection = db.open(transaction.TransactionManager())
+    gone = connection.root()["a"]
+    connection.cacheMinimize()
+    second = change(db, a=None)
+    db.pack()
+    db.pack(first)
+    assert db.storage.packed_tid == second
+    with pytest.raises(ReadConflictError):
+        gone.name  # noqa: B018
+    connection.close()
+
+
 def test_the_past(db: objdb.DB) -> None:
     """A connection to a moment before the pack sees what stays, and raises ReadConflictError for
     what went; one to a later moment sees all."""

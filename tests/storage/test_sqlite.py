@@ -181,6 +181,34 @@ def test_packed_by_another(path: Path) -> None:
         reader.close()
 
 
+@pytest.mark.parametrize("history", [True, False])
+def test_gone_by_another(path: Path, history: bool) -> None:
+    """What another process has packed away, or forgotten, is a read conflict also where nothing
+    is left of it."""
+    options = {"history": history, "keep_seconds": 0}
+    fill(path, **options)
+    with (
+        objdb.DB(SQLiteStorage(path, **options)) as one,
+        objdb.DB(SQLiteStorage(path, **options)) as two,
+    ):
+        manager = transaction.TransactionManager()
+        reader = two.open(transaction_manager=manager)
+        root, ann = reader.root(), reader.root()["ann"]
+        with one.transaction() as connection:
+            del connection.root()["ann"]
+        one.pack()
+        one.storage._tick()
+        two.storage._tick()
+        reader.cacheMinimize()
+        for look in (lambda: ann.name, lambda: root["ann"]):
+            reader.cacheMinimize()
+            with pytest.raises(objdb.ReadConflictError):
+                look()
+        manager.abort()
+        assert "ann" not in reader.root()
+        reader.close()
+
+
 def test_the_log_starts_over(path: Path) -> None:
     """Threads that do nothing for long do not keep the write-ahead log from starting over."""
     fill(path)

@@ -210,7 +210,7 @@ class PackableFile(FileHistory):
             self._note_oid(transfer.max_oid.to_bytes(8, "big"))
             target.publish(Published(target.end, old.tid, self._max_oid, transfer.objects))
             target.index.note_synced(target.end)
-            self.packed_tid = survey.pack_to
+            self.packed_tid = max(self.packed_tid, survey.pack_to)
             self._since_checkpoint = 0
             self._use(target)
         return PackResult(old.end, target.end, old.objects, transfer.objects)

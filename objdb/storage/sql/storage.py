@@ -21,7 +21,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from objdb.ids import Oid, Tid
+from objdb.ids import NO_TID, Oid, Tid
 from objdb.storage.tables.pack import Chain, Rows, Transactions
 from objdb.storage.tables.rows import Place, Row, TransactionRow
 from objdb.storage.tables.storage import Entry, TableStorage
@@ -95,6 +95,11 @@ _FORGET_OLD = (
     " AS newer WHERE newer.oid = old_revisions.oid AND newer.tid > old_revisions.tid AND"
     " newer.tid <= ?)"
 )
+_NOTE_PACKED = (
+    "INSERT INTO facts (name, value) VALUES ('packed_tid', ?) ON CONFLICT (name)"
+    " DO UPDATE SET value = excluded.value WHERE excluded.value > facts.value"
+)
+_PACKED = "SELECT value FROM facts WHERE name = 'packed_tid'"
 _REVISION_TABLES = ("objects", "old_revisions")
 
 
@@ -299,6 +304,15 @@ class SQLStorage(TableStorage):
             (from_bytes(oid, "big", signed=True), tid, record) for oid, record in records
         ))
         self._change(_NOTE, [(tid, *_columns(transaction))])
+
+    @property
+    def packed_tid(self) -> Tid:
+        """See `IStoragePackable`; by any process."""
+        found = self._find(_PACKED)
+        return NO_TID if found is None else name_of(found[0])
+
+    def _note_packed(self, tid: Tid) -> None:
+        self._change(_NOTE_PACKED, [(number(tid),)])
 
     def _prune(self, horizon: Tid) -> Tid:
         until = number(horizon)

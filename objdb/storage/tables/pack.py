@@ -140,7 +140,7 @@ class TablePack:
             self, start: Tid, stop: Tid, newest_first: bool = False
         ) -> Iterator[TransactionRow]: ...
 
-    packed_tid: Tid = NO_TID
+    _packed_tid: Tid = NO_TID
     _packs = 0
 
     @abstractmethod
@@ -155,6 +155,15 @@ class TablePack:
     @abstractmethod
     def _amend(self, rows: Rows, transactions: Transactions) -> None:
         """Change or remove rows and transactions, all or none."""
+
+    @property
+    def packed_tid(self) -> Tid:
+        """See `IStoragePackable`."""
+        return self._packed_tid
+
+    def _note_packed(self, tid: Tid) -> None:
+        """Say that revisions up to *tid* may be gone, before they are. Alone."""
+        self._packed_tid = max(self._packed_tid, tid)
 
     @property
     def _places(self) -> Any:
@@ -212,11 +221,12 @@ class _Pack:
             self._pacer.pace()
         self._pacer.report("copy", before[1], before[1])
         # From here on it goes through to its end.
+        with storage._places_lock, storage._alone():
+            storage._note_packed(self._pack_to)
         self._mark_packed()
         for i in range(0, len(going), _BATCH):
             self._remove(going[i : i + _BATCH])
         self._forget_transactions()
-        storage.packed_tid = self._pack_to
         return PackResult(before[0], storage.getSize(), before[1], len(storage))
 
     def estimate(self, roots: Callable[[], Iterable[Oid]]) -> PackResult:

@@ -248,6 +248,7 @@ class TableStorage(TablePack, UndoableStorage):
             horizon = min(horizon, self._db.oldest_view())
         while horizon > self._pruned_tid:
             with self._places_lock, self._alone():
+                self._note_packed(horizon)
                 self._pruned_tid = self._prune(horizon)
 
     # -- versions
