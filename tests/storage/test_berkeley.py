@@ -492,7 +492,7 @@ from objdb.testing.helpers import commit, contents
 storage = objdb.BerkeleyStorage(sys.argv[1])
 tid = commit(storage, {ROOT_OID: (NO_TID, b"root")})
 before = contents(storage)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, resource.RLIM_INFINITY))
 try:
     commit(storage, {storage.new_oid(): (NO_TID, bytes(100)) for _ in range(40_000)})
 except objdb.StorageWriteError as error:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from objdb.errors import (
     ConflictError,
     CorruptedDataError,
     FileFormatError,
+    POSKeyError,
     ReadOnlyError,
     StorageError,
     StorageForkedError,
@@ -30,7 +32,7 @@ from objdb.errors import (
     StorageWriteError,
     UsageError,
 )
-from objdb.ids import NO_TID, ROOT_OID, format_tid, int_from_oid
+from objdb.ids import MAX_TID, NO_TID, ROOT_OID, format_tid, int_from_oid
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.sql import opening
 from objdb.storage.sql.sqlite import SQLiteStorage
@@ -160,6 +162,39 @@ def test_processes_count_together(path: Path, processes: int) -> None:
         with db.transaction() as connection:
             assert connection.root()["count"] == 400
         check(db.storage).raise_if_damaged()
+
+
+def test_read_ahead(path: Path) -> None:
+    """What was read ahead, in the order of the oids, is not shown once it was changed: by this
+    process, or by another one when that can be seen."""
+    oids = [number.to_bytes(8, "big") for number in range(40)]
+    with SQLiteStorage(path) as storage, SQLiteStorage(path) as other:
+        records = {oid: b"%d" % number for number, oid in enumerate(oids)}
+        records[oids[10]] = b"large" * 10_000
+        del records[oids[20]]
+        first = commit(storage, {oid: (NO_TID, record) for oid, record in records.items()})
+        other.poll()
+
+        def load_all(reader: SQLiteStorage, before: bytes = MAX_TID) -> dict[bytes, bytes]:
+            found = {}
+            for oid in oids:
+                with suppress(POSKeyError):
+                    found[oid] = reader.loadBefore(oid, before)[0]
+            return found
+
+        for oid in oids[:5]:  # the others are read ahead
+            assert storage.loadBefore(oid, MAX_TID) == (records[oid], first, None)
+            assert other.loadBefore(oid, MAX_TID) == (records[oid], first, None)
+        second = commit(storage, {oids[6]: (first, b"new"), oids[7]: (first, None)})
+        changed = {**records, oids[6]: b"new"}
+        del changed[oids[7]]
+        assert storage.loadBefore(oids[6], MAX_TID) == (b"new", second, None)
+        assert storage.loadBefore(oids[6], second) == (records[oids[6]], first, second)
+        assert load_all(storage) == changed
+        assert load_all(storage, second) == records
+        assert load_all(other) == records
+        other.poll()
+        assert load_all(other) == changed
 
 
 def test_packed_by_another(path: Path) -> None:

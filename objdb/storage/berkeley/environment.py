@@ -34,7 +34,7 @@ Found = tuple[bytes, bytes]
 # As large as a file system's pages: what is written as a whole or not at all.
 PAGE_BYTES = 4096
 # Opening reads the last log file to its end.
-_LOG_FILE_BYTES, _LOG_BUFFER_BYTES = 4 << 20, 1 << 20
+_LOG_FILE_BYTES, _LOG_BUFFER_BYTES = 1 << 20, 1 << 18
 _PIECE_BYTES = 1 << 20
 _MOST_TRIES, _PAUSE_SECONDS, _SHORT_SECONDS = 10, 0.001, 0.00005
 _CLOSE_SECONDS = 5.0

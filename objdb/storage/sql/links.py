@@ -18,23 +18,54 @@ from typing import Protocol
 from weakref import WeakSet
 
 from objdb.ids import Tid
+from objdb.storage.sql.storage import AHEAD, CURRENT, CurrentRow
 
 _FORK_SECONDS = 5.0  # how long a fork waits for what is under way
 _LOOK_SECONDS = 0.0001
+_AHEAD_OBJECTS, _NEAR = 31, 4
+_MAX_OID = 2**63 - 1
 
 
 class Link:
     """A connection to the database, and the last transaction known when its read transaction
     began. One thread uses it, which sets `is_busy` meanwhile; another one may end its read
-    transaction, or close it while it is not busy."""
+    transaction, or close it while it is not busy.
 
-    __slots__ = ("__weakref__", "connection", "execute", "is_busy", "is_closed", "tid")
+    `ahead` has rows that were not asked for yet: what is loaded in the order it was stored in is
+    read some objects at a time.
+    """
+
+    __slots__ = (
+        "__weakref__", "_last_oid", "ahead", "connection", "execute", "is_busy", "is_closed", "tid",
+    )
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self.execute = connection.cursor().execute
         self.is_busy = self.is_closed = False
+        self.ahead: dict[int, CurrentRow] = {}
+        self._last_oid = 0
         self.tid: Tid | None = None
+
+    def find(self, oid: int) -> CurrentRow | None:
+        """Return an object's row, which is not in `ahead`."""
+        is_next = 0 < oid - self._last_oid <= _NEAR
+        self._last_oid = oid
+        if is_next:
+            last = min(oid + _AHEAD_OBJECTS, _MAX_OID)
+            rows: list[CurrentRow] = self.execute(AHEAD, (oid, last)).fetchall()
+            if rows:
+                self._last_oid = rows[-1][0]
+                self.ahead = {row[0]: row for row in rows}
+                if rows[0][0] == oid:
+                    return self.ahead.pop(oid)
+        found: CurrentRow | None = self.execute(CURRENT, (oid,)).fetchone()
+        return found
+
+    def see(self, tid: Tid) -> None:
+        """Note that *tid* can be seen now."""
+        self.tid = tid
+        self.ahead = {}
 
     def renew(self, tid: Tid) -> None:
         """Begin a read transaction in which *tid* can be seen."""
@@ -42,7 +73,7 @@ class Link:
             if self.connection.in_transaction:
                 self.connection.execute("COMMIT")
             self.connection.execute("BEGIN")
-        self.tid = tid
+        self.see(tid)
 
     def rest(self) -> None:
         """End the read transaction. Reading goes on, and begins another one."""

@@ -1,7 +1,7 @@
 """SQLite: a storage in one file, for several threads and several processes at once.
 
     loads     each thread has a connection of its own, in a read transaction that is begun anew
-              when something was committed
+              when something was committed; in the order of the oids, some rows at a time
     commits   one connection, used by the holder of the commit slot
     poll      what other processes have committed: transactions after the last one known
 
@@ -48,7 +48,7 @@ from objdb.storage.clock import Clock
 from objdb.storage.commit import Staged
 from objdb.storage.sql.links import Link, Links, unwatch, watch
 from objdb.storage.sql.opening import ProcessLock, connect, explained, open_database
-from objdb.storage.sql.storage import CURRENT, SQLStorage, name_of, number
+from objdb.storage.sql.storage import SQLStorage, name_of, number
 
 _CLOCK_SECONDS = 1.0
 _LONG_LOG_BYTES = 4 << 20
@@ -194,7 +194,8 @@ class SQLiteStorage(SQLStorage):
             link.is_busy = True
             if link.tid is not self._last_tid:
                 link.renew(self._last_tid)
-            found = link.execute(CURRENT, (int.from_bytes(oid, "big", signed=True),)).fetchone()
+            key = int.from_bytes(oid, "big", signed=True)
+            found = link.ahead.pop(key, None) or link.find(key)
             link.is_busy = False
         except AttributeError:  # the first time in this thread
             found = None
@@ -202,8 +203,8 @@ class SQLiteStorage(SQLStorage):
             link.is_busy = False
             found = None
         if found is not None:
-            serial, data, own = found
-            serial = serial.to_bytes(8, "big")
+            _, tid_number, data, own = found
+            serial = tid_number.to_bytes(8, "big")
             if own is None and data is not None and serial < tid and serial < self._visible_before:
                 return data, serial, None
         return super().loadBefore(oid, tid, version)
@@ -298,7 +299,7 @@ class SQLiteStorage(SQLStorage):
             if isinstance(error, sqlite3.Error):
                 raise self._explained(error) from error
             raise
-        self._writer.tid = self._last_tid
+        self._writer.see(self._last_tid)
 
     def _end_writing(self, how: str) -> None:
         try:

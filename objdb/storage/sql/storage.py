@@ -51,7 +51,12 @@ SCHEMA = (
     " UNION ALL SELECT oid, tid, version, data FROM old_revisions",
 )
 
-CURRENT = "SELECT tid, data, version FROM objects WHERE oid = ?"
+CurrentRow = tuple[int, int, "bytes | None", "str | None"]
+CURRENT = "SELECT oid, tid, data, version FROM objects WHERE oid = ?"
+AHEAD = (
+    "SELECT oid, tid, data, version FROM objects WHERE oid BETWEEN ? AND ?"
+    " AND length(data) <= 4096 ORDER BY oid"
+)
 _ROW = (
     f"SELECT {_REVISION} FROM objects WHERE oid = ? AND tid = ?"
     f" UNION ALL SELECT {_REVISION} FROM old_revisions WHERE oid = ? AND tid = ?"
