@@ -95,6 +95,7 @@ def main(
     usual = [name for name, system in SYSTEMS.items() if system.takes_part_in is None]
     names = systems or (STORAGES if storages else usual)
     wanted = [SYSTEMS[name] for name in SYSTEMS if name in names]
+    is_whole = not (only or systems)
     if storages and not only:
         only = OF_STORAGES
     present = [system for system in wanted if system.is_available()]
@@ -111,7 +112,7 @@ def main(
         facts,
         machine.versions(present),
         " ".join(["python -m benchmarks", *sys.argv[1:]]),
-        is_whole=storages or not (only or systems),
+        is_whole=is_whole,
         of_storages=storages,
     )
     if output or (report.is_whole and not quick):

@@ -18,6 +18,7 @@ again when the storage is opened.
 from __future__ import annotations
 
 import random
+import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -60,8 +61,11 @@ class CompressedStorage(TransformingStorage):
         self._smallest = _SMALLEST_BYTES
         self._number = 0  # of the newest dictionary
         self._zstd: Zstd | None = None
+        self._frames = threading.local()
+        self._unusual: tuple[type[Exception], ...] = (AttributeError,)
         if method == "zstd":
             self._zstd = Zstd(self._level, self._load_dictionary)
+            self._frames, self._unusual = self._zstd.local, self._zstd.unusual
             self._use_newest_dictionary(self._zstd)
         self._reader = self._zstd  # for frames that are met, whatever is written
         self._method = method
@@ -81,11 +85,11 @@ class CompressedStorage(TransformingStorage):
         data, serial, end = found
         if data[0] in _AS_IT_IS:
             return found
-        if self._zstd is not None and data[:2] == _ZSTD:
+        if data[:2] == _ZSTD:
             try:
-                return self._zstd.decompress(data[2:]), serial, end
-            except ZstdFailure:
-                pass  # `decode` says of which object
+                return self._frames.expected(data[2:]), serial, end
+            except self._unusual:
+                pass  # `decode` does it, or says what is wrong
         return self.decode(oid, data), serial, end
 
     def encode(self, oid: Oid, record: bytes) -> bytes:

@@ -23,7 +23,9 @@ class ZstdFailure(Exception):
 class Zstd:
     """Compresses at *level*; `load_dictionary(number)` gives the content of a dictionary.
 
-    `Unsupported` if the package `zstandard` is missing.
+    `local.expected(frame)` is what decompresses most frames; it raises one of `unusual` for a
+    thread's first one, for one made with another dictionary, or damage, which `decompress` tells
+    apart. `Unsupported` if the package `zstandard` is missing.
     """
 
     def __init__(self, level: int, load_dictionary: Callable[[int], bytes]) -> None:
@@ -36,6 +38,8 @@ class Zstd:
             ) from error
         self._zstandard = zstandard
         self._error = zstandard.ZstdError
+        self.unusual = AttributeError, MemoryError, zstandard.ZstdError
+        self.local = threading.local()
         self._parameters = zstandard.get_frame_parameters
         self._level = level
         self._load_dictionary = load_dictionary
@@ -56,15 +60,13 @@ class Zstd:
     def use(self, number: int) -> None:
         """Expect most frames to be made with the dictionary *number* (0: none)."""
         self._expected = number
-        self._local = threading.local()
 
     def decompress(self, frame: bytes) -> bytes:
         """Return the record in a frame; `ZstdFailure` if it is damaged, or its dictionary is not
         there."""
         try:
-            record: bytes = self._local.expected(frame)
-        except (AttributeError, MemoryError, self._error):
-            # A thread's first frame, one made with another dictionary, or damage.
+            record: bytes = self.local.expected(frame)
+        except self.unusual:
             return self._decompress_any(frame)
         return record
 
@@ -77,8 +79,8 @@ class Zstd:
                 decompress = decompressors[number] = self._zstandard.ZstdDecompressor(
                     self._dictionary(number)
                 ).decompress
-                if number == self._expected:
-                    self._local.expected = decompress
+            if number == self._expected:
+                self.local.expected = decompress
             record: bytes = decompress(frame)
         except (MemoryError, self._error) as error:  # damaged frames may promise terabytes
             raise ZstdFailure(str(error)) from error
@@ -103,7 +105,7 @@ class Zstd:
         return content
 
     def _of_thread(self, kind: str) -> dict[int, Any]:
-        found: dict[int, Any] = self._local.__dict__.setdefault(kind, {})
+        found: dict[int, Any] = self.local.__dict__.setdefault(kind, {})
         return found
 
     def _dictionary(self, number: int) -> Any:
