@@ -480,6 +480,39 @@ class PackConformance:
         assert packable.versions() == ["plan"] and packable.modifiedInVersion(a) == "plan"
         assert current(packable, c) is None
 
+    def test_a_version_brought_back(self, packable: Any) -> None:
+        """What undoing brings back to a version stays to be found in its old revision too, and
+        what is seen outside is what was seen outside of that, also after another pack."""
+        require(packable, IStorageVersions)
+        a, b, _c, _tids = self.chain(packable)
+
+        def end_version(way: str, *arguments: Any) -> Tid:
+            transaction = TransactionMetaData()
+            packable.tpc_begin(transaction)
+            getattr(packable, way)("plan", *arguments, transaction)
+            packable.tpc_vote(transaction)
+            tid: Tid = packable.tpc_finish(transaction)
+            return tid
+
+        transaction = TransactionMetaData()
+        packable.tpc_begin(transaction)
+        packable.store(a, current_tid(packable, a), record("plan"), "plan", transaction)
+        packable.tpc_vote(transaction)
+        inside = packable.tpc_finish(transaction)
+        aborted = end_version("abortVersion")
+        undo(packable, aborted)
+        self.pack(packable, aborted)
+        assert packable.loadSerial(a, inside) == record("plan")
+        committed = end_version("commitVersion", "")
+        assert packable.load(a)[0] == record("plan")
+        undone = undo(packable, committed)
+        for _ in range(2):
+            assert packable.load(a)[0] == record("a2", b)
+            assert packable.load(a, "plan") == (record("plan"), undone)
+            found = packable.loadBefore(a, undone)
+            assert found == (record("plan"), committed, undone)
+            self.pack(packable, aborted)
+
     # -- at random
 
     @pytest.mark.parametrize("seed", range(8))

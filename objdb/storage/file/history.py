@@ -67,25 +67,11 @@ class FileHistory(UndoableStorage):
         if entry is None:
             self._require_open()
             raise POSKeyError(oid, database=self._name)
-        later: list[Record] = []
-        found = None
-        for record in medium.chain(oid, *entry):
-            if record.tid <= serial:
-                found = record
-                break
-            later.append(record)
-        if found is None or found.tid != serial:
-            found = self._outside_of(medium, later, serial)
+        found = _revision(medium, oid, entry, serial)
         data = None if found is None else medium.log.data(found)
         if data is None:
             raise POSKeyError(oid, database=self._name)
         return data
-
-    def _outside_of(self, medium: Medium, records: list[Record], tid: Tid) -> Record | None:
-        """Return the revision *tid* if it is seen outside while one of *records*, in a version,
-        is current. After a pack the chain may not lead there."""
-        outside = (medium.log.outside(record) for record in records if record.version)
-        return next((found for found in outside if found is not None and found.tid == tid), None)
 
     def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
         """See `IStorageHistory`."""
@@ -171,16 +157,11 @@ class FileHistory(UndoableStorage):
         return None, None if record is None else record.position
 
     def _repeat(self, oid: Oid, tid: Tid, data: bytes) -> tuple[bytes | None, Repeat | None]:
-        log, entry = self._medium.log, self._find_current([oid])[oid]
-        position = 0 if entry is None else entry[0] & POSITION
-        while position:
-            record = log.record(position)
-            if record.tid <= tid:
-                if record.tid == tid and log.data(record) == data:
-                    return None, position
-                break
-            position = record.previous
-        return data, None
+        medium, entry = self._medium, self._find_current([oid])[oid]
+        found = None if entry is None else _revision(medium, oid, entry, tid)
+        if found is None or medium.log.data(found) != data:
+            return data, None
+        return None, found.position
 
     def _iter_undoable(self, stop: Tid | None) -> Iterator[tuple[Tid, Any, int]]:
         medium = self._medium
@@ -195,6 +176,32 @@ class FileHistory(UndoableStorage):
             if header.status == COMMITTED:
                 yield header.tid, _metadata(header), header.end - header.position
             position = header.position
+
+
+def _revision(medium: Medium, oid: Oid, entry: tuple[int, Tid], tid: Tid) -> Record | None:
+    """Return the revision *tid* of an object whose current one is *entry*.
+
+    After a pack the chain may not lead there: then what it leads to is in a version, and this is
+    seen outside meanwhile; or it has the data of this again.
+    """
+    log = medium.log
+    later: list[Record] = []
+    for record in medium.chain(oid, *entry):
+        if record.tid <= tid:
+            if record.tid == tid:
+                return record
+            break
+        later.append(record)
+    for record in later:
+        found: Record | None = record
+        while found is not None and found.tid > tid:
+            outside = log.outside(found)
+            if outside is not None and outside.tid == tid:
+                return outside
+            found = None if found.size else log.target(found)
+        if found is not None and found.tid == tid:
+            return found
+    return None
 
 
 def _before(medium: Medium, tid: Tid) -> tuple[int, Tid]:
