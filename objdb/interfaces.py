@@ -214,13 +214,17 @@ class IStorageVersions(Interface):
         """Return the oids of the objects whose current revision is in *version*."""
 
 
-class IStoragePackable(Interface):
-    """A storage that can forget what is old, and what nothing leads to any more."""
+class IStoragePacked(Interface):
+    """A storage from which a pack may have taken something away, by whomever."""
 
     packed_tid = Attribute(
         "Up to which transaction revisions may be gone: packed away since the storage was opened, "
         "or before. Zeros if none."
     )
+
+
+class IStoragePackable(IStoragePacked):
+    """A storage that can forget what is old, and what nothing leads to any more."""
 
     def pack(
         time, referencesf, gc=True, *, progress=None, keep_old=False, dry_run=False, roots=None

@@ -33,7 +33,7 @@ from objdb.errors import (
     require_at_least,
 )
 from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, format_oid, format_tid, next_tid
-from objdb.interfaces import IStoragePackable
+from objdb.interfaces import IStoragePacked
 from objdb.records.broken import class_name
 from objdb.records.reader import ObjectReader
 from objdb.records.references import references
@@ -234,7 +234,7 @@ class ObjectLoader(LoadPath):
     def _is_before_pack(self) -> bool:
         """Whether the view is at a moment of which a pack may have taken something away."""
         storage = self._storage
-        return IStoragePackable.providedBy(storage) and bool(self._before <= storage.packed_tid)
+        return IStoragePacked.providedBy(storage) and bool(self._before <= storage.packed_tid)
 
     def _is_gone(self, oid: Oid) -> NoReturn:
         if self._past is not None:

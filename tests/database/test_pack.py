@@ -25,9 +25,16 @@ from objdb.errors import (
     Unsupported,
     UsageError,
 )
-from objdb.ids import NO_TID, next_tid
+from objdb.ids import NO_TID, ROOT_OID, next_tid
 from objdb.interfaces import IStoragePackable
+from objdb.storage.file.storage import FileStorage
+from objdb.storage.layers.before import BeforeStorage
+from objdb.storage.layers.compressed import CompressedStorage
+from objdb.storage.layers.demo import DemoStorage
+from objdb.storage.layers.logged import LoggedStorage
+from objdb.storage.layers.readonly import ReadOnlyStorage
 from tests.models import Person
+from tests.storages import FORGETFUL, STORAGES
 
 
 def change(db: objdb.DB, **values: Any) -> bytes:
@@ -292,6 +299,90 @@ def test_the_past(db: objdb.DB) -> None:
         _ = past.root()["a"].name
     with db.open(at=second) as past:
         assert past.root()["a"].name == "a2" and past.root()["b"].name == "b"
+
+
+@pytest.mark.parametrize("kind", [name for name in STORAGES if name not in FORGETFUL])
+def test_the_past_of_what_was_packed_earlier(tmp_path: Path, kind: str) -> None:
+    """The same when the pack was before the database was opened."""
+    with objdb.DB(STORAGES[kind](tmp_path)) as db:
+        first = change(db, a=Person("a"), b=Person("b"))
+        with db.transaction() as connection:
+            a, b = (connection.root()[name]._p_oid for name in "ab")
+        second = change(db, a=None)
+        third = change(db, b=None)
+        assert db.storage.packed_tid == NO_TID
+        db.pack(second)
+    with objdb.DB(STORAGES[kind](tmp_path)) as db:
+        assert db.storage.packed_tid == second
+        for gone in (ROOT_OID, a):
+            with db.open(at=first) as past, pytest.raises(ReadConflictError):
+                past.get(gone)
+        with db.open(at=second) as past:
+            assert past.root()["b"].name == "b"
+        with db.open(at=third) as past:
+            assert past.get(b).name == "b"
+            with pytest.raises(POSKeyError):
+                past.get(a)
+
+
+def test_the_past_of_a_long_log(tmp_path: Path) -> None:
+    """Among many transactions the last one that is packed is found."""
+    tids = []
+    with objdb.DB(tmp_path / "data.fs") as db:
+        for number in range(300):
+            tids.append(change(db, **{f"n{number}": Person("x" * 100)}))
+    for last in (0, 1, 150, 298, 299):
+        with objdb.DB(tmp_path / "data.fs") as db:
+            db.pack(tids[last])
+        with FileStorage(tmp_path / "data.fs", read_only=True) as storage:
+            assert storage.packed_tid == tids[last]
+
+
+def test_a_reader_in_the_middle_of_following(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that goes on in the file that another process has packed knows that before the
+    first object is looked for there."""
+    uri = f"file:{tmp_path}/data.fs?read_only=true"
+    with objdb.DB(tmp_path / "data.fs") as writer, objdb.DB(uri) as reader:
+        change(writer, a=Person("a"))
+        connection = reader.open(transaction.TransactionManager())
+        gone = connection.root()["a"]
+        connection.cacheMinimize()
+        change(writer, a=None)
+        writer.pack()
+        use = FileStorage._use
+
+        def use_and_look(storage: FileStorage, medium: Any) -> None:
+            use(storage, medium)
+            with pytest.raises(ReadConflictError):
+                gone.name  # noqa: B018
+
+        monkeypatch.setattr(FileStorage, "_use", use_and_look)
+        reader.storage.poll()
+        connection.close()
+
+
+@pytest.mark.parametrize("layer", [
+    DemoStorage, ReadOnlyStorage, CompressedStorage, LoggedStorage,
+    lambda base: BeforeStorage(base, next_tid(base.lastTransaction())),
+    lambda base: DemoStorage(ReadOnlyStorage(base)),
+], ids=["demo", "readonly", "compressed", "logged", "before", "demo+readonly"])
+def test_layers_over_what_was_packed(layer: Any) -> None:
+    """What a pack took away from under a layer is a read conflict through it, for a view of before
+    the pack."""
+    base = objdb.MappingStorage()
+    with objdb.DB(base) as writer:
+        change(writer, a=Person("a"))
+        with objdb.DB(layer(base)) as db:
+            connection = db.open(transaction.TransactionManager())
+            gone = connection.root()["a"]
+            connection.cacheMinimize()
+            change(writer, a=None)
+            writer.pack()
+            with pytest.raises(ReadConflictError):
+                gone.name  # noqa: B018
+            connection.close()
 
 
 def test_changes_of_what_went(db: objdb.DB) -> None:

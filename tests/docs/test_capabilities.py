@@ -37,6 +37,7 @@ ROWS = {
     "IStorageIteration": "list transactions in order",
     "IStorageRestoreable": "take copies of transactions as they are",
     "IStorageUndoable": "undo transactions",
+    "IStoragePacked": "tell up to when a pack has taken something away",
     "IStoragePackable": "forget what is old, and what nothing leads to",
     "IStorageVersions": "work apart in versions",
     "IStorageSelfCheck": "check its own structure",

@@ -23,7 +23,7 @@ class FollowingFile(FileHistory):
     _poll_lock: threading.Lock
     _decided: Tid
     _db: Any
-    packed_tid: Tid
+    _packed_tid: Tid
 
     if TYPE_CHECKING:
 
@@ -67,11 +67,11 @@ class FollowingFile(FileHistory):
                 f"{self._name} was replaced by a file that ends with an earlier transaction. "
                 "Close it and open it again", path=self._name,
             )
+        self._packed_tid = medium.published.tid
         self._use(medium)
         if self._db is not None:  # both before and after others can see that there is more
             self._db.invalidateCache()
         self._last_tid = self._decided = medium.published.tid
-        self.packed_tid = medium.published.tid
         if self._db is not None:
             self._db.invalidateCache()
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from objdb.errors import CorruptedDataError
 from objdb.ids import NO_TID, Oid, Tid
-from objdb.storage.file.format import START
+from objdb.storage.file.format import PACKED, START
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import Header, Log, Record
 from objdb.storage.file.lookup import IN_VERSION, RecordReader
@@ -103,6 +103,25 @@ class Medium:
         position = position_behind(self.log, end, last, tid)
         is_genuine = position == end or self.is_genuine(position)
         return position if is_genuine else position_by_walking(self.log, end, tid)
+
+    def last_packed(self) -> Tid:
+        """Return the tid of the last transaction that is packed, zeros if none is; they are the
+        first ones."""
+        end, last = self.published[:2]
+        if end == START or self.log.header(START, end).status != PACKED:
+            return NO_TID
+        found, low, high = NO_TID, 1, int.from_bytes(last, "big")
+        while low <= high:
+            middle = (low + high) // 2
+            position = self.position_behind(middle.to_bytes(8, "big"))
+            header = None if position == START else self.log.header_before(position)
+            if header is None:
+                low = middle + 1
+            elif header.status == PACKED:
+                found, low = header.tid, middle + 1
+            else:
+                high = int.from_bytes(header.tid, "big") - 1
+        return found
 
     def last_records(self, header: Header) -> dict[Oid, Record]:
         """Return a transaction's records. ZODB writes an object once for each transaction that is

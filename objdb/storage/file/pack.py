@@ -64,7 +64,8 @@ class PackableFile(FileHistory):
     _durability: str
     _since_checkpoint: int
     _packer = 0  # the thread that packs
-    packed_tid: Tid = NO_TID
+    _packed_tid: Tid = NO_TID  # since it was opened
+    _packed_earlier: Tid | None = None  # before that; looked for when somebody asks
 
     if TYPE_CHECKING:
 
@@ -72,6 +73,13 @@ class PackableFile(FileHistory):
         def _join_group(self) -> LogTicket | None: ...
         def _fail(self, what: str) -> None: ...
         def _require_not_failed(self) -> None: ...
+
+    @property
+    def packed_tid(self) -> Tid:
+        """See `IStoragePacked`."""
+        if self._packed_earlier is None:
+            self._packed_earlier = self._medium.last_packed()
+        return max(self._packed_tid, self._packed_earlier)
 
     def pack(
         self, time: Any, referencesf: References, gc: bool = True, *,
@@ -210,7 +218,7 @@ class PackableFile(FileHistory):
             self._note_oid(transfer.max_oid.to_bytes(8, "big"))
             target.publish(Published(target.end, old.tid, self._max_oid, transfer.objects))
             target.index.note_synced(target.end)
-            self.packed_tid = max(self.packed_tid, survey.pack_to)
+            self._packed_tid = max(self._packed_tid, survey.pack_to)
             self._since_checkpoint = 0
             self._use(target)
         return PackResult(old.end, target.end, old.objects, transfer.objects)

@@ -13,6 +13,7 @@ from objdb.interfaces import (
     IStorage,
     IStorageHistory,
     IStorageIteration,
+    IStoragePacked,
     IStorageVersions,
 )
 from objdb.storage.layers.readonly import ReadOnlyStorage
@@ -30,7 +31,7 @@ class BeforeStorage(ReadOnlyStorage):
     `UsageError` for a moment in the future, or what is none.
     """
 
-    honours = (IStorage, IStorageHistory, IStorageIteration, IStorageVersions)
+    honours = (IStorage, IStorageHistory, IStorageIteration, IStorageVersions, IStoragePacked)
 
     def __init__(self, base: Any, before: Any) -> None:
         super().__init__(base)

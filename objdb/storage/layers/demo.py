@@ -31,6 +31,7 @@ from objdb.interfaces import (
     IStorageHistory,
     IStorageIteration,
     IStoragePackable,
+    IStoragePacked,
     IStorageReadChecks,
     IStorageRestoreable,
     IStorageUndoable,
@@ -80,7 +81,7 @@ class DemoStorage(UndoableStorage):
         self._last_tid = max(base.lastTransaction(), changes.lastTransaction())
 
     def _declared(self) -> Iterator[Any]:
-        yield from (IStorage, IStorageReadChecks, IStorageUndoable)
+        yield from (IStorage, IStorageReadChecks, IStorageUndoable, IStoragePacked)
         if IStorageIteration.providedBy(self.base):
             yield from (IStorageIteration, IStorageRestoreable)
         if IStorageHistory.providedBy(self.base) and IStorageHistory.providedBy(self.changes):
@@ -133,9 +134,9 @@ class DemoStorage(UndoableStorage):
 
     @property
     def packed_tid(self) -> Tid:
-        """Up to which transaction the changes were packed since they were opened."""
-        tid: Tid = self.changes.packed_tid
-        return tid
+        """See `IStoragePacked`: of the base, or of the changes."""
+        storages = [s for s in (self.base, self.changes) if IStoragePacked.providedBy(s)]
+        return max((storage.packed_tid for storage in storages), default=NO_TID)
 
     @property
     def _places(self) -> Any:

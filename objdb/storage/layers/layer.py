@@ -19,6 +19,7 @@ from objdb.interfaces import (
     IStorageHistory,
     IStorageIteration,
     IStoragePackable,
+    IStoragePacked,
     IStoragePolling,
     IStorageReadChecks,
     IStorageRestoreable,
@@ -42,8 +43,8 @@ class Layer:
 
     honours: tuple[Any, ...] = (
         IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStorageRestoreable,
-        IStorageUndoable, IStorageVersions, IStoragePackable, IStorageSelfCheck, IStoragePolling,
-        IStorageShared,
+        IStorageUndoable, IStorageVersions, IStoragePacked, IStoragePackable, IStorageSelfCheck,
+        IStoragePolling, IStorageShared,
     )
     _passed: frozenset[str] = frozenset()
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]

@@ -9,6 +9,7 @@ from objdb.interfaces import (
     IStorage,
     IStorageHistory,
     IStorageIteration,
+    IStoragePacked,
     IStoragePolling,
     IStorageSelfCheck,
     IStorageShared,
@@ -25,8 +26,8 @@ class ReadOnlyStorage(Layer):
     """
 
     honours: tuple[Any, ...] = (
-        IStorage, IStorageHistory, IStorageIteration, IStorageVersions, IStorageSelfCheck,
-        IStoragePolling, IStorageShared,
+        IStorage, IStorageHistory, IStorageIteration, IStorageVersions, IStoragePacked,
+        IStorageSelfCheck, IStoragePolling, IStorageShared,
     )
 
     def isReadOnly(self) -> bool:

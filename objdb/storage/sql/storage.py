@@ -312,7 +312,7 @@ class SQLStorage(TableStorage):
 
     @property
     def packed_tid(self) -> Tid:
-        """See `IStoragePackable`; by any process."""
+        """See `IStoragePacked`; by any process."""
         found = self._find(_PACKED)
         return NO_TID if found is None else name_of(found[0])
 

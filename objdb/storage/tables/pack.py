@@ -140,7 +140,8 @@ class TablePack:
             self, start: Tid, stop: Tid, newest_first: bool = False
         ) -> Iterator[TransactionRow]: ...
 
-    _packed_tid: Tid = NO_TID
+    _packed_tid: Tid = NO_TID  # since it was opened
+    _packed_earlier: Tid | None = None  # before that; looked for when somebody asks
     _packs = 0
 
     @abstractmethod
@@ -158,8 +159,12 @@ class TablePack:
 
     @property
     def packed_tid(self) -> Tid:
-        """See `IStoragePackable`."""
-        return self._packed_tid
+        """See `IStoragePacked`."""
+        if self._packed_earlier is None:
+            found = self._iter_transactions(NO_TID, self._last_tid, newest_first=True)
+            packed = (row.tid for row in found if row.status == "p")
+            self._packed_earlier = next(packed, NO_TID)
+        return max(self._packed_tid, self._packed_earlier)
 
     def _note_packed(self, tid: Tid) -> None:
         """Say that revisions up to *tid* may be gone, before they are. Alone."""
