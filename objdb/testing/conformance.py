@@ -192,6 +192,23 @@ class CoreConformance:
         assert seen == [(tid, before)]
         assert storage.lastTransaction() == tid > before
 
+    def test_callback_raises(self, storage: Any) -> None:
+        """What the callback raises comes out of the finish; the transaction is committed."""
+        oid = storage.new_oid()
+        transaction = TransactionMetaData()
+        storage.tpc_begin(transaction)
+        storage.store(oid, NO_TID, b"data", "", transaction)
+        storage.tpc_vote(transaction)
+
+        def callback(tid: Tid) -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            storage.tpc_finish(transaction, callback)
+        data, tid = storage.load(oid)
+        assert data == b"data" and tid == storage.lastTransaction()
+        assert commit(storage, {oid: (tid, b"more")}) > tid
+
     def test_tids_grow(self, storage: Any) -> None:
         """Each transaction's tid is greater than the one before."""
         tids = [commit(storage, {storage.new_oid(): (NO_TID, b"x")}) for _ in range(50)]

@@ -440,9 +440,23 @@ class DemoStorage(UndoableStorage):
             raise
 
     def _commit(self, staged: Staged, finished: Callable[[Tid], object]) -> None:
+        is_committed = False
+
+        def committed(tid: Tid) -> None:
+            nonlocal is_committed
+            is_committed = True
+            finished(tid)
+
+        try:
+            self.changes.tpc_finish(staged.medium, committed)
+        finally:
+            if is_committed:  # whatever *finished* raised
+                self._show(staged)
+
+    def _show(self, staged: Staged) -> None:
+        """Let others see what the changes have committed."""
         tid = staged.tid
         assert tid is not None
-        self.changes.tpc_finish(staged.medium, finished)
         self._chains.add(tid, staged.status, (
             (oid, record, staged.versions.get(oid, ""), staged.repeats.get(oid))
             for oid, record in staged.records()
