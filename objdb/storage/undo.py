@@ -32,7 +32,7 @@ from objdb.ids import ROOT_OID, Oid, Tid, format_oid, format_tid
 from objdb.storage.commit import Repeat, Staged, TransactionMetaData
 from objdb.storage.iteration import undo_entry
 from objdb.storage.spans import span
-from objdb.storage.versions import VersionedStorage
+from objdb.storage.versions import Entry, VersionedStorage
 
 Filter = Callable[[dict[str, Any]], Any]
 _MOST_LISTED = 20  # obstacles in a message
@@ -85,6 +85,8 @@ class UndoableStorage(VersionedStorage):
     * `_data_at(place)`: the record at a place, as in `_find_current`; None if it un-creates
     * `_iter_undoable(stop)`: the transactions with tid <= *stop* (None: all), newest first, up
       to the first that is packed: each as (tid, metadata, size in bytes)
+
+    `_again` is here for storages whose repeats are tids.
     """
 
     @abstractmethod
@@ -98,6 +100,15 @@ class UndoableStorage(VersionedStorage):
     @abstractmethod
     def _iter_undoable(self, stop: Tid | None) -> Iterator[tuple[Tid, Any, int]]:
         """Yield (tid, metadata, size), newest first."""
+
+    def _again(
+        self, entries: dict[Oid, Entry]
+    ) -> tuple[dict[Oid, bytes | None], dict[Oid, Repeat]]:
+        records = {oid: self._data_at(place) for oid, (place, _) in entries.items()}
+        repeats: dict[Oid, Repeat] = {
+            oid: tid for oid, (_, tid) in entries.items() if records[oid] is not None
+        }
+        return records, repeats
 
     # -- undoing
 

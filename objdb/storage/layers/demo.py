@@ -369,15 +369,6 @@ class DemoStorage(UndoableStorage):
             tid = chains.repeats[oid, tid]
         return record, tid
 
-    def _again(
-        self, entries: dict[Oid, tuple[Any, Tid]]
-    ) -> tuple[dict[Oid, bytes | None], dict[Oid, Repeat]]:
-        records = {oid: self._data_at(place) for oid, (place, _) in entries.items()}
-        repeats: dict[Oid, Repeat] = {
-            oid: tid for oid, (_, tid) in entries.items() if records[oid] is not None
-        }
-        return records, repeats
-
     def _repeat(self, oid: Oid, tid: Tid, data: bytes) -> tuple[bytes | None, Repeat | None]:
         has_it = self._chains.has(oid, tid) and self._data_at((oid, tid)) == data
         return data, tid if has_it else None

@@ -326,15 +326,6 @@ class TableStorage(TablePack, UndoableStorage):
             tid = tid if row is None else row.tid
         return data, tid
 
-    def _again(
-        self, entries: dict[Oid, Entry]
-    ) -> tuple[dict[Oid, bytes | None], dict[Oid, Repeat]]:
-        records = {oid: self._data_at(place) for oid, (place, _) in entries.items()}
-        repeats: dict[Oid, Repeat] = {
-            oid: tid for oid, (_, tid) in entries.items() if records[oid] is not None
-        }
-        return records, repeats
-
     def _repeat(self, oid: Oid, tid: Tid, data: bytes) -> tuple[bytes | None, Repeat | None]:
         row = self._row(oid, tid)
         return data, tid if row is not None and row.data == data else None
