@@ -46,11 +46,12 @@ from objdb.storage.undo import Change, UndoableStorage
 
 _GONE, _AS_IN_BASE = b".-", b".<"
 _AS_IN_BASE_BYTES = 10
+_NEEDED = IStorageRestoreable, IStorageIteration, IStorageHistory  # of the changes
 
 
 class DemoStorage(UndoableStorage):
-    """Shows *base*, and keeps what is changed in *changes*: a storage that takes copies of
-    transactions and lists them, by default one in memory.
+    """Shows *base*, and keeps what is changed in *changes*: a storage with history that takes
+    copies of transactions and lists them, by default one in memory.
 
     `base` and `changes` are those two; closing closes both. Nobody may write to *base* meanwhile.
     Kept changes, in a file, go on over the same base when they are opened with it again. Takes
@@ -63,10 +64,10 @@ class DemoStorage(UndoableStorage):
         if not IStorage.providedBy(base):
             raise UsageError(f"{base!r} is no storage to try changes over")
         changes = MappingStorage("changes") if changes is None else changes
-        if not (IStorageRestoreable.providedBy(changes) and IStorageIteration.providedBy(changes)):
+        if not all(interface.providedBy(changes) for interface in _NEEDED):
             raise Unsupported(
-                f"{changes!r} cannot keep changes: that takes a storage that takes copies of "
-                "transactions and lists them, as FileStorage and MappingStorage do"
+                f"{changes!r} cannot keep changes: that takes a storage with history that takes "
+                "copies of transactions and lists them, as FileStorage and MappingStorage do"
             )
         super().__init__(f"changes over {base.getName()}")
         self.base = base
@@ -84,7 +85,7 @@ class DemoStorage(UndoableStorage):
         yield from (IStorage, IStorageReadChecks, IStorageUndoable, IStoragePacked)
         if IStorageIteration.providedBy(self.base):
             yield from (IStorageIteration, IStorageRestoreable)
-        if IStorageHistory.providedBy(self.base) and IStorageHistory.providedBy(self.changes):
+        if IStorageHistory.providedBy(self.base):
             yield IStorageHistory
         if self._has_versions:
             yield IStorageVersions

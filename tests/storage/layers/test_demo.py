@@ -24,6 +24,7 @@ from objdb.errors import (
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid, next_tid
 from objdb.interfaces import IStorage, IStorageIteration, IStorageVersions
 from objdb.storage.layers.layer import Layer
+from objdb.storage.sql.sqlite import SQLiteStorage
 from objdb.testing.helpers import commit, contents, undo
 from objdb.testing.packing_model import RandomHistory, record, refer
 from objdb.testing.undoing import Joining
@@ -186,8 +187,9 @@ def test_closing_closes_both(tmp_path: Path) -> None:
 # -- what it takes
 
 
-def test_what_it_takes(base: Base) -> None:
-    """No storage, one that cannot keep changes, and changes over another base are refused."""
+def test_what_it_takes(base: Base, tmp_path: Path) -> None:
+    """No storage, one that cannot keep changes, or not all of them, and changes over another base
+    are refused."""
 
     class Plain(Layer):
         honours = (IStorage,)
@@ -196,6 +198,11 @@ def test_what_it_takes(base: Base) -> None:
         DemoStorage(None)
     with pytest.raises(Unsupported, match="cannot keep changes"):
         DemoStorage(base.storage, Plain(MappingStorage()))
+    with (
+        SQLiteStorage(tmp_path / "changes.sqlite", history=False) as forgetful,
+        pytest.raises(Unsupported, match="with history"),
+    ):
+        DemoStorage(base.storage, forgetful)
     changes = MappingStorage()
     commit(changes, {ROOT_OID: (NO_TID, b"root")})
     later = copy_of(base.storage)
