@@ -103,5 +103,7 @@ class Chains:
         return tid in chain[bisect_left(chain, tid) :][:1]
 
     def is_current(self, place: Place) -> bool:
-        """Return whether a revision is its object's last one."""
-        return self.tids[place[0]][-1] == place[1]
+        """Return whether a revision is its object's last one; not yet, while `of` or `add` is
+        about to enter it."""
+        chain = self.tids.get(place[0])
+        return chain is not None and chain[-1] == place[1]

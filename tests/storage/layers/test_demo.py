@@ -275,6 +275,20 @@ def test_versions_of_the_base(base: Base) -> None:
         assert contents(below) == before
 
 
+def test_versions_are_listed_while_one_begins(base: Base, demo: DemoStorage) -> None:
+    """Another thread can list versions at the moment when an object that is new comes into one."""
+    seen: list[list[str]] = []
+
+    class Watched(dict[Oid, list[Tid]]):
+        def __setitem__(self, oid: Oid, tids: list[Tid]) -> None:
+            seen.append(demo.versions())
+            super().__setitem__(oid, tids)
+
+    demo._chains.tids = Watched()
+    perform(demo, lambda t: demo.store(demo.new_oid(), NO_TID, b"new", "plan", t))
+    assert seen == [[]] and demo.versions() == ["plan"]
+
+
 # -- against a storage without layers
 
 
