@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
-from objdb.errors import ObjdbError
+logger = logging.getLogger("objdb.storage")
 
 
 class Clock:
-    """Calls *action* every *seconds*, until it is stopped. `error` is what the last call raised."""
+    """Calls *action* every *seconds*, until it is stopped. `error` is what the last call raised;
+    the first of several such in a row is logged."""
 
     def __init__(self, seconds: float, action: Callable[[], None], name: str) -> None:
         self._seconds = seconds
         self._action = action
-        self.error: ObjdbError | None = None
+        self.error: Exception | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -24,7 +26,9 @@ class Clock:
             try:
                 self._action()
                 self.error = None
-            except ObjdbError as error:
+            except Exception as error:  # it may go better the next time
+                if self.error is None:
+                    logger.warning("%s: %s", self._thread.name, error)
                 self.error = error
 
     def stop(self, seconds: float | None = None) -> None:

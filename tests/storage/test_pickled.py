@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -188,6 +189,30 @@ def test_one_writer(tmp_path: Path) -> None:
             assert reader.load(ROOT_OID)[0] == b"root"
             with pytest.raises(ReadOnlyError):
                 commit(reader, {ROOT_OID: (NO_TID, b"x")})
+
+
+def test_the_thread_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever error writing now and then ends in, it is told at the next commit, and tried
+    again."""
+    path, write_new = tmp_path / "data.pickle", PickledMappingStorage._write_new
+    failed = threading.Event()
+
+    def fail(storage: PickledMappingStorage, data: dict[bytes, bytes]) -> None:
+        failed.set()
+        raise MemoryError("for now")
+
+    monkeypatch.setattr(PickledMappingStorage, "_write_new", fail)
+    with PickledMappingStorage(path, every_seconds=0.001) as storage:
+        tid = commit(storage, {ROOT_OID: (NO_TID, b"root")})
+        assert failed.wait(30)
+        with pytest.raises(MemoryError, match="for now"):
+            for _ in range(100_000):
+                tid = commit(storage, {ROOT_OID: (tid, b"root")})
+        monkeypatch.setattr(PickledMappingStorage, "_write_new", write_new)
+        deadline = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < deadline:
+            threading.Event().wait(0.001)
+        assert path.exists()
 
 
 def test_a_large_file_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
