@@ -203,8 +203,10 @@ class PickledMappingStorage(MappingStorage):
             self._clock.stop()
 
     def _close(self) -> None:
+        if self._pid != os.getpid():  # a fork's copy: file and lock are the parent's
+            return
         try:
-            if self._is_due and self._pid == os.getpid():
+            if self._is_due:
                 self._write_new(dict(self._data))
                 self._replace()
         finally:

@@ -27,6 +27,7 @@ from objdb.storage import pickled
 from objdb.storage.pickled import LargePickleWarning, PickledMappingStorage
 from objdb.testing.faults import SURVIVALS, FaultyFiles
 from objdb.testing.helpers import commit, contents
+from tests.database.test_forks import in_child
 
 PATH = "data.pickle"
 
@@ -213,6 +214,17 @@ def test_the_thread_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         while not path.exists() and time.monotonic() < deadline:
             threading.Event().wait(0.001)
         assert path.exists()
+
+
+def test_a_fork(tmp_path: Path) -> None:
+    """Closing the copy in a forked child writes nothing, and leaves the lock to the parent."""
+    path = tmp_path / "data.pickle"
+    with PickledMappingStorage(path, every_seconds=1000) as storage:
+        commit(storage, {ROOT_OID: (NO_TID, b"root")})
+        assert in_child(storage.close) == "None"
+        assert not path.exists()
+        with pytest.raises(StorageLockedError):
+            PickledMappingStorage(path)
 
 
 def test_a_large_file_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
