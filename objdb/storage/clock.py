@@ -26,7 +26,7 @@ class Clock:
             try:
                 self._action()
                 self.error = None
-            except Exception as error:  # it may go better the next time
+            except Exception as error:  # noqa: BLE001  it may go better the next time
                 if self.error is None:
                     logger.warning("%s: %s", self._thread.name, error)
                 self.error = error

@@ -14,6 +14,7 @@ import io
 import os
 import pickle
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable
@@ -75,11 +76,11 @@ class PickledMappingStorage(MappingStorage):
         try:
             super().__init__(path, self._read(must_exist=read_only))
         except BaseException:
-            if self._lock is not None:
-                self._lock.release()
+            self._let_go()
             raise
         self._is_read_only = read_only
-        self._is_due = False  # whether there is something to write
+        self._changes = self._saved = 0  # how many there were, and are in the file
+        self._saving = threading.Lock()  # around writing aside of commits
         self._clock: Clock | None = None
         if every_seconds and not read_only:
             self._clock = Clock(every_seconds, self._save, f"{path} writer")
@@ -116,8 +117,7 @@ class PickledMappingStorage(MappingStorage):
         if self._clock is None:
             self._replace()
         super()._decide()
-        if self._clock is not None:
-            self._is_due = True
+        self._changes += 1
 
     def _take_back(self) -> None:
         super()._take_back()
@@ -168,16 +168,15 @@ class PickledMappingStorage(MappingStorage):
     def _save(self) -> None:
         """Write what there is, if it is not written yet (called when it is time; commits do not
         write then)."""
-        if not self._is_due:
+        if self._changes == self._saved:
             return
         with self._slot.held():
-            data, self._is_due = dict(self._data), False
-        try:
+            data, changes = dict(self._data), self._changes
+        with self._saving:
+            self._require_open()  # who closes it writes
             self._write_new(data)
             self._replace()
-        except BaseException:
-            self._is_due = True
-            raise
+            self._saved = changes
 
     def pack(
         self, time: Any, referencesf: References, gc: bool = True, *,
@@ -190,25 +189,25 @@ class PickledMappingStorage(MappingStorage):
             roots=roots,
         )
         if not dry_run:
-            if self._clock is not None:
-                self._is_due = True
-            else:
-                with self._slot.held():
+            with self._slot.held():
+                self._changes += 1
+                if self._clock is None:
                     self._write_new(dict(self._data))
                     self._replace()
         return result
 
     def _end_work(self, seconds: float) -> None:
         if self._clock is not None:
-            self._clock.stop()
+            self._clock.stop(seconds)
 
     def _close(self) -> None:
         if self._pid != os.getpid():  # a fork's copy: file and lock are the parent's
             return
         try:
-            if self._is_due:
-                self._write_new(dict(self._data))
-                self._replace()
+            with self._saving:
+                if self._clock is not None and self._changes != self._saved:
+                    self._write_new(dict(self._data))
+                    self._replace()
         finally:
             self._let_go()
 

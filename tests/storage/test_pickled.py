@@ -8,6 +8,7 @@ import pickle
 import threading
 import time
 import zlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from objdb.errors import (
 )
 from objdb.ids import NO_TID, ROOT_OID, oid_from_int
 from objdb.storage import pickled
+from objdb.storage.commit import TransactionMetaData
 from objdb.storage.pickled import LargePickleWarning, PickledMappingStorage
 from objdb.testing.faults import SURVIVALS, FaultyFiles
 from objdb.testing.helpers import commit, contents
@@ -214,6 +216,35 @@ def test_the_thread_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         while not path.exists() and time.monotonic() < deadline:
             threading.Event().wait(0.001)
         assert path.exists()
+
+
+def test_closing_beside_a_vote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing does not wait for ever for a thread that waits for a transaction to end; what was
+    committed is written, and nothing later."""
+    monkeypatch.setattr("objdb.storage.revisions._CLOSE_SECONDS", 0.05)
+    path = tmp_path / "data.pickle"
+    storage = PickledMappingStorage(path, every_seconds=0.001)
+    transaction = TransactionMetaData()
+    commit(storage, {ROOT_OID: (NO_TID, b"root")})
+    storage.tpc_begin(transaction)
+    storage.store(oid_from_int(1), NO_TID, b"never", "", transaction)
+    storage.tpc_vote(transaction)
+    held, waits = storage._slot.held, threading.Event()
+
+    def noted() -> AbstractContextManager[None]:
+        waits.set()
+        return held()
+
+    monkeypatch.setattr(storage._slot, "held", noted)
+    storage._changes += 1  # so that the thread has something to do
+    assert waits.wait(30)
+    storage.close()
+    written = path.read_bytes()
+    storage.tpc_abort(transaction)
+    storage._clock.stop()
+    assert path.read_bytes() == written
+    with PickledMappingStorage(path) as again:
+        assert again.load(ROOT_OID)[0] == b"root" and len(again) == 1
 
 
 def test_a_fork(tmp_path: Path) -> None:
