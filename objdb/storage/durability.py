@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from objdb.errors import StorageFailedError
@@ -82,10 +83,9 @@ class GroupCommit(Generic[AnyTicket]):
                 if not ticket.is_settled:
                     self._line_up(ticket)
         interrupt = None
-        while ticket.wake is not None:
+        while ticket.wake is not None and not (ticket.leads or ticket.is_settled):
             try:
                 ticket.wake.acquire()  # released by the leader
-                break
             except KeyboardInterrupt as error:
                 # The transaction is decided, and this thread may be the next to lead: the
                 # interrupt has to wait for the sync.
@@ -114,8 +114,9 @@ class GroupCommit(Generic[AnyTicket]):
                     following.leads = True
                     group.append(following)
             for ticket in group:
-                if ticket.wake is not None and ticket.wake.locked():
-                    ticket.wake.release()
+                if ticket.wake is not None:
+                    with suppress(RuntimeError):  # it has gone on already
+                        ticket.wake.release()
 
     def _make_durable(self, group: list[AnyTicket]) -> None:
         try:
