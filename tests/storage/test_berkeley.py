@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -547,6 +548,33 @@ def test_no_permission(path: Path) -> None:
     assert told.startswith(StorageError.__name__) and "permissions" in told, told
     with BerkeleyStorage(path) as storage:
         assert storage.load(ROOT_OID)
+
+
+@pytest.mark.parametrize("step", ["write_marker", "read_facts", "read_places"])
+def test_opening_that_fails_late(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """What fails when the tables are open already leaves nothing open."""
+
+    def fail(*arguments: Any) -> None:
+        raise OSError("for now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"objdb.storage.berkeley.storage.{step}", fail)
+        with pytest.raises(OSError, match="for now") as raised:
+            BerkeleyStorage(path)
+        assert open_files(path) == set() and raised.tb is not None
+    with BerkeleyStorage(path) as storage:
+        commit(storage, {ROOT_OID: (NO_TID, b"root")})
+
+
+def open_files(path: Path) -> set[str]:
+    """Return the files under *path* that this process has open."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found.add(os.readlink(entry))
+    return {file for file in found if file.startswith(f"{path}/")}
 
 
 def test_without_the_package(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ class Environment:
         try:
             self._open(log_directory, cache_bytes, create, is_backup)
         except BaseException as error:
-            self._close_handles()
+            self.close_handles()
             if isinstance(error, (bdb.DBError, MemoryError)):
                 raise explained(error, path) from error
             raise
@@ -250,7 +250,7 @@ class Environment:
                 self.abandon()
                 return
             time.sleep(_PAUSE_SECONDS)
-        self._close_handles()
+        self.close_handles()
 
     def _is_in_use(self) -> bool:
         """Whether a thread is in a call of a table: closing that would pull it from under it."""
@@ -261,7 +261,8 @@ class Environment:
             or sys.getrefcount(self.versions) > _OWN_REFERENCES
         )
 
-    def _close_handles(self) -> None:
+    def close_handles(self) -> None:
+        """Close everything at once; nobody uses it."""
         for name in (*TABLES, "handle"):
             handle = getattr(self, name)
             setattr(self, name, None)

@@ -140,12 +140,16 @@ class BerkeleyStorage(BerkeleyRows):
             self._name, log_directory=self._log_directory, cache_bytes=cache_bytes,
             keep_logs=keep_logs, create=not marker.is_complete,
         )
-        if not marker.is_complete:
-            write_marker(self._name, marker._replace(is_complete=True))
+        try:
+            if not marker.is_complete:
+                write_marker(self._name, marker._replace(is_complete=True))
+            self._decided, self._facts = read_facts(self._environment)
+            self._in_versions = read_places(self._environment)
+        except BaseException:
+            self._environment.close_handles()
+            raise
         self._get_current = self._environment.current.get
-        self._decided, self._facts = read_facts(self._environment)
         self._max_oid = self._facts.max_oid
-        self._in_versions = read_places(self._environment)
         if self._decided != NO_TID:
             self._publish(self._decided)
         _open_storages.add(self)
