@@ -34,6 +34,7 @@ from objdb.errors import (
 )
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, next_tid
 from objdb.storage.berkeley import engine
+from objdb.storage.berkeley.environment import Environment
 from objdb.storage.berkeley.storage import BerkeleyStorage
 from objdb.storage.commit import TransactionMetaData
 from objdb.testing.helpers import commit, contents
@@ -398,6 +399,24 @@ def test_closing_with_a_vote(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         storage.tpc_finish(metadata)
     with BerkeleyStorage(path) as storage:
         assert storage.load(ROOT_OID) == (b"1", tid)
+
+
+def test_closing_without_a_checkpoint(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the tables cannot be put on the medium at the end, closing says so, and nothing is left
+    open; the log has everything."""
+    storage = BerkeleyStorage(path)
+    tid = commit(storage, {ROOT_OID: (NO_TID, b"root")})
+
+    def fail(environment: Environment, *arguments: int) -> None:
+        raise StorageWriteError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Environment, "checkpoint", fail)
+        with pytest.raises(StorageWriteError) as raised:
+            storage.close()
+        assert open_files(path) == set() and raised.tb is not None
+    with BerkeleyStorage(path) as storage:
+        assert storage.load(ROOT_OID) == (b"root", tid)
 
 
 # -- what is no database, or damaged

@@ -242,8 +242,13 @@ class Environment:
     def close(self, *, in_order: bool) -> None:
         """Close everything once nobody reads any more; *in_order*: with a checkpoint. No
         transaction is open."""
-        if in_order:
-            self.checkpoint()
+        try:
+            if in_order:
+                self.checkpoint()
+        finally:
+            self._close_when_unused()
+
+    def _close_when_unused(self) -> None:
         deadline = time.monotonic() + _CLOSE_SECONDS
         while self._is_in_use():
             if time.monotonic() > deadline:
