@@ -757,6 +757,13 @@ def test_backup(path: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "copy.new").exists()
 
 
+def test_backup_to_a_path_with_a_slash(storage: BerkeleyStorage, tmp_path: Path) -> None:
+    """The directory can be named with a slash at its end."""
+    storage.backup(f"{tmp_path}/copy/")
+    with BerkeleyStorage(tmp_path / "copy") as copy:
+        assert contents(copy) == contents(storage)
+
+
 def test_durability_of_the_operating_system(path: Path) -> None:
     """With "os", nothing is lost by a killed process."""
     script = (

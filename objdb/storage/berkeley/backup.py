@@ -19,6 +19,7 @@ _CACHE_BYTES = 16 << 20
 
 def back_up(environment: Environment, marker: Marker, directory: str) -> None:
     """Copy an open environment to the new *directory*. FileExistsError if there is such a one."""
+    directory = os.path.abspath(directory)  # without a slash at the end
     if os.path.lexists(directory):
         raise FileExistsError(17, "there is such a directory already", directory)
     new = directory + ".new"
