@@ -667,6 +667,23 @@ def test_a_log_elsewhere(path: Path, tmp_path: Path) -> None:
         assert connection.root()["ann"].age == 1
 
 
+def test_where_the_log_is_survives_a_crash(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the storage counts as made, it is on the medium where its log is."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    BerkeleyStorage(path, log_directory=tmp_path).close()
+    made = [i for i, name in enumerate(synced) if name == "objdb.json.new"][-1]
+    assert "DB_CONFIG" in synced[:made]
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_log_files(path: Path, keep: bool) -> None:
     """Checkpoints let log files go, unless they are to be kept."""

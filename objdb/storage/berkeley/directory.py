@@ -153,6 +153,8 @@ def settle_log_directory(path: str, given: str | None, is_new: bool) -> str:
                 raise FileNotFoundError(errno.ENOENT, "the log directory does not exist", wanted)
             with open(os.path.join(path, _CONFIG), "a", encoding="utf-8") as file:
                 file.write(f"{_LOG_DIRECTORY} {wanted}\n")
+                file.flush()
+                os.fsync(file.fileno())
             there = wanted
         elif os.path.join(path, there or "") != os.path.join(path, wanted):
             raise UsageError(
