@@ -46,7 +46,11 @@ class BerkeleyTable:
         self._table: Any = None
         self._is_closed = False
         self._written = 0
-        self._run(_nothing)
+        try:
+            self._run(_nothing)
+        except BaseException:
+            self.close()
+            raise
 
     def get(self, key: bytes) -> Any:
         return self._run(self._get, key)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 _STATE_BYTES = 9
@@ -35,11 +36,15 @@ class Gate:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._gate = _open(folder / "gate")
-        self._users = _open(folder / "users")
-        if os.fstat(self._gate).st_size < _STATE_BYTES:
-            os.ftruncate(self._gate, _STATE_BYTES)
-        self._state = mmap.mmap(self._gate, _STATE_BYTES)
+        with ExitStack() as opened:
+            self._gate = _open(folder / "gate")
+            opened.callback(os.close, self._gate)
+            self._users = _open(folder / "users")
+            opened.callback(os.close, self._users)
+            if os.fstat(self._gate).st_size < _STATE_BYTES:
+                os.ftruncate(self._gate, _STATE_BYTES)
+            self._state = mmap.mmap(self._gate, _STATE_BYTES)
+            self._close_files = opened.pop_all().close
         self._own = b""  # the state in which our handles are good
 
     def lock(self) -> None:
@@ -89,8 +94,7 @@ class Gate:
     def close(self) -> None:
         """Close the files. In the child of a fork, this leaves the parent's locks alone."""
         self._state.close()
-        os.close(self._users)
-        os.close(self._gate)
+        self._close_files()
 
 
 def _open(path: Path) -> int:

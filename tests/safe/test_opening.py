@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +20,7 @@ from objdb.errors import (
     CorruptedDataError,
     FileFormatError,
     MissingPackageError,
+    ObjdbError,
     POSError,
     SafeError,
     StorageError,
@@ -264,6 +267,30 @@ def test_damaged(opened: Open, backend: str) -> None:
 
     with pytest.raises(CorruptedDataError, match=r"host\.app\.module"):
         read(opened())
+
+
+@pytest.mark.parametrize("spoilt", ["gate", "users", "safe.bdb", "safe.sqlite"])
+def test_opening_that_fails(opened: Open, tmp_path: Path, spoilt: str) -> None:
+    """What cannot be opened leaves nothing open that keeps others out, or waiting."""
+    safe = opened("sqlite" if spoilt == "safe.sqlite" else "berkeley")
+    safe.close()
+    path = safe.path / spoilt
+    path.unlink()
+    if spoilt in ("gate", "users"):
+        path.mkdir()
+    else:
+        path.write_bytes(b"something else" * 1000)
+    with pytest.raises(ObjdbError) as raised:
+        opened()
+    left = {Path(file).name for file in open_files() if file.startswith(str(safe.path))}
+    assert not left & {"gate", "users", "safe.sqlite"} and raised.tb is not None
+
+
+def open_files() -> Iterator[str]:
+    """Yield the files that this process has open."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with suppress(OSError):
+            yield os.readlink(entry)
 
 
 def test_missing_logs(opened: Open) -> None:
