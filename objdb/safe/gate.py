@@ -69,7 +69,8 @@ class Gate:
 
     def needs_recovery(self) -> bool:
         """Whether the environment has to be recovered, by us, before it is opened."""
-        return bool(self._state[0]) or (not self._own and self.is_alone())
+        is_first = not self._own and self.is_alone()  # whether or not it is recovered, we are in
+        return is_first or bool(self._state[0])
 
     def next_generation(self) -> None:
         """Say that all handles are of the past."""

@@ -307,6 +307,21 @@ def test_the_first_one_recovers(opened: Open) -> None:
     assert generation(again) == now
 
 
+def test_who_recovers_is_not_overlooked(opened: Open) -> None:
+    """Who opens a safe in which somebody died recovers it, and counts as one who has it open: the
+    next ones do not recover it again."""
+    safe = opened("berkeley")
+    safe["a"] = 1
+    dies_inside(safe)
+    safe.close()
+    again = opened()
+    assert again == {"a": 1}
+    now = generation(again)
+    for _ in range(2):
+        in_child(lambda: again["a"])
+    assert generation(again) == now
+
+
 def test_the_log_is_bounded(opened: Open) -> None:
     """However much is written, old log files go."""
     safe = opened("berkeley")
