@@ -353,6 +353,27 @@ def test_a_storage_of_the_parent(path: Path) -> None:
         assert storage.load(ROOT_OID)
 
 
+def test_a_fork_in_the_middle_of_a_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was in use during a fork cannot be opened in the child, nor in any child of
+    that; in the parent everything goes on."""
+    monkeypatch.setattr("objdb.storage.sql.links._FORK_SECONDS", 0.01)
+    fill(path)
+
+    def opened() -> str:
+        try:
+            SQLiteStorage(path).close()
+        except StorageForkedError:
+            return "refused"
+        return "opened"
+
+    with SQLiteStorage(path) as storage:
+        storage.load(ROOT_OID)
+        storage._links.local.link.is_busy = True
+        told = in_child(lambda: [opened(), in_child(opened), in_child(opened)])
+        assert told == str(["refused"] * 3)
+        assert storage.load(ROOT_OID) and in_child(opened) == "opened"
+
+
 # -- what is no database, or damaged
 
 

@@ -172,7 +172,7 @@ class Forkable(Protocol):
 _open: WeakSet[Forkable] = WeakSet()
 _paused: list[Forkable] = []
 _in_use: set[str] = set()  # files whose connections could not all be closed before the fork
-_not_here: frozenset[str] = frozenset()  # those, in the child
+_not_here: frozenset[str] = frozenset()  # those, in the child and its children
 
 
 def watch(storage: Forkable) -> None:
@@ -206,7 +206,8 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     global _not_here
-    _not_here = frozenset(_in_use)
+    _not_here |= _in_use
+    _in_use.clear()
     _open.clear()
     _abandoned.extend(_paused)
     _paused.clear()
