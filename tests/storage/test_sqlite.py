@@ -374,6 +374,32 @@ def test_a_fork_in_the_middle_of_a_read(path: Path, monkeypatch: pytest.MonkeyPa
         assert storage.load(ROOT_OID) and in_child(opened) == "opened"
 
 
+def test_the_parent_is_killed_during_a_commit(path: Path) -> None:
+    """The lock of a process that is killed while it commits is free, also when a child that it had
+    before goes on."""
+    fill(path)
+    script = (
+        "import os, signal, sys\n"
+        "from objdb.storage.sql.sqlite import SQLiteStorage\n"
+        "from objdb.storage.commit import TransactionMetaData\n"
+        "storage = SQLiteStorage(sys.argv[1])\n"
+        "storage.new_oid()\n"  # which takes the lock, and frees it
+        "if not os.fork():\n"
+        "    sys.stdin.read()\n"
+        "    os._exit(0)\n"
+        "transaction = TransactionMetaData()\n"
+        "storage.tpc_begin(transaction)\n"
+        "storage.tpc_vote(transaction)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE
+    ) as process:
+        process.wait(60)
+        with SQLiteStorage(path, busy_seconds=5) as storage:
+            commit(storage, {storage.new_oid(): (NO_TID, b"more")})
+
+
 # -- what is no database, or damaged
 
 

@@ -165,6 +165,9 @@ class Forkable(Protocol):
     def after_fork(self) -> None:
         """Go on, in the parent."""
 
+    def leave_to_parent(self) -> None:
+        """Let go, in the child, of what would outlive the parent there."""
+
     def getName(self) -> str:
         """Return the path of the file."""
 
@@ -209,6 +212,8 @@ def _in_child() -> None:
     _not_here |= _in_use
     _in_use.clear()
     _open.clear()
+    for storage in _paused:
+        storage.leave_to_parent()
     _abandoned.extend(_paused)
     _paused.clear()
 

@@ -84,7 +84,7 @@ class ProcessLock:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file. In the child of a fork, this leaves the parent's lock alone."""
         if self._file >= 0:
             os.close(self._file)
             self._file, self._is_held = -1, False

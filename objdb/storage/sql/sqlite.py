@@ -455,3 +455,7 @@ class SQLiteStorage(SQLStorage):
         self._polling = self._connect()
         self._forking.close()
         self._start_clock()
+
+    def leave_to_parent(self) -> None:
+        """See `links.Forkable`."""
+        self._process_lock.close()
