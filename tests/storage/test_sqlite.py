@@ -374,6 +374,31 @@ def test_a_fork_in_the_middle_of_a_read(path: Path, monkeypatch: pytest.MonkeyPa
         assert storage.load(ROOT_OID) and in_child(opened) == "opened"
 
 
+def test_a_fork_beside_a_vote(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork does not wait for ever for a thread that waits for a transaction to end."""
+    monkeypatch.setattr("objdb.storage.sql.links._FORK_SECONDS", 0.05)
+    monkeypatch.setattr("objdb.storage.sql.sqlite._CLOCK_SECONDS", 0.01)
+    waits = threading.Event()
+    with SQLiteStorage(path, history=False, keep_seconds=0) as storage:
+        tid = commit(storage, {ROOT_OID: (NO_TID, b"root")})
+        transaction = TransactionMetaData()
+        storage.tpc_begin(transaction)
+        storage.store(ROOT_OID, tid, b"more", "", transaction)
+        storage.tpc_vote(transaction)
+        held = storage._slot.held
+
+        def noted() -> Any:
+            waits.set()
+            return held()
+
+        monkeypatch.setattr(storage._slot, "held", noted)
+        storage._pruned_tid = NO_TID  # so that the thread has something to do
+        assert waits.wait(30)
+        assert in_child(lambda: "forked") == "forked"
+        storage.tpc_finish(transaction)
+        assert storage.load(ROOT_OID)[0] == b"more"
+
+
 def test_the_parent_is_killed_during_a_commit(path: Path) -> None:
     """The lock of a process that is killed while it commits is free, also when a child that it had
     before goes on."""

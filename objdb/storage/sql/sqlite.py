@@ -436,7 +436,7 @@ class SQLiteStorage(SQLStorage):
 
     def before_fork(self, seconds: float) -> bool:
         """See `links.Forkable`."""
-        self._clock.stop()
+        self._clock.stop(seconds)
         hold = self._forking.enter_context
         is_quiet = hold(self._slot.quiet(seconds))
         for lock in (self._oid_lock, self._poll_lock):
