@@ -1,0 +1,406 @@
+"""The files of a BerkeleyStorage: what is no database, or damaged; full disks; the log; backups."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import objdb
+from objdb.check import check
+from objdb.errors import (
+    CorruptedDataError,
+    FileFormatError,
+    MissingPackageError,
+    StorageError,
+    StorageWriteError,
+    UsageError,
+)
+from objdb.ids import NO_TID, ROOT_OID
+from objdb.storage.berkeley import engine
+from objdb.storage.berkeley.storage import BerkeleyStorage
+from objdb.testing.helpers import commit, contents
+from tests.database.test_forks import in_child
+from tests.storage.test_berkeley import error_of, fill, open_files
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the database of the test is."""
+    return tmp_path / "data"
+
+
+# -- what is no database, or damaged
+
+
+def test_directories_of_something_else(tmp_path: Path, path: Path) -> None:
+    """They are refused by name, and not touched."""
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    with pytest.raises(FileFormatError, match=r"something else: it has notes.txt") as caught:
+        BerkeleyStorage(foreign)
+    assert caught.value.path == str(foreign) and os.listdir(foreign) == ["notes.txt"]
+    with pytest.raises(FileFormatError, match="is a file"):
+        BerkeleyStorage(foreign / "notes.txt")
+    with pytest.raises(FileNotFoundError, match="folder"):
+        BerkeleyStorage(tmp_path / "nosuch" / "data")
+    with pytest.raises(FileNotFoundError):
+        BerkeleyStorage(path, create=False)
+    assert not path.exists()
+    path.mkdir()
+    with pytest.raises(FileNotFoundError):
+        BerkeleyStorage(path, create=False)
+    BerkeleyStorage(path).close()
+
+
+def test_a_newer_release(path: Path) -> None:
+    """A format that is not known yet is not touched; nor is a marker that says nothing."""
+    fill(path)
+    marker = path / "objdb.json"
+    said = json.loads(marker.read_text())
+    marker.write_text(json.dumps(said | {"format": 7}))
+    with pytest.raises(FileFormatError, match=r"newer release.*format 7; this one knows 1"):
+        BerkeleyStorage(path)
+    marker.write_text("{")
+    with pytest.raises(CorruptedDataError, match=r"objdb.json"):
+        BerkeleyStorage(path)
+
+
+def test_files_that_are_missing(path: Path) -> None:
+    """A table or the log that is gone is told by name, and not made anew; put back, all is
+    there."""
+    fill(path)
+    kept = path.parent / "kept"
+    shutil.copytree(path, kept)
+    log = [file.name for file in path.glob("log.*")]
+    for names in (["current.bdb"], ["versions.bdb"], log):
+        for name in names:
+            (path / name).unlink()
+        with pytest.raises(CorruptedDataError, match="missing") as caught:
+            BerkeleyStorage(path)
+        assert caught.value.path == str(path)
+        shutil.copytree(kept, path, dirs_exist_ok=True)
+    with objdb.DB(BerkeleyStorage(path)) as db, db.transaction() as connection:
+        assert connection.root()["ann"].age == 1
+
+
+def test_a_damaged_page(path: Path) -> None:
+    """Pages that were overwritten are told by name where they are met; all others are read, and
+    commits elsewhere go on."""
+    with BerkeleyStorage(path) as storage:
+        oids = [ROOT_OID, *(storage.new_oid() for _ in range(3000))]
+        tid = commit(storage, dict.fromkeys(oids, (NO_TID, b"x" * 150)))
+    _damage(path / "current.bdb", 30)
+    with BerkeleyStorage(path) as storage:
+        told = read = 0
+        for oid in oids:
+            try:
+                read += storage.load(oid) == (b"x" * 150, tid)
+            except CorruptedDataError as error:
+                told += str(path) in str(error)
+        assert told and read and told + read == len(oids)
+        assert storage.self_check()
+        new = commit(storage, {oids[-1]: (tid, b"new")})
+        assert storage.load(oids[-1]) == (b"new", new)
+        with pytest.raises(CorruptedDataError):
+            commit(storage, dict.fromkeys(oids, (tid, b"all")))
+    with BerkeleyStorage(path) as storage:
+        assert storage.load(oids[-1]) == (b"new", new)
+
+
+def _damage(file: Path, page: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[page * 4096 + 500 : page * 4096 + 600] = os.urandom(100)
+    file.write_bytes(content)
+
+
+FULL = """
+import resource, sys
+import objdb
+from objdb.ids import NO_TID, ROOT_OID
+from objdb.testing.helpers import commit, contents
+storage = objdb.BerkeleyStorage(sys.argv[1])
+tid = commit(storage, {ROOT_OID: (NO_TID, b"root")})
+before = contents(storage)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, resource.RLIM_INFINITY))
+try:
+    commit(storage, {storage.new_oid(): (NO_TID, bytes(100)) for _ in range(40_000)})
+except objdb.StorageWriteError as error:
+    print(error)
+assert contents(storage) == before and len(storage) == 1
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+commit(storage, {ROOT_OID: (tid, bytes(3 << 20))})
+assert storage.self_check() == []
+storage.close()
+"""
+
+
+def test_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit for which there is no room is told at the vote, whoever notices, and takes
+    nothing; with room it can be tried again."""
+    command = [sys.executable, "-c", FULL, str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    assert "full" in ended.stdout and "Make room" in ended.stdout
+    with BerkeleyStorage(path) as storage:
+        tid, before = storage.getTid(ROOT_OID), contents(storage)
+        monkeypatch.setattr("objdb.storage.berkeley.storage.free_bytes", lambda place: 5000)
+        storage._look_for_space()
+        with pytest.raises(StorageWriteError, match=r"5000 are free.*Make room"):
+            commit(storage, {ROOT_OID: (tid, b"x")})
+        monkeypatch.undo()
+        assert contents(storage) == before
+        commit(storage, {ROOT_OID: (tid, b"x")})
+
+
+def test_no_permission(path: Path) -> None:
+    """A directory that belongs to somebody else is told by name."""
+    fill(path)
+    os.chmod(path.parent, 0o755)
+
+    def open_as_nobody() -> str:
+        os.setgid(65534)
+        os.setuid(65534)
+        return error_of(lambda: BerkeleyStorage(path))
+
+    if os.getuid():
+        for file in path.iterdir():
+            file.chmod(0)
+        told = error_of(lambda: BerkeleyStorage(path))
+        for file in path.iterdir():
+            file.chmod(0o600)
+    else:
+        for folder in path.parents:
+            if str(folder).startswith("/tmp/"):
+                folder.chmod(folder.stat().st_mode | 0o055)
+        told = in_child(open_as_nobody)
+    assert told.startswith(StorageError.__name__) and "permissions" in told, told
+    with BerkeleyStorage(path) as storage:
+        assert storage.load(ROOT_OID)
+
+
+@pytest.mark.parametrize("step", ["write_marker", "read_facts", "read_places"])
+def test_opening_that_fails_late(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """What fails when the tables are open already leaves nothing open."""
+
+    def fail(*arguments: Any) -> None:
+        raise OSError("for now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"objdb.storage.berkeley.storage.{step}", fail)
+        with pytest.raises(OSError, match="for now") as raised:
+            BerkeleyStorage(path)
+        assert open_files(path) == set() and raised.tb is not None
+    with BerkeleyStorage(path) as storage:
+        commit(storage, {ROOT_OID: (NO_TID, b"root")})
+
+
+def test_without_the_package(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has no berkeleydb is told what to install; the class is there nonetheless."""
+    monkeypatch.setattr(engine, "bdb", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'objdb\[berkeley\]'") as caught:
+        objdb.BerkeleyStorage(path)
+    assert caught.value.extra == "objdb[berkeley]" and isinstance(caught.value, StorageError)
+    assert not path.exists()
+
+
+WRONG = [
+    {"durability": "some"}, {"cache_bytes": 5}, {"checkpoint_bytes": "many"},
+    {"checkpoint_minutes": 0},
+]
+
+
+@pytest.mark.parametrize("options", WRONG, ids=str)
+def test_options_that_make_no_sense(path: Path, options: dict[str, Any]) -> None:
+    """They are told with what there is, before anything is made."""
+    with pytest.raises(UsageError, match=next(iter(options))):
+        BerkeleyStorage(path, **options)
+    assert not path.exists()
+    with pytest.raises(UsageError, match="empty"):
+        BerkeleyStorage("")
+
+
+def test_a_relative_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one in the directory where the process was when it opened the storage."""
+    monkeypatch.chdir(path.parent)
+    with BerkeleyStorage(path.name) as storage:
+        monkeypatch.chdir("/")
+        commit(storage, {ROOT_OID: (NO_TID, b"root")})
+        storage._environment.checkpoint()
+    assert list(path.glob("log.*"))
+    with BerkeleyStorage(path) as storage:
+        assert storage.load(ROOT_OID)[0] == b"root"
+
+
+def test_by_uri(path: Path) -> None:
+    """A URI says all of it."""
+    log = path.parent / "log"
+    log.mkdir()
+    options = f"history=no&cache_bytes=2000000&durability=os&log_directory={log}&keep_logs=yes"
+    with objdb.DB(f"berkeley:{path}?{options}") as db:
+        assert isinstance(db.storage, objdb.BerkeleyStorage) and not db.storage.supportsUndo()
+        check(db.storage).raise_if_damaged()
+    assert list(log.glob("log.*")) and not list(path.glob("log.*"))
+
+
+# -- the log, checkpoints and backups
+
+
+def test_a_log_elsewhere(path: Path, tmp_path: Path) -> None:
+    """It is found again without being named; naming another place is refused; moved with its
+    setting, it is found there."""
+    log, other = tmp_path / "log", tmp_path / "other"
+    log.mkdir()
+    with pytest.raises(FileNotFoundError):
+        BerkeleyStorage(tmp_path / "new", log_directory=tmp_path / "nosuch")
+    fill(path, log_directory=log)
+    BerkeleyStorage(path).close()
+    BerkeleyStorage(path, log_directory=log).close()
+    with pytest.raises(UsageError, match=r"set_lg_dir in .*DB_CONFIG"):
+        BerkeleyStorage(path, log_directory=other)
+    log.rename(other)
+    with pytest.raises(FileNotFoundError):
+        BerkeleyStorage(path)
+    (path / "DB_CONFIG").write_text(f"set_lg_dir {other}\n")
+    with objdb.DB(BerkeleyStorage(path)) as db, db.transaction() as connection:
+        assert connection.root()["ann"].age == 1
+
+
+def test_where_the_log_is_survives_a_crash(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the storage counts as made, it is on the medium where its log is."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    BerkeleyStorage(path, log_directory=tmp_path).close()
+    made = [i for i, name in enumerate(synced) if name == "objdb.json.new"][-1]
+    assert "DB_CONFIG" in synced[:made]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_log_files(path: Path, keep: bool) -> None:
+    """Checkpoints let log files go, unless they are to be kept."""
+    with BerkeleyStorage(path, keep_logs=keep, checkpoint_bytes=1024) as storage:
+        tid = NO_TID
+        for _ in range(6):
+            tid = commit(storage, {ROOT_OID: (tid, os.urandom(8 << 20))})
+            storage._tick()
+        names = sorted(file.name for file in path.glob("log.*"))
+        assert ("log.0000000001" in names) is keep and len(names) > (3 if keep else 0)
+        is_small = (path / "current.bdb").stat().st_size > 8 << 20
+    assert is_small  # the tables are on the medium
+
+
+BACKED_UP = """
+import sys, threading
+import objdb
+db = objdb.DB(objdb.BerkeleyStorage(sys.argv[1], checkpoint_bytes=1024))
+with db.transaction() as connection:
+    root = connection.root()
+    for name in "abcdefgh":
+        root[name] = objdb.PersistentMapping(n=0, ballast="x" * 3000)
+stop = threading.Event()
+def write(first, second):
+    number = 0
+    while not stop.is_set():
+        number += 1
+        with db.transaction() as connection:
+            root = connection.root()
+            root[first]["n"] = root[second]["n"] = number
+            root[first]["ballast"] = "y" * (number % 9000)
+def tick():
+    while not stop.is_set():
+        db.storage._tick()
+        db.pack()
+writers = [threading.Thread(target=write, args=pair) for pair in ("ab", "cd", "ef", "gh")]
+writers.append(threading.Thread(target=tick))
+for writer in writers:
+    writer.start()
+for number in range(int(sys.argv[3])):
+    with db.transaction() as connection:
+        least = connection.root()["a"]["n"]
+    db.storage.backup(f"{sys.argv[2]}{number}")
+    print(least)
+stop.set()
+for writer in writers:
+    writer.join()
+db.close()
+"""
+
+
+def test_backups_beside_writers(path: Path, tmp_path: Path) -> None:
+    """Each backup has all that was committed before it began, nothing by half, and is a database
+    of its own, while four threads commit and a fifth packs and makes checkpoints."""
+    command = [sys.executable, "-c", BACKED_UP, str(path), str(tmp_path / "backup"), "6"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    for number, least in enumerate(map(int, ended.stdout.split())):
+        with objdb.DB(BerkeleyStorage(tmp_path / f"backup{number}")) as db:
+            with db.transaction() as connection:
+                root = connection.root()
+                assert root["a"]["n"] >= least
+                for first, second in ("ab", "cd", "ef", "gh"):
+                    assert root[first]["n"] == root[second]["n"]
+            assert db.storage.self_check() == []
+            check(db.storage).raise_if_damaged()
+            with db.transaction() as connection:
+                connection.root()["a"]["n"] += 1
+
+
+def test_backup(path: Path, tmp_path: Path) -> None:
+    """A backup shows what the storage showed; what exists is not overwritten; what is left of
+    one that was interrupted goes."""
+    (tmp_path / "copy.new").mkdir()
+    (tmp_path / "copy.new" / "half").touch()
+    for history in (True, False):
+        with BerkeleyStorage(tmp_path / f"{history}", history=history) as storage:
+            tid = commit(storage, {ROOT_OID: (NO_TID, b"1")})
+            tid = commit(storage, {ROOT_OID: (tid, b"2")})
+            expected = contents(storage)
+            shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+            storage.backup(tmp_path / "copy")
+            commit(storage, {ROOT_OID: (tid, b"later")})
+            with pytest.raises(FileExistsError):
+                storage.backup(tmp_path / "copy")
+        with BerkeleyStorage(tmp_path / "copy") as copy:
+            assert contents(copy) == expected and copy.supportsUndo() is history
+    assert not (tmp_path / "copy.new").exists()
+
+
+def test_backup_to_a_path_with_a_slash(path: Path, tmp_path: Path) -> None:
+    """The directory can be named with a slash at its end."""
+    fill(path)
+    with BerkeleyStorage(path) as storage:
+        storage.backup(f"{tmp_path}/copy/")
+        with BerkeleyStorage(tmp_path / "copy") as copy:
+            assert contents(copy) == contents(storage)
+
+
+def test_durability_of_the_operating_system(path: Path) -> None:
+    """With "os", nothing is lost by a killed process."""
+    script = (
+        "import os, signal, sys, objdb\nfrom objdb.testing.helpers import commit\n"
+        "storage = objdb.BerkeleyStorage(sys.argv[1], durability='os')\n"
+        "commit(storage, {bytes(8): (bytes(8), b'here')})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT)
+    with BerkeleyStorage(path) as storage:
+        assert storage.load(ROOT_OID)[0] == b"here"
