@@ -38,14 +38,16 @@ from objdb.interfaces import (
 )
 from objdb.storage.commit import TransactionMetaData
 from objdb.testing.copying import CopyConformance
-from objdb.testing.helpers import Make, commit, require, undo
+from objdb.testing.helpers import Make, commit, undo
+from objdb.testing.history import HistoryConformance
 from objdb.testing.packing import PackConformance
+from objdb.testing.threads import ThreadConformance
 from objdb.testing.undoing import UndoConformance
 from objdb.testing.undolog import UndoLogConformance
 from objdb.testing.versions import VersionConformance
 
 
-class CoreConformance:
+class CoreConformance(ThreadConformance):
     """The part of the suite for every storage, with history or without. Each test gets a fresh,
     empty storage."""
 
@@ -394,54 +396,6 @@ class CoreConformance:
             storage.tpc_vote(late)  # not after the last one
         storage.tpc_abort(late)
 
-    # -- threads
-
-    def test_readers_beside_writers(self, storage: Any) -> None:
-        """Threads that read as of a tid see one whole commit, whatever is being committed."""
-        oids = [storage.new_oid() for _ in range(5)]
-        tid = commit(storage, dict.fromkeys(oids, (NO_TID, b"0")))
-        failures: list[Any] = []
-        done = threading.Event()
-
-        def read() -> None:
-            while not done.is_set():
-                before = next_tid(storage.lastTransaction())
-                found = {storage.loadBefore(oid, before)[0] for oid in oids}
-                if len(found) != 1:
-                    failures.append(found)
-
-        readers = [threading.Thread(target=read) for _ in range(2)]
-        for reader in readers:
-            reader.start()
-        for i in range(100):
-            tid = commit(storage, dict.fromkeys(oids, (tid, b"%d" % i)))
-        done.set()
-        for reader in readers:
-            reader.join()
-        assert failures == []
-
-    def test_writers_lose_nothing(self, storage: Any) -> None:
-        """Counters added to by several threads, retrying on conflict, end at the right sum."""
-        oid = storage.new_oid()
-        commit(storage, {oid: (NO_TID, b"0")})
-
-        def add() -> None:
-            for _ in range(30):
-                while True:
-                    record, tid = storage.load(oid)
-                    try:
-                        commit(storage, {oid: (tid, b"%d" % (int(record) + 1))})
-                        break
-                    except ConflictError:
-                        continue
-
-        threads = [threading.Thread(target=add) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert storage.load(oid)[0] == b"120"
-
     # -- closing
 
     def test_close(self, make_storage: Make) -> None:
@@ -476,41 +430,6 @@ class CoreConformance:
         assert storage.lastTransaction() == tid
         assert storage.new_oid() > oid
         storage.close()
-
-
-class HistoryConformance:
-    """What a storage that keeps old revisions shows of them."""
-
-    def test_history(self, storage: Any) -> None:
-        """history lists revisions, newest first, with what their transactions say."""
-        require(storage, IStorageHistory)
-        oid = storage.new_oid()
-        first = commit(storage, {oid: (NO_TID, b"1")}, user="anna", description="début")
-        second = commit(storage, {oid: (first, b"22")}, extension={"ticket": 7})
-        newest, oldest = storage.history(oid, 9)
-        assert (newest["tid"], newest["size"], newest["ticket"]) == (second, 2, 7)
-        assert (oldest["user_name"], oldest["description"]) == ("anna", "début")
-        assert len(storage.history(oid)) == 1
-        with pytest.raises(POSKeyError):
-            storage.history(b"\0\0\0\0\0\xbb\xbb\xbb")
-
-    def test_iterator(self, storage: Any) -> None:
-        """iterator lists transactions oldest first, within bounds, with their records."""
-        require(storage, IStorageIteration)
-        require(storage, IStorageHistory)
-        oid = storage.new_oid()
-        first = commit(storage, {oid: (NO_TID, b"1")}, user="u", description="d")
-        second = commit(storage, {oid: (first, b"2")}, extension={"a": [1]})
-        third = commit(storage, {oid: (second, None)})
-        seen = list(storage.iterator())
-        assert [t.tid for t in seen[1:]] == [first, second, third]
-        assert (seen[1].user, seen[1].description, seen[2].extension) == (b"u", b"d", {"a": [1]})
-        assert [(r.oid, r.tid, r.data) for t in seen[1:] for r in t] == [
-            (oid, first, b"1"), (oid, second, b"2"), (oid, third, None),
-        ]
-        assert [t.tid for t in storage.iterator(second)] == [second, third]
-        assert [t.tid for t in storage.iterator(first, second)] == [first, second]
-        assert list(storage.iterator(next_tid(third))) == []
 
 
 class StorageConformance(

@@ -21,7 +21,8 @@ import pytest
 Factory = Callable[[Path], Any]
 SUITE = Path(__file__).with_name("suite.py")
 _REWRITTEN = (
-    "conformance", "copying", "helpers", "packing", "suite", "undoing", "undolog", "versions",
+    "conformance", "copying", "helpers", "history", "packing", "suite", "threads", "undoing",
+    "undolog", "versions",
 )
 factory_key = pytest.StashKey[Factory]()
 
