@@ -18,7 +18,7 @@ from objdb.errors import FileFormatError, MissingPackageError, SafeError, UsageE
 from objdb.safe.mapping import Safe
 from objdb.safe.naming import directory_of_safes, folder_name, module_name, parts_of
 from objdb.safe.table import Table
-from objdb.storage.files import sync_directory
+from objdb.storage.files import sync_path
 
 _BACKENDS = {
     "berkeley": ("objdb.safe.berkeley", "BerkeleyTable"),
@@ -161,8 +161,8 @@ def _write_marker(folder: Path, backend: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.rename(folder / _MARKER)
-    sync_directory(str(folder))
-    sync_directory(str(folder.parent))
+    sync_path(str(folder))
+    sync_path(str(folder.parent))
 
 
 def _backend_of(folder: Path) -> str:

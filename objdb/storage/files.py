@@ -161,7 +161,7 @@ class OSFiles:
         is_new = mode == "c" and not os.path.exists(path)
         file = OSFile(path, mode)
         if is_new:
-            sync_directory(os.path.dirname(os.path.abspath(path)))
+            sync_path(os.path.dirname(os.path.abspath(path)))
         return file
 
     def exists(self, path: str) -> bool:
@@ -172,7 +172,7 @@ class OSFiles:
 
     def rename(self, old: str, new: str) -> None:
         os.replace(old, new)
-        sync_directory(os.path.dirname(os.path.abspath(new)))
+        sync_path(os.path.dirname(os.path.abspath(new)))
 
     def link(self, path: str, new: str) -> None:
         temporary = new + ".new"
@@ -183,7 +183,7 @@ class OSFiles:
 
     def remove(self, path: str) -> None:
         os.remove(path)
-        sync_directory(os.path.dirname(os.path.abspath(path)))
+        sync_path(os.path.dirname(os.path.abspath(path)))
 
     def free_space(self, path: str) -> int:
         found = os.statvfs(os.path.dirname(os.path.abspath(path)))
@@ -208,8 +208,9 @@ class OSLock:
         self._lock.close()
 
 
-def sync_directory(path: str) -> None:
-    """Make renames, creations and removals in the directory survive a loss of power."""
+def sync_path(path: str) -> None:
+    """Make what was written to a file, or made, renamed and removed in a directory, survive a loss
+    of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

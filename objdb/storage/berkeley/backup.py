@@ -12,7 +12,7 @@ import shutil
 
 from objdb.storage.berkeley.directory import Marker, write_marker
 from objdb.storage.berkeley.environment import Environment
-from objdb.storage.files import sync_directory
+from objdb.storage.files import sync_path
 
 _CACHE_BYTES = 16 << 20
 
@@ -30,16 +30,8 @@ def back_up(environment: Environment, marker: Marker, directory: str) -> None:
         copy.close(in_order=True)
         write_marker(new, marker)
         for name in os.listdir(new):
-            _sync(os.path.join(new, name))
+            sync_path(os.path.join(new, name))
         os.rename(new, directory)
-        sync_directory(os.path.dirname(os.path.abspath(directory)))
+        sync_path(os.path.dirname(os.path.abspath(directory)))
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,7 +24,7 @@ from objdb.errors import (
     StorageLockedError,
     UsageError,
 )
-from objdb.storage.files import Lock, OSFiles, sync_directory, take_lock
+from objdb.storage.files import Lock, OSFiles, sync_path, take_lock
 
 FORMAT = 1
 TABLES = ("current", "old", "transactions", "versions")
@@ -75,7 +75,7 @@ def _require_usable(path: str, create: bool) -> None:
             what = "the folder of the database does not exist" if create else "there is no database"
             raise FileNotFoundError(errno.ENOENT, what, folder if create else path)
         os.mkdir(path)
-        sync_directory(folder)
+        sync_path(folder)
     names = set(os.listdir(path))
     if _MARKER in names:
         return
@@ -137,7 +137,7 @@ def write_marker(path: str, marker: Marker) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, os.path.join(path, _MARKER))
-    sync_directory(path)
+    sync_path(path)
 
 
 def settle_log_directory(path: str, given: str | None, is_new: bool) -> str:
