@@ -161,10 +161,17 @@ class TablePack:
     def packed_tid(self) -> Tid:
         """See `IStoragePacked`."""
         if self._packed_earlier is None:
-            found = self._iter_transactions(NO_TID, self._last_tid, newest_first=True)
-            packed = (row.tid for row in found if row.status == "p")
-            self._packed_earlier = next(packed, NO_TID)
+            self._packed_earlier = self._last_packed()
         return max(self._packed_tid, self._packed_earlier)
+
+    def _last_packed(self) -> Tid:
+        """Return the tid of the last transaction that is packed, zeros if none is; they are the
+        first ones."""
+        first = next(self._iter_transactions(NO_TID, self._last_tid), None)
+        if first is None or first.status != "p":
+            return NO_TID
+        found = self._iter_transactions(NO_TID, self._last_tid, newest_first=True)
+        return next((row.tid for row in found if row.status == "p"), NO_TID)
 
     def _note_packed(self, tid: Tid) -> None:
         """Say that revisions up to *tid* may be gone, before they are. Alone."""
