@@ -83,14 +83,19 @@ def in_versions(db: objdb.DB, thread: int, number: int) -> None:
 
 
 def with_undo(db: objdb.DB, thread: int, number: int) -> None:
-    """Set both, undo that, and redo it."""
+    """Set both, undo that, and redo it; where it was packed meanwhile, set both again."""
     plainly(db, thread, number)
     note = f"{thread} is {number}"
     for name in (note, f"undo {note}"):
-        (entry,) = db.undoLog(0, -1, lambda entry: entry["description"] == name)  # noqa: B023
-        db.undo(entry["id"])
-        transaction.get().note(f"undo {name}")
-        transaction.commit()
+        found = db.undoLog(0, -1, lambda entry: entry["description"] == name)  # noqa: B023
+        try:
+            db.undo(found[0]["id"])
+            transaction.get().note(f"undo {name}")
+            transaction.commit()
+        except (IndexError, objdb.UndoError):
+            transaction.abort()
+            plainly(db, thread, number)
+            return
 
 
 Change = Callable[[objdb.DB, int, int], None]
