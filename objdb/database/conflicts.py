@@ -65,7 +65,7 @@ class LookUp:
             old = self._record(storage, error.oid, base)
             theirs = self._record(storage, error.oid, committed)
             return self._transaction(storage, error.oid, committed), (
-                {} if theirs is None else differences(old, theirs, error.record)
+                {} if theirs is None else differences(error.oid, old, theirs, error.record)
             )
         except (ObjdbError, OSError):
             return None, {}

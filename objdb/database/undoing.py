@@ -118,7 +118,7 @@ class DatabaseUndo:
             if obstacle is not None:
                 obstacles.append(Obstacle(oid, class_name, obstacle))
             elif now != then:
-                attributes = changed_attributes(now, then)
+                attributes = changed_attributes(oid, now, then)
                 changes.append(ObjectChange(oid, class_name, attributes, now, then))
         return UndoPreview(changes, obstacles)
 

@@ -151,7 +151,7 @@ class DatabaseVersions:
         inside, outside = self._record(oid, version), self._record(oid, "")
         record = outside if inside is None else inside
         class_name = None if record is None else record_class_name(record)
-        attributes = changed_attributes(outside, inside)
+        attributes = changed_attributes(oid, outside, inside)
         return VersionChange(oid, class_name, outside is None, attributes, self._changed_by(oid))
 
     def _record(self, oid: Oid, version: str) -> bytes | None:

@@ -19,6 +19,7 @@ from persistent.mapping import PersistentMapping
 
 from objdb.errors import DeserializationError, ObjdbError
 from objdb.ids import Oid, format_oid
+from objdb.records.broken import class_name, is_broken
 from objdb.records.conflicts import PersistentReference, References, StateReader
 from objdb.records.format import PROTOCOL, class_and_arguments
 from objdb.records.reader import import_global
@@ -27,13 +28,16 @@ Load = Callable[[Oid], bytes]
 
 
 def differences(
-    old: bytes | None, committed: bytes | None, new: bytes | None
+    oid: Oid, old: bytes | None, committed: bytes | None, new: bytes | None
 ) -> dict[str, tuple[Any, Any, Any]]:
-    """Return which attributes the records differ in: by name, the three values, `...` where
-    there is none. A state that is no dict is the attribute `""`."""
+    """Return which attributes the records of an object differ in: by name, the three values,
+    `...` where there is none. A state that is no dict is the attribute `""`.
+
+    `DeserializationError` for a record that cannot be read.
+    """
     references: References = {}
     records = (old, committed, new)
-    states = [{} if record is None else _read(record, references)[1] for record in records]
+    states = [{} if record is None else _read(oid, record, references)[1] for record in records]
     by_name = [state if isinstance(state, dict) else {"": state} for state in states]
     names = dict.fromkeys(name for state in by_name for name in state)
     found = {name: tuple(state.get(name, ...) for state in by_name) for name in names}
@@ -45,14 +49,14 @@ def differences(
 
 
 def changed_attributes(
-    one: bytes | None, other: bytes | None
+    oid: Oid, one: bytes | None, other: bytes | None
 ) -> dict[str, tuple[Any, Any]]:
-    """Return which attributes two records differ in, as `differences` does: by name, both values.
-    None is no object, which has no attribute."""
+    """Return which attributes two records of an object differ in, as `differences` does: by name,
+    both values. None is no object, which has no attribute."""
     if one is not None and other is not None:
-        return {name: (a, c) for name, (a, _, c) in differences(one, None, other).items()}
+        return {name: (a, c) for name, (a, _, c) in differences(oid, one, None, other).items()}
     record = one or other
-    state = {} if record is None else _read(record, {})[1]
+    state = {} if record is None else _read(oid, record, {})[1]
     by_name = state if isinstance(state, dict) else {"": state}
     return {
         name: (value, ...) if other is None else (..., value) for name, value in by_name.items()
@@ -86,39 +90,49 @@ def _stored(value: Any) -> bytes:
 
 
 class _ValuePickler(pickle.Pickler):
-    """Pickles a value to compare it: sets in an order that depends on nothing but their parts."""
+    """Pickles a value to compare it: sets in an order that depends on nothing but their parts,
+    classes that are missing by their names."""
 
     def persistent_id(self, obj: Any) -> Any:
         if isinstance(obj, PersistentReference):
             return (obj.oid, obj.database_name, obj.weak)
+        if is_broken(obj):
+            return class_name(obj)
         if type(obj) is set or type(obj) is frozenset:
             return (type(obj).__name__, sorted(_stored(part) for part in obj))
         return None
 
 
-def _read(record: bytes, references: References) -> tuple[Any, Any]:
-    """Return the class and the state in a record."""
-    reader = StateReader(record, references)
-    cls, _ = class_and_arguments(reader.load())
-    return import_global(*cls) if isinstance(cls, tuple) else cls, reader.load()
+def _read(oid: Oid, record: bytes, references: References) -> tuple[Any, Any]:
+    """Return the class and the state in a record; `DeserializationError`."""
+    try:
+        reader = StateReader(record, references)
+        cls, _ = class_and_arguments(reader.load())
+        return import_global(*cls) if isinstance(cls, tuple) else cls, reader.load()
+    except Exception as error:
+        raise _unreadable(oid, error) from error
 
 
 def _parts(oid: Oid, load: Load, references: References) -> dict[Any, Any]:
     """Return the attributes and items of an object, by name, key or position."""
 
     def load_bucket(reference: PersistentReference) -> Any:
-        return _read(load(reference.oid), references)[1]
+        return _read(reference.oid, load(reference.oid), references)[1]
 
     try:
-        cls, state = _read(load(oid), references)
+        cls, state = _read(oid, load(oid), references)
         items = _tree_items(cls, state, load_bucket)
         return _attributes_and_items(cls, state) if items is None else items
     except ObjdbError:
         raise
     except Exception as error:
-        raise DeserializationError(
-            f"object {format_oid(oid)} cannot be read: {type(error).__name__}: {error}", oid=oid
-        ) from error
+        raise _unreadable(oid, error) from error
+
+
+def _unreadable(oid: Oid, error: Exception) -> DeserializationError:
+    return DeserializationError(
+        f"object {format_oid(oid)} cannot be read: {type(error).__name__}: {error}", oid=oid
+    )
 
 
 def _attributes_and_items(cls: type, state: Any) -> dict[Any, Any]:

@@ -216,6 +216,40 @@ def test_another_class(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == {"value": (..., 1)}
 
 
+def test_values_of_missing_classes(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values whose class is missing are told apart by what is stored of them, in a difference,
+    and in what undoing would change."""
+
+    def change(it: Person) -> None:
+        it.other, it.kind, it.age = Plain(x=2), int, 2
+
+    person = Person(same=Plain(x=1), other=Plain(x=1), kind=Plain, age=1)
+    story.tell(person, change)
+    monkeypatch.delattr("tests.models.Plain")
+    manager = transaction.TransactionManager()
+    with story.db.open(transaction_manager=manager) as connection:
+        found = objdb.diff(story.before(), connection.root()["it"])
+    assert found.keys() == {"other", "kind", "age"} and found["other"][1].x == 2
+    [undone] = story.db.undo_preview(story.db.undoLog()[0]["id"]).changes
+    assert undone.attributes.keys() == found.keys()
+
+
+def test_a_preview_of_what_cannot_be_read(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What undoing would change in a record that cannot be read is an error with its oid."""
+    story.tell(Person(data=Plain(x=1)), change_a_value)
+    oid = story.now.root()["it"]._p_oid
+
+    def refuse(self: Any, state: Any) -> None:
+        raise ValueError("not this")
+
+    monkeypatch.setattr(Plain, "__setstate__", refuse, raising=False)
+    with pytest.raises(objdb.DeserializationError, match="not this") as caught:
+        story.db.undo_preview(story.db.undoLog()[0]["id"])
+    assert caught.value.oid == oid
+
+
 def test_nothing_is_loaded(story: Story) -> None:
     """The objects need not be loaded, and are not, nor what they refer to; and the past need not
     be open any more to look at the result."""
