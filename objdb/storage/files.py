@@ -94,12 +94,14 @@ class Files(Protocol):
 
 
 class OSFile:
-    """A file of the operating system."""
+    """A file of the operating system. Its path is relative to *folder*."""
 
-    def __init__(self, path: str, mode: str) -> None:
+    def __init__(self, path: str, mode: str, folder: str = "") -> None:
         flags = {"r": os.O_RDONLY, "w": os.O_RDWR, "c": os.O_RDWR | os.O_CREAT}[mode]
         self.path = path
-        self._fd = _Descriptor(os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o644))
+        self._folder = folder
+        where = os.path.join(folder, path)
+        self._fd = _Descriptor(os.open(where, flags | getattr(os, "O_CLOEXEC", 0), 0o644))
         self.read_at: Callable[[int, int], bytes] = functools.partial(os.pread, self._fd)
 
     def write_at(self, data: Any, position: int) -> None:
@@ -125,7 +127,7 @@ class OSFile:
 
     def is_in_place(self) -> bool:
         try:
-            there = os.stat(self.path)
+            there = os.stat(os.path.join(self._folder, self.path))
         except FileNotFoundError:
             return True
         return os.path.samestat(there, os.fstat(self._fd))
@@ -155,41 +157,55 @@ _NO_FILE = _Descriptor(-1)
 
 
 class OSFiles:
-    """The operating system's file system."""
+    """The operating system's file system. Relative paths stay relative to what was the current
+    directory when this was made, wherever the process goes."""
+
+    def __init__(self) -> None:
+        try:
+            self._folder = os.getcwd()
+        except FileNotFoundError:  # it was removed; absolute paths do not need it
+            self._folder = ""
+
+    def _at(self, path: str) -> str:
+        return os.path.join(self._folder, path)
 
     def open(self, path: str, mode: str) -> OSFile:
-        is_new = mode == "c" and not os.path.exists(path)
-        file = OSFile(path, mode)
+        is_new = mode == "c" and not os.path.exists(self._at(path))
+        file = OSFile(path, mode, self._folder)
         if is_new:
-            sync_path(os.path.dirname(os.path.abspath(path)))
+            self._sync_folder_of(path)
         return file
 
     def exists(self, path: str) -> bool:
-        return os.path.lexists(path)
+        return os.path.lexists(self._at(path))
 
     def is_directory(self, path: str) -> bool:
-        return os.path.isdir(path)
+        return os.path.isdir(self._at(path))
 
     def rename(self, old: str, new: str) -> None:
-        os.replace(old, new)
-        sync_path(os.path.dirname(os.path.abspath(new)))
+        os.replace(self._at(old), self._at(new))
+        self._sync_folder_of(new)
 
     def link(self, path: str, new: str) -> None:
         temporary = new + ".new"
-        if os.path.lexists(temporary):
-            os.remove(temporary)
-        os.link(path, temporary)
+        if self.exists(temporary):
+            os.remove(self._at(temporary))
+        os.link(self._at(path), self._at(temporary))
         self.rename(temporary, new)
 
     def remove(self, path: str) -> None:
-        os.remove(path)
-        sync_path(os.path.dirname(os.path.abspath(path)))
+        os.remove(self._at(path))
+        self._sync_folder_of(path)
+
+    def _sync_folder_of(self, path: str) -> None:
+        sync_path(os.path.dirname(self._at(path)))
 
     def free_space(self, path: str) -> int:
-        found = os.statvfs(os.path.dirname(os.path.abspath(path)))
+        found = os.statvfs(os.path.dirname(self._at(path)))
         return found.f_bavail * found.f_frsize
 
     def lock(self, path: str, content: str) -> Lock | str:
+        path = self._at(path)
         try:
             return OSLock(zc.lockfile.LockFile(path, content))
         except zc.lockfile.LockError:

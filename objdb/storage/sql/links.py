@@ -168,8 +168,8 @@ class Forkable(Protocol):
     def leave_to_parent(self) -> None:
         """Let go, in the child, of what would outlive the parent there."""
 
-    def getName(self) -> str:
-        """Return the path of the file."""
+    def real_path(self) -> str:
+        """Return the path of the file, absolute and without links."""
 
 
 _open: WeakSet[Forkable] = WeakSet()
@@ -197,7 +197,7 @@ def is_open_in_parent(path: str) -> bool:
 def _before() -> None:
     for storage in list(_open):
         if not storage.before_fork(_FORK_SECONDS):
-            _in_use.add(os.path.realpath(storage.getName()))
+            _in_use.add(storage.real_path())
         _paused.append(storage)
 
 

@@ -87,7 +87,7 @@ class SQLiteStorage(SQLStorage):
         path = os.fspath(path)
         if not path:
             raise UsageError("the path of the file is empty")
-        self._path = path
+        self._path = os.path.abspath(path)  # it stays, when the process changes its directory
         self._options: dict[str, Any] = {
             "history": history, "create": False, "read_only": read_only, "durability": durability,
             "busy_seconds": busy_seconds, "cache_bytes": cache_bytes, "keep_seconds": keep_seconds,
@@ -183,7 +183,7 @@ class SQLiteStorage(SQLStorage):
     def _explained(self, error: sqlite3.Error) -> ObjdbError:
         if self._closed:
             return StorageClosedError(f"{self._name} is closed. Open it again to use it")
-        return explained(error, self._path)
+        return explained(error, self._name)
 
     def loadBefore(
         self, oid: Oid, tid: Tid, version: str = ""
@@ -416,7 +416,7 @@ class SQLiteStorage(SQLStorage):
             rows = self._find_all("PRAGMA integrity_check")
         except CorruptedDataError as error:
             return [str(error)]
-        return [f"{self._path}: {text}" for (text,) in rows if text != "ok"]
+        return [f"{self._name}: {text}" for (text,) in rows if text != "ok"]
 
     def _end_work(self, seconds: float) -> None:
         self._clock.stop(seconds)
@@ -433,6 +433,10 @@ class SQLiteStorage(SQLStorage):
         self._process_lock.close()
 
     # -- forks
+
+    def real_path(self) -> str:
+        """See `links.Forkable`."""
+        return os.path.realpath(self._path)
 
     def before_fork(self, seconds: float) -> bool:
         """See `links.Forkable`."""

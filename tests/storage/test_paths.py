@@ -1,0 +1,79 @@
+"""Paths of storages on disk: relative ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import objdb
+from objdb.check import check
+from tests.database.staging import in_thread
+
+URIS = [
+    "file:data", "sqlite:data", "berkeley:data", "pickle:data", "pickle:data?every_seconds=1000",
+]
+
+
+def store(db: objdb.DB, value: int) -> None:
+    """Commit *value*, and an object that nothing leads to afterwards."""
+    with db.transaction() as connection:
+        connection.root()["value"] = value
+        connection.root()["other"] = objdb.PersistentMapping()
+
+
+@pytest.mark.parametrize("uri", URIS)
+def test_a_process_that_changes_its_directory(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that was opened by a relative path stays where it is, for commits, other threads
+    and packs, and nothing is made elsewhere."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with objdb.DB(uri) as db:
+        store(db, 1)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        in_thread(lambda: store(db, 2))
+        db.pack()
+        store(db, 3)
+        assert check(db.storage).problems == []
+    assert os.listdir() == []
+    monkeypatch.chdir(tmp_path / "here")
+    with objdb.DB(uri) as db, db.transaction() as connection:
+        assert connection.root()["value"] == 3
+
+
+def test_a_fork_in_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database in SQLite that was opened by a relative path goes on, in parent and child."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with objdb.DB("sqlite:data") as db:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                store(db, 1)
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        with db.transaction() as connection:
+            assert connection.root()["value"] == 1
+            connection.root()["value"] = 2
+    assert os.listdir() == []
+
+
+def test_a_directory_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absolute paths are good in a process whose current directory is gone."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for kind in ("file", "sqlite", "berkeley", "pickle"):
+        with objdb.DB(f"{kind}:{tmp_path}/{kind}") as db:
+            store(db, 1)
+            db.pack()
+            assert check(db.storage).problems == []
+    monkeypatch.chdir(tmp_path)
