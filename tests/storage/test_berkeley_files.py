@@ -117,6 +117,34 @@ def test_a_damaged_page(path: Path) -> None:
         assert storage.load(oids[-1]) == (b"new", new)
 
 
+def test_a_damaged_page_of_old_revisions(path: Path) -> None:
+    """A commit that would have to write to a damaged page is refused with what is damaged, and so
+    is a pack; commits elsewhere go on."""
+    with BerkeleyStorage(path) as storage:
+        oids = [ROOT_OID, *(storage.new_oid() for _ in range(1000))]
+        tid = commit(storage, dict.fromkeys(oids, (NO_TID, b"x" * 150)))
+        tid = commit(storage, dict.fromkeys(oids, (tid, b"y" * 150)))
+    _damage(path / "old.bdb", 5)
+    with BerkeleyStorage(path) as storage:
+        with pytest.raises(CorruptedDataError, match=r"old.bdb"):
+            commit(storage, dict.fromkeys(oids, (tid, b"all")))
+        with pytest.raises(CorruptedDataError, match=r"old.bdb"):
+            storage.pack(tid, lambda record: [])
+        new = commit(storage, {oids[-1]: (tid, b"new")})
+    with BerkeleyStorage(path) as storage:
+        assert storage.load(oids[-1]) == (b"new", new)
+        assert storage.load(oids[0]) == (b"y" * 150, tid)
+
+
+def test_tables_that_were_emptied(path: Path) -> None:
+    """They are told as damage, with the directory."""
+    fill(path)
+    (path / "current.bdb").write_bytes(b"")
+    with pytest.raises(CorruptedDataError, match=r"cannot be opened.*damaged.*backup") as caught:
+        BerkeleyStorage(path)
+    assert caught.value.path == str(path)
+
+
 def _damage(file: Path, page: int) -> None:
     content = bytearray(file.read_bytes())
     content[page * 4096 + 500 : page * 4096 + 600] = os.urandom(100)

@@ -171,6 +171,9 @@ class Change:
                     cursor.delete()
                     self._grow(-len(found[1]))
                     found = cursor.next()
+            except bdb.DBError as error:
+                self._environment.is_damage(error)  # and else the cursor could not be closed
+                raise
             finally:
                 cursor.close()
                 del cursor
@@ -189,11 +192,7 @@ class Change:
 
     def abort(self) -> None:
         """Take all of it back."""
-        try:
-            self._txn.abort()
-        except bdb.DBRunRecoveryError:
-            self._environment.calm()
-            self._txn.abort()
+        self._txn.abort()
 
     def abandon(self) -> None:
         """Never commit or abort: it is the parent's, in a process that was forked."""

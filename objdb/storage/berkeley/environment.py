@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from objdb.errors import CorruptedDataError
 from objdb.storage.berkeley.directory import TABLES, file_of
 from objdb.storage.berkeley.engine import DIRTY, abandon, bdb, explained, is_panic
 
@@ -62,6 +63,12 @@ class Environment:
             self._open(log_directory, cache_bytes, create, is_backup)
         except BaseException as error:
             self.close_handles()
+            if is_panic(error):
+                raise CorruptedDataError(
+                    f"{path} cannot be opened: Berkeley DB says {error.args[1]!r}. Its files are "
+                    "damaged: put back a backup; or there is no memory for cache_bytes "
+                    f"({cache_bytes})", path=path,
+                ) from error
             if isinstance(error, (bdb.DBError, MemoryError)):
                 raise explained(error, path) from error
             raise

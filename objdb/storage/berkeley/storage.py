@@ -213,6 +213,7 @@ class BerkeleyStorage(BerkeleyRows):
                 self._change = Change(self._environment, self._facts)
                 self._change.add(transaction, rows, replaced, self._in_versions)
             except (bdb.DBError, MemoryError) as error:
+                self._environment.is_damage(error)  # and else it could not be taken back
                 raise explained(error, self._name) from error
 
     def _require_space(self, size: int) -> None:
@@ -335,6 +336,7 @@ class BerkeleyStorage(BerkeleyRows):
                 self._change = Change(self._environment, self._facts)
                 action(self._change)
             except BaseException as error:
+                self._environment.is_damage(error)
                 self._end_change(None)
                 if isinstance(error, (bdb.DBError, MemoryError)):
                     raise explained(error, self._name) from error
