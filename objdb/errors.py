@@ -100,11 +100,17 @@ class UsageError(ObjdbError, ValueError):
     """An argument that makes no sense; the message lists what there is."""
 
 
+_LARGEST = 1 << 60  # what everybody who is given it can count to
+
+
 def require_at_least(least: int, **values: Any) -> None:
-    """Raise `UsageError` for a value that is no whole number, or smaller than *least*."""
+    """Raise `UsageError` for a value that is no whole number, smaller than *least*, or beyond
+    what can be counted."""
     for name, value in values.items():
         if not isinstance(value, int) or value < least:
             raise UsageError(f"{name} is {value!r}; it is a whole number, {least} or more")
+        if value > _LARGEST:
+            raise UsageError(f"{name} is {value!r}; it is at most {_LARGEST}")
 
 
 class POSError(ObjdbError):

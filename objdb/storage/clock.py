@@ -11,10 +11,11 @@ logger = logging.getLogger("objdb.storage")
 
 class Clock:
     """Calls *action* every *seconds*, until it is stopped. `error` is what the last call raised;
-    the first of several such in a row is logged."""
+    the first of several such in a row is logged. Who
+    waits for ever, or nearly, is never called."""
 
     def __init__(self, seconds: float, action: Callable[[], None], name: str) -> None:
-        self._seconds = seconds
+        self._seconds = min(seconds, threading.TIMEOUT_MAX)
         self._action = action
         self.error: Exception | None = None
         self._stopping = threading.Event()

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import zc.lockfile
 
-from objdb.errors import StorageClosedError, StorageLockedError
+from objdb.errors import StorageClosedError, StorageLockedError, UsageError
 
 
 class File(Protocol):
@@ -222,6 +222,20 @@ class OSLock:
     def release(self) -> None:
         # The file stays: removing it could remove the one that the next opener has locked.
         self._lock.close()
+
+
+def path_given(path: str | bytes | os.PathLike[Any], what: str) -> str:
+    """Return the path of *what* as text; `UsageError` if it is empty, or nothing can have it."""
+    text = os.fsdecode(path)
+    if not text:
+        raise UsageError(f"the path of the {what} is empty")
+    try:
+        is_possible = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        is_possible = False
+    if not is_possible:
+        raise UsageError(f"{text!r} is no path: it has a character that no name of a file has")
+    return text
 
 
 def sync_path(path: str) -> None:

@@ -10,6 +10,7 @@ The time and the disk space that a commit takes grow with the whole database.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -29,7 +30,7 @@ from objdb.errors import (
 )
 from objdb.ids import Oid
 from objdb.storage.clock import Clock
-from objdb.storage.files import Files, Lock, OSFiles, take_lock
+from objdb.storage.files import Files, Lock, OSFiles, path_given, take_lock
 from objdb.storage.memory import MappingStorage
 from objdb.storage.packing import PackResult, Progress, References
 from objdb.storage.tables.rows import Row, TransactionRow, encode_row, encode_transaction
@@ -64,14 +65,17 @@ class PickledMappingStorage(MappingStorage):
     ) -> None:
         if not (isinstance(every_seconds, (int, float)) and every_seconds >= 0):
             raise UsageError(f"every_seconds is {every_seconds!r}; it is a number, 0 or more")
-        self._path = path = os.fspath(path)
-        if not path:
-            raise UsageError("the path of the file is empty")
+        self._path = path = path_given(path, "file")
         self._files = files or OSFiles()
         self._failed: str | None = None
         self._is_large = False
         if self._files.is_directory(path):
             raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
+        folder = os.path.dirname(path)
+        if folder and not self._files.exists(folder):
+            raise FileNotFoundError(
+                errno.ENOENT, "the folder of the database does not exist", folder
+            )
         self._lock: Lock | None = None if read_only else take_lock(self._files, path)
         try:
             super().__init__(path, self._read(must_exist=read_only))

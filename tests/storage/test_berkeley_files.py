@@ -244,8 +244,8 @@ def test_without_the_package(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 WRONG = [
-    {"durability": "some"}, {"cache_bytes": 5}, {"checkpoint_bytes": "many"},
-    {"checkpoint_minutes": 0},
+    {"durability": "some"}, {"cache_bytes": 5}, {"cache_bytes": 10**30},
+    {"checkpoint_bytes": "many"}, {"checkpoint_minutes": 0},
 ]
 
 

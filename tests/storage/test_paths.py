@@ -1,14 +1,16 @@
-"""Paths of storages on disk: relative ones."""
+"""Paths of storages on disk: relative ones, strange ones, and those of nothing."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import objdb
 from objdb.check import check
+from objdb.errors import UsageError
 from tests.database.staging import in_thread
 
 URIS = [
@@ -64,6 +66,33 @@ def test_a_fork_in_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert connection.root()["value"] == 1
             connection.root()["value"] = 2
     assert os.listdir() == []
+
+
+KINDS = [objdb.FileStorage, objdb.SQLiteStorage, objdb.BerkeleyStorage, objdb.PickledMappingStorage]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_paths_of_nothing(kind: Any, tmp_path: Path) -> None:
+    """What no file can have as its name is refused, and so is a folder that is not there."""
+    for name in ("a\0b", "a\ud800b"):
+        with pytest.raises(UsageError, match="is no path"):
+            kind(f"{tmp_path}/{name}")
+    with pytest.raises(UsageError, match="is empty"):
+        kind("")
+    with pytest.raises(FileNotFoundError, match="the folder of the database does not exist"):
+        kind(tmp_path / "nosuch" / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [b"\xff", "ü % ? # + :".encode(), b"plain"], ids=str)
+def test_paths_as_bytes(kind: Any, name: bytes, tmp_path: Path) -> None:
+    """Whatever the system takes as a name is one, also where it is no text."""
+    path = os.fsencode(tmp_path) + b"/" + name
+    for where in (path, os.fsdecode(path)):
+        with objdb.DB(kind(where)) as db:
+            store(db, 1)
+        assert os.path.exists(path)
 
 
 def test_a_directory_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

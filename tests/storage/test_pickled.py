@@ -96,6 +96,16 @@ def test_after_a_full_disk(tmp_path: Path) -> None:
         assert storage.load(ROOT_OID) == (b"more", tid)
 
 
+@pytest.mark.parametrize("seconds", [1e300, float("inf")])
+def test_hardly_ever(seconds: float, tmp_path: Path) -> None:
+    """With an every_seconds longer than any system can wait, it is written when it is closed."""
+    path = tmp_path / "data.pickle"
+    with PickledMappingStorage(path, every_seconds=seconds) as storage:
+        commit(storage, {ROOT_OID: (NO_TID, b"root")})
+    with PickledMappingStorage(path) as storage:
+        assert storage.load(ROOT_OID)[0] == b"root"
+
+
 def test_every_so_often(tmp_path: Path) -> None:
     """With every_seconds a commit does not write; time does, and closing."""
     path = tmp_path / "data.pickle"

@@ -48,6 +48,7 @@ from objdb.storage.berkeley.reading import BerkeleyRows
 from objdb.storage.clock import Clock
 from objdb.storage.commit import Staged
 from objdb.storage.durability import GroupCommit, Ticket
+from objdb.storage.files import path_given
 from objdb.storage.tables.pack import Rows, Transactions
 from objdb.storage.tables.rows import (
     Row,
@@ -106,9 +107,8 @@ class BerkeleyStorage(BerkeleyRows):
         require_at_least(1 << 20, cache_bytes=cache_bytes)
         require_at_least(1024, checkpoint_bytes=checkpoint_bytes)
         require_at_least(1, checkpoint_minutes=checkpoint_minutes)
-        path = os.fspath(directory)
-        if not path:
-            raise UsageError("the path of the directory is empty")
+        path = path_given(directory, "directory")
+        logs = None if log_directory is None else path_given(log_directory, "log directory")
         self._checkpoint = checkpoint_bytes >> 10, checkpoint_minutes
         self._commit_flags = (
             bdb.DB_TXN_NOSYNC if durability == "sync" else bdb.DB_TXN_WRITE_NOSYNC
@@ -117,9 +117,8 @@ class BerkeleyStorage(BerkeleyRows):
         self._lock = lock_directory(path, create)
         try:
             marker = read_marker(path, history)
-            given = None if log_directory is None else os.fspath(log_directory)
             self._home = os.path.abspath(path)
-            self._log_directory = settle_log_directory(self._home, given, not marker.is_complete)
+            self._log_directory = settle_log_directory(self._home, logs, not marker.is_complete)
             super().__init__(path, keeps_history=marker.history)
             self._open(cache_bytes, keep_logs, marker)
         except BaseException:
@@ -383,7 +382,8 @@ class BerkeleyStorage(BerkeleyRows):
 
         self._require_open()
         with self._backup_lock:
-            back_up(self._environment, Marker(self._keeps_history, True), os.fspath(directory))
+            target = path_given(directory, "backup")
+            back_up(self._environment, Marker(self._keeps_history, True), target)
 
     # -- closing, and forks
 

@@ -51,7 +51,7 @@ from objdb.storage.file.medium import Medium, Published
 from objdb.storage.file.opening import create_file, require_openable
 from objdb.storage.file.pack import PackableFile, remove_leftovers
 from objdb.storage.file.recovery import LogState, cut_tail, open_log
-from objdb.storage.files import Files, Lock, OSFiles, take_lock
+from objdb.storage.files import Files, Lock, OSFiles, path_given, take_lock
 
 DURABILITIES = ("sync", "os")
 
@@ -86,9 +86,7 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
             raise UsageError(f"durability is {durability!r}; it can be {' or '.join(DURABILITIES)}")
         require_at_least(0, preallocate_bytes=preallocate_bytes)
         require_at_least(1, checkpoint_records=checkpoint_records)
-        path = os.fspath(path)
-        if not path:
-            raise UsageError("the path of the file is empty")
+        path = path_given(path, "file")
         super().__init__(path, read_only=read_only)
         self._files = files or OSFiles()
         self._durability = durability

@@ -96,8 +96,9 @@ def connect(
     """Return a connection to an existing database, without transactions of Python's own, that has
     read it once. Raises sqlite3.Error."""
     mode = "ro" if read_only else "rw"
+    place = quote(os.fsencode(os.path.abspath(path)))
     connection = sqlite3.connect(
-        f"file:{quote(os.path.abspath(path))}?mode={mode}", uri=True, timeout=busy_seconds,
+        f"file:{place}?mode={mode}", uri=True, timeout=busy_seconds,
         isolation_level=None, check_same_thread=False, cached_statements=200,
     )
     deadline = time.monotonic() + busy_seconds

@@ -46,6 +46,7 @@ from objdb.interfaces import (
 )
 from objdb.storage.clock import Clock
 from objdb.storage.commit import Staged
+from objdb.storage.files import path_given
 from objdb.storage.sql.links import Link, Links, unwatch, watch
 from objdb.storage.sql.opening import ProcessLock, connect, explained, open_database
 from objdb.storage.sql.storage import SQLStorage, name_of, number
@@ -84,9 +85,7 @@ class SQLiteStorage(SQLStorage):
         for name, value in (("busy_seconds", busy_seconds), ("keep_seconds", keep_seconds)):
             if not (isinstance(value, (int, float)) and value >= 0):
                 raise UsageError(f"{name} is {value!r}; it is a number of seconds, 0 or more")
-        path = os.fspath(path)
-        if not path:
-            raise UsageError("the path of the file is empty")
+        path = path_given(path, "file")
         self._path = os.path.abspath(path)  # it stays, when the process changes its directory
         self._options: dict[str, Any] = {
             "history": history, "create": False, "read_only": read_only, "durability": durability,
@@ -382,7 +381,7 @@ class SQLiteStorage(SQLStorage):
         `progress(pages, of)` is called now and then. FileExistsError if there is such a file.
         """
         self._require_open()
-        target = os.fspath(path)
+        target = path_given(path, "backup")
         if os.path.lexists(target):
             raise FileExistsError(17, "there is such a file already", target)
         temporary = target + ".new"
