@@ -18,7 +18,14 @@ import os
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from objdb.database.schemes import DATABASE_PARAMETERS, Scheme, scheme_named
+from objdb.database.schemes import (
+    DATABASE_PARAMETERS,
+    SCHEMES,
+    InFolder,
+    Parser,
+    Scheme,
+    scheme_named,
+)
 from objdb.errors import UsageError
 from objdb.storage.file.storage import FileStorage
 from objdb.storage.memory import MappingStorage
@@ -33,19 +40,26 @@ def open_storage(where: Any, folder: str = "") -> tuple[Any, dict[str, Any]]:
     if where is None:
         return MappingStorage(), {}
     if callable(where):
-        return where(), {}
+        return _require_storage(where(), where), {}
     if isinstance(where, os.PathLike):
         return FileStorage(os.path.join(folder, where)), {}
     if not isinstance(where, str):
-        if not hasattr(where, "loadBefore"):
-            raise UsageError(
-                f"{where!r} is no storage. Give a storage, a path, a URI, a function that makes a "
-                "storage, or None for one in memory"
-            )
-        return where, {}
+        return _require_storage(where), {}
     if not is_uri(where):
+        _require_no_layer(where)
         return FileStorage(os.path.join(folder, where)), {}
     return _Uri.parse(where).open(folder)
+
+
+def _require_storage(given: Any, maker: Any = None) -> Any:
+    """Return what was given, or returned by *maker*, if it is a storage; else `UsageError`."""
+    if hasattr(given, "loadBefore"):
+        return given
+    what = f"{given!r} is" if maker is None else f"{maker!r} returned {given!r}, which is"
+    raise UsageError(
+        f"{what} no storage. Give a storage, a path, a URI, a function that makes a storage, or "
+        "None for one in memory"
+    )
 
 
 def is_uri(where: str) -> bool:
@@ -55,8 +69,20 @@ def is_uri(where: str) -> bool:
     return bool(colon) and len(scheme) > 1 and "/" not in scheme and os.sep not in scheme
 
 
+def _require_no_layer(path: str) -> None:
+    """Raise `UsageError` for what begins as a URI with a layer, and would be a plain file."""
+    name, plus, rest = path.partition("+")
+    if plus and name in SCHEMES and SCHEMES[name].is_layer:
+        raise UsageError(
+            f"{path} is a path, which has no layers. Write {name}+file:{quote(rest)}; or, if the "
+            f"name of the file begins so, ./{path}"
+        )
+
+
 def with_parameter(where: str, name: str, value: str) -> str:
     """Return the URI for *where* (a path or URI) with a parameter more, if its storage has it."""
+    if not is_uri(where):
+        _require_no_layer(where)
     uri = where if is_uri(where) else "file:" + quote(where)
     parsed = _Uri.parse(uri)
     if name not in parsed.schemes[-1].parameters:
@@ -111,7 +137,7 @@ class _Uri(NamedTuple):
 
     def open(self, folder: str) -> tuple[Any, dict[str, Any]]:
         """Return (storage, database parameters)."""
-        values = self._values()
+        values = self._values(folder)
         for scheme, given in zip(self.schemes, values, strict=False):
             if scheme.check is not None:
                 scheme.check(given)
@@ -149,29 +175,36 @@ class _Uri(NamedTuple):
                 storage.close()
             raise
 
-    def _values(self) -> list[dict[str, Any]]:
+    def _values(self, folder: str) -> list[dict[str, Any]]:
         """Return the parameters' values: for each scheme, and for the database."""
         owners = [*((scheme.parameters, scheme.many) for scheme in self.schemes)]
         owners.append((DATABASE_PARAMETERS, ()))
         values: list[dict[str, Any]] = [{} for _ in owners]
-        for name, text in parse_qsl(self.query, keep_blank_values=True):
+        # In a URI a plus is a plus; a space only in what a form of the web sends.
+        query = self.query.replace("+", "%2B")
+        for name, text in parse_qsl(query, keep_blank_values=True):
             owner = next((i for i in range(len(owners)) if name in owners[i][0]), None)
             if owner is None:
                 known = ", ".join(each for parameters, _ in owners for each in parameters)
                 raise UsageError(f"{self.uri}: unknown parameter {name!r}; known are {known}")
             parameters, many = owners[owner]
-            try:
-                value = parameters[name](text)
-            except UsageError:
-                raise
-            except ValueError as error:
-                why = f": {error}" if parameters[name] not in (int, float) else ""
-                raise UsageError(f"{self.uri}: {name} cannot be {text!r}{why}") from None
+            value = self._value(name, text, parameters[name], folder)
             if name in many:
                 values[owner].setdefault(name, []).append(value)
+            elif name in values[owner]:
+                raise UsageError(f"{self.uri}: {name} is given twice")
             else:
                 values[owner][name] = value
         return values
+
+    def _value(self, name: str, text: str, parser: Parser | InFolder, folder: str) -> Any:
+        try:
+            return parser.parse(text, folder) if isinstance(parser, InFolder) else parser(text)
+        except UsageError:
+            raise
+        except ValueError as error:
+            why = f": {error}" if parser not in (int, float) else ""
+            raise UsageError(f"{self.uri}: {name} cannot be {text!r}{why}") from None
 
 
 def _groups(uri: str, rest: str) -> tuple[list[str], str]:

@@ -7,7 +7,7 @@ and which is a `Scheme`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
@@ -25,16 +25,24 @@ Parser = Callable[[str], Any]
 GROUP = "objdb.storages"
 
 
+class InFolder(NamedTuple):
+    """The function for a parameter that is a path, or has one: it is called with the text, and
+    with the folder that paths are relative to."""
+
+    parse: Callable[[str, str], Any]
+
+
 class Scheme(NamedTuple):
     """How a storage is made from a URI: `make(path, parameters)`; of a layer, `make(base,
     parameters)` with the storage it is over.
 
     *parameters* maps the names that can stand in the query to functions that make a value of a
-    text (or raise ValueError). Those in *many* can be given several times, and come as a list.
+    text (or raise ValueError), `InFolder` for paths. Those in *many* can be given several times,
+    and come as a list.
     """
 
     make: Callable[[Any, dict[str, Any]], Any]
-    parameters: dict[str, Parser] = {}
+    parameters: Mapping[str, Parser | InFolder] = {}
     many: tuple[str, ...] = ()
     has_path: bool = True  # relative to the folder of the settings
     # Raises UsageError for parameters that make no sense, before anything is opened.
@@ -55,7 +63,7 @@ def boolean(text: str) -> bool:
     return values[text.lower()]
 
 
-def _secret(text: str) -> bytes:
+def _secret(text: str, folder: str) -> bytes:
     """Return what `env:NAME` or `file:PATH` has. `UsageError` if there is no such variable;
     ValueError for what is a secret itself, which has no place in a URI."""
     kind, _, name = text.partition(":")
@@ -66,7 +74,7 @@ def _secret(text: str) -> bytes:
         return value.encode()
     if kind != "file":
         raise ValueError("a secret is never in a URI: write env:NAME or file:PATH")
-    with open(name, "rb") as file:
+    with open(os.path.join(folder, name), "rb") as file:
         return file.read()
 
 
@@ -132,8 +140,8 @@ def _moment(text: str) -> bytes | str:
     return tid if len(tid) == 8 else text
 
 
-def _key(text: str) -> bytes:
-    found = _secret(text)
+def _key(text: str, folder: str) -> bytes:
+    found = _secret(text, folder)
     try:
         key = found if len(found) == KEY_BYTES else bytes.fromhex(found.decode().strip())
     except ValueError:
@@ -146,11 +154,15 @@ def _key(text: str) -> bytes:
     return key
 
 
-def _passphrase(text: str) -> str:
+def _passphrase(text: str, folder: str) -> str:
     try:
-        return _secret(text).decode().rstrip("\r\n")
+        return _secret(text, folder).decode().rstrip("\r\n")
     except UnicodeDecodeError:
         raise UsageError(f"{text} is no text, so it is no passphrase") from None
+
+
+def _log_directory(text: str, folder: str) -> str:
+    return os.path.join(folder, text) if text else text
 
 
 def _berkeley(path: str, parameters: dict[str, Any]) -> Any:
@@ -168,7 +180,7 @@ SCHEMES = {
     "pickle": Scheme(_pickle, {"every_seconds": float, "read_only": boolean}),
     "berkeley": Scheme(_berkeley, {
         "history": boolean, "create": boolean, "durability": str, "cache_bytes": int,
-        "log_directory": str, "keep_logs": boolean, "checkpoint_bytes": int,
+        "log_directory": InFolder(_log_directory), "keep_logs": boolean, "checkpoint_bytes": int,
         "checkpoint_minutes": int,
     }),
     "sqlite": Scheme(_sqlite, {
@@ -177,7 +189,8 @@ SCHEMES = {
     }),
     "compressed": Scheme(_compressed, {"method": str, "level": int}, most_below=1),
     "encrypted": Scheme(
-        _encrypted, {"key": _key, "passphrase": _passphrase, "plain": str},
+        _encrypted,
+        {"key": InFolder(_key), "passphrase": InFolder(_passphrase), "plain": str},
         many=("key", "passphrase"), check=_require_key, most_below=1,
     ),
     "readonly": Scheme(lambda base, _: ReadOnlyStorage(base), most_below=1),
@@ -187,7 +200,7 @@ SCHEMES = {
         lambda base, parameters: DemoStorage(base, parameters.get("changes")), most_below=2
     ),
 }
-DATABASE_PARAMETERS: dict[str, Parser] = {
+DATABASE_PARAMETERS: Mapping[str, Parser | InFolder] = {
     "pool_size": int, "pool_wait": float, "cache_size": int, "cache_size_bytes": int,
     "cache_deactivate_after": float, "isolation": str, "database_name": str,
     "historical_pool_size": int, "historical_timeout": float, "historical_cache_size": int,

@@ -134,6 +134,8 @@ WRONG = {
     "fragment": ("file:{}/data.fs#part", "part"),
     "pool of nothing": ("memory:?pool_size=0", "pool_size"),
     "negative pool": ("memory:?pool_size=-1", "pool_size"),
+    "twice": ("sqlite:{}/a.sqlite?history=yes&history=no", "history is given twice"),
+    "log nowhere": ("berkeley:{}/data?log_directory=", "log directory is empty"),
 }
 
 
@@ -148,9 +150,37 @@ def test_wrong_uris(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("where", [42, b"data.fs", ["data.fs"], object()])
 def test_what_is_no_storage(where: Any) -> None:
-    """What is neither path, URI, storage nor callable is refused with an error that says so."""
+    """What is neither path, URI, storage nor callable is refused with an error that says so; and
+    so is a callable that returns no storage."""
     with pytest.raises((UsageError, TypeError)):
         objdb.DB(where)
+    with pytest.raises(UsageError, match=r"returned .*, which is no storage"):
+        objdb.DB(lambda: where)
+
+
+@pytest.mark.parametrize("name", ["compressed+a.fs", "encrypted+letters", "demo+"])
+def test_a_path_like_a_layer(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that begins as a URI with a layer is refused, as it would be a file without the
+    layer. With its folder it is a path like any other."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"Write \w+\+file:"):
+        objdb.DB(name)
+    assert list(tmp_path.iterdir()) == []
+    objdb.DB(f"./{name}").close()
+    assert (tmp_path / name).exists()
+
+
+def test_a_plus_in_a_parameter(tmp_path: Path) -> None:
+    """It is a plus, in a time and in the name of a file."""
+    with objdb.DB(tmp_path / "a.fs") as db:
+        fill(db)
+    with pytest.raises(UsageError, match="is in the future"):
+        objdb.DB(f"before+file:{tmp_path}/a.fs?before=9000-03-02T09:30:00+01:00")
+    (tmp_path / "the+word").write_text("correct horse")
+    with objdb.DB(f"encrypted+memory:?passphrase=file:{tmp_path}/the+word") as db:
+        fill(db)
 
 
 def test_a_storage_that_cannot_be_opened(tmp_path: Path) -> None:
@@ -308,7 +338,7 @@ def test_the_storage_is_closed_with_the_database(tmp_path: Path) -> None:
     "options",
     [
         {"pool_size": 0}, {"pool_size": "3"}, {"pool_size": 2.5}, {"pool_wait": -1},
-        {"pool_wait": float("nan")}, {"pool_wait": "1"}, {"cache_size": -1},
+        {"pool_wait": float("nan")}, {"pool_wait": "1"}, {"cache_size": -1}, {"cache_size": 10**30},
         {"cache_size": "x"}, {"cache_size_bytes": -1},
     ],
     ids=str,
@@ -321,7 +351,11 @@ def test_numbers_that_make_no_sense(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"preallocate_bytes": -5}, {"checkpoint_records": 0}, {"checkpoint_records": "1"}],
+    "options",
+    [
+        {"preallocate_bytes": -5}, {"preallocate_bytes": 10**20}, {"checkpoint_records": 0},
+        {"checkpoint_records": "1"},
+    ],
     ids=str,
 )
 def test_numbers_of_a_file(tmp_path: Path, options: dict[str, Any]) -> None:

@@ -50,6 +50,22 @@ def test_two_databases(tmp_path: Path) -> None:
     assert len(databases) == 0
 
 
+def test_keys_and_logs_beside_the_settings(tmp_path: Path) -> None:
+    """The paths of keys and of logs are relative to the settings, too."""
+    (tmp_path / "key").write_bytes(bytes(32))
+    (tmp_path / "logs").mkdir()
+    path = write(tmp_path, """
+[letters]
+storage = "encrypted+berkeley:letters?key=file:key&log_directory=logs"
+
+[tries]
+storage = "demo:(encrypted+file:tries.fs?key=file:key)"
+""")
+    with open_databases(path) as databases, databases["letters"].transaction() as connection:
+        connection.root()["ann"] = 1
+    assert list((tmp_path / "logs").glob("log.*"))
+
+
 def test_the_usual_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an argument it is objdb.toml in the working directory."""
     write(tmp_path, TWO)
