@@ -201,8 +201,7 @@ class OSFiles:
         sync_path(os.path.dirname(self._at(path)))
 
     def free_space(self, path: str) -> int:
-        found = os.statvfs(os.path.dirname(self._at(path)))
-        return found.f_bavail * found.f_frsize
+        return free_bytes(os.path.dirname(self._at(path)))
 
     def lock(self, path: str, content: str) -> Lock | str:
         path = self._at(path)
@@ -236,6 +235,12 @@ def path_given(path: str | bytes | os.PathLike[Any], what: str) -> str:
     if not is_possible:
         raise UsageError(f"{text!r} is no path: it has a character that no name of a file has")
     return text
+
+
+def free_bytes(folder: str) -> int:
+    """Return how much can be written in a directory."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
 
 
 def sync_path(path: str) -> None:

@@ -172,6 +172,83 @@ storage.close()
 """
 
 
+CLOSED_WHEN_FULL = """
+import os, resource, sys
+import objdb
+from objdb.ids import NO_TID, ROOT_OID
+from objdb.testing.helpers import commit
+storage = objdb.BerkeleyStorage(sys.argv[1])
+commit(storage, {ROOT_OID: (NO_TID, bytes(2 << 20))})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))
+try:
+    storage.close()
+except objdb.StorageWriteError as error:
+    print(error)
+storage.close()
+opened = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+assert not any(name.startswith(sys.argv[1]) for name in opened), opened
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+with objdb.BerkeleyStorage(sys.argv[1]) as storage:
+    assert storage.load(ROOT_OID)[0] == bytes(2 << 20)
+    assert storage.self_check() == []
+"""
+
+
+def test_closing_on_a_full_disk(path: Path) -> None:
+    """The error says where what was committed is; all files are closed, and it is there when the
+    storage is opened again."""
+    command = [sys.executable, "-c", CLOSED_WHEN_FULL, str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    assert f"{path} was closed on a full disk. What was committed is in the log" in ended.stdout
+
+
+NO_ROOM_FOR_THE_LOG = """
+import pathlib, resource, sys
+import objdb
+from objdb.ids import NO_TID, ROOT_OID
+from objdb.testing.helpers import commit
+storage = objdb.BerkeleyStorage(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, resource.RLIM_INFINITY))
+tid, size = NO_TID, 0
+try:
+    while True:
+        tid = commit(storage, {ROOT_OID: (tid, bytes(size + 1))})
+        size += 1
+except objdb.StorageFailedError as error:
+    print(error)
+tables = list(pathlib.Path(sys.argv[1]).glob("*.bdb"))
+before = [table.read_bytes() for table in tables]
+storage.close()
+assert [table.read_bytes() for table in tables] == before
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+with objdb.BerkeleyStorage(sys.argv[1]) as storage:
+    assert len(storage.load(ROOT_OID)[0]) in (size, size + 1)
+    assert storage.self_check() == []
+"""
+
+
+def test_tables_are_never_ahead_of_the_log(path: Path) -> None:
+    """Where the log finds no room, closing leaves the tables as they are, though they have room:
+    what was acknowledged is there when the storage is opened again."""
+    command = [sys.executable, "-c", NO_ROOM_FOR_THE_LOG, str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    assert "the sync of a commit failed" in ended.stdout
+
+
+def test_opening_on_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be recovered for want of room is not told as damage."""
+    fill(path)
+    (path / "current.bdb").rename(path / "kept")
+    (path / "current.bdb").write_bytes(b"")
+    monkeypatch.setattr("objdb.storage.berkeley.environment.free_bytes", lambda place: 5000)
+    with pytest.raises(StorageWriteError, match=r"disk is full. Make room, and open it again"):
+        BerkeleyStorage(path)
+    (path / "kept").rename(path / "current.bdb")
+    BerkeleyStorage(path).close()
+
+
 def test_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit for which there is no room is told at the vote, whoever notices, and takes
     nothing; with room it can be tried again."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import importlib
-import os
 from typing import Any
 
 from objdb.errors import (
@@ -73,9 +72,3 @@ def explained(error: BaseException, path: str) -> ObjdbError:
             "can be read", path=path,
         )
     return StorageError(f"{path}: Berkeley DB says {text or error!r}")
-
-
-def free_bytes(path: str) -> int:
-    """Return how much can be written in the directory *path*."""
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize

@@ -25,9 +25,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from objdb.errors import CorruptedDataError
+from objdb.errors import CorruptedDataError, StorageWriteError
 from objdb.storage.berkeley.directory import TABLES, file_of
 from objdb.storage.berkeley.engine import DIRTY, abandon, bdb, explained, is_panic
+from objdb.storage.files import free_bytes
 
 Result = TypeVar("Result")
 Found = tuple[bytes, bytes]
@@ -62,7 +63,12 @@ class Environment:
         try:
             self._open(log_directory, cache_bytes, create, is_backup)
         except BaseException as error:
-            self.close_handles()
+            self.close_handles(is_written=False)
+            if is_panic(error) and _is_full(path, log_directory):
+                raise StorageWriteError(
+                    f"{path} cannot be opened: the disk is full. Make room, and open it again: "
+                    "what was committed is there"
+                ) from error
             if is_panic(error):
                 raise CorruptedDataError(
                     f"{path} cannot be opened: Berkeley DB says {error.args[1]!r}. Its files are "
@@ -248,21 +254,29 @@ class Environment:
 
     def close(self, *, in_order: bool) -> None:
         """Close everything once nobody reads any more; *in_order*: with a checkpoint. No
-        transaction is open."""
+        transaction is open. `StorageWriteError` when the disk is full: it is closed all the same.
+        """
+        is_written = False
         try:
             if in_order:
                 self.checkpoint()
+                is_written = True
+        except StorageWriteError as error:
+            raise StorageWriteError(
+                f"{self.path} was closed on a full disk. What was committed is in the log, and in "
+                "the tables after it is opened again: make room for that"
+            ) from error
         finally:
-            self._close_when_unused()
+            self._close_when_unused(is_written)
 
-    def _close_when_unused(self) -> None:
+    def _close_when_unused(self, is_written: bool) -> None:
         deadline = time.monotonic() + _CLOSE_SECONDS
         while self._is_in_use():
             if time.monotonic() > deadline:
                 self.abandon()
                 return
             time.sleep(_PAUSE_SECONDS)
-        self.close_handles()
+        self.close_handles(is_written)
 
     def _is_in_use(self) -> bool:
         """Whether a thread is in a call of a table: closing that would pull it from under it."""
@@ -273,13 +287,20 @@ class Environment:
             or sys.getrefcount(self.versions) > _OWN_REFERENCES
         )
 
-    def close_handles(self) -> None:
-        """Close everything at once; nobody uses it."""
+    def close_handles(self, is_written: bool) -> None:
+        """Close the tables and the environment; *is_written*: after a checkpoint.
+
+        Without one there are pages in the cache that the engine would write now, though the log
+        that they depend on may have found no room: the tables would be ahead of it, and could
+        not be recovered. In a panic it writes nothing. What is committed is in the log.
+        """
+        if not is_written and self.handle is not None:
+            with suppress(bdb.DBError):
+                self.handle.set_flags(bdb.DB_PANIC_ENVIRONMENT, 1)
         for name in (*TABLES, "handle"):
             handle = getattr(self, name)
             setattr(self, name, None)
             if handle is not None:
-                # What cannot be written now is in the log.
                 with suppress(bdb.DBError):
                     handle.close()
 
@@ -287,6 +308,11 @@ class Environment:
         """Never close this: to do so would write to files that are somebody else's."""
         for name in (*TABLES, "handle"):
             abandon(getattr(self, name))
+
+
+def _is_full(*folders: str) -> bool:
+    """Whether one of the folders has no room for another file of the log."""
+    return min(map(free_bytes, folders)) < _LOG_FILE_BYTES
 
 
 def _back(cursor: Any, found: Found | None, key: bytes) -> Found | None:

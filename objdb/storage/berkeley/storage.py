@@ -42,13 +42,13 @@ from objdb.storage.berkeley.directory import (
     settle_log_directory,
     write_marker,
 )
-from objdb.storage.berkeley.engine import DIRTY, bdb, explained, free_bytes, require_package
+from objdb.storage.berkeley.engine import DIRTY, bdb, explained, require_package
 from objdb.storage.berkeley.environment import Environment
 from objdb.storage.berkeley.reading import BerkeleyRows
 from objdb.storage.clock import Clock
 from objdb.storage.commit import Staged
 from objdb.storage.durability import GroupCommit, Ticket
-from objdb.storage.files import path_given
+from objdb.storage.files import free_bytes, path_given
 from objdb.storage.tables.pack import Rows, Transactions
 from objdb.storage.tables.rows import (
     Row,
@@ -145,7 +145,7 @@ class BerkeleyStorage(BerkeleyRows):
             self._decided, self._facts = read_facts(self._environment)
             self._in_versions = read_places(self._environment)
         except BaseException:
-            self._environment.close_handles()
+            self._environment.close_handles(is_written=False)
             raise
         self._get_current = self._environment.current.get
         self._max_oid = self._facts.max_oid
