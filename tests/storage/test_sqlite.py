@@ -509,9 +509,18 @@ def test_a_truncated_file(path: Path) -> None:
         list(storage.iterator())
 
 
-def test_a_full_disk(path: Path) -> None:
-    """A commit that finds no room is told, and takes nothing; with room it can be tried again."""
+def test_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that finds no room is told, and takes nothing; with room it can be tried again.
+    SQLite itself would find out when it is too late, in the second phase."""
     fill(path)
+    with SQLiteStorage(path) as storage:
+        tid, before = storage.getTid(ROOT_OID), contents(storage)
+        monkeypatch.setattr("objdb.storage.sql.sqlite.free_bytes", lambda place: 5000)
+        with pytest.raises(StorageWriteError, match=r"5000 are free.*Make room"):
+            commit(storage, {ROOT_OID: (tid, b"x")})
+        monkeypatch.undo()
+        assert contents(storage) == before
+        commit(storage, {ROOT_OID: (tid, b"x")})
     with SQLiteStorage(path) as storage:
         tid, before = storage.getTid(ROOT_OID), contents(storage)
         writer = storage._writer.connection

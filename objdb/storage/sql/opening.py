@@ -233,8 +233,8 @@ def explained(error: sqlite3.Error, path: str) -> ObjdbError:
         )
     if code == _READONLY:
         return ReadOnlyError(
-            f"{path} cannot be written ({error}). See to its permissions and its folder's, or "
-            "open it with read_only=True"
+            f"{path} cannot be written ({error}). See to its permissions, or open it with "
+            "read_only=True; and to its folder's, where SQLite makes files for readers too"
         )
     if code == _CANTOPEN:
         return StorageError(

@@ -33,6 +33,7 @@ from objdb.errors import (
     StorageClosedError,
     StorageFailedError,
     StorageForkedError,
+    StorageWriteError,
     UsageError,
     require_at_least,
 )
@@ -46,14 +47,17 @@ from objdb.interfaces import (
 )
 from objdb.storage.clock import Clock
 from objdb.storage.commit import Staged
-from objdb.storage.files import path_given
+from objdb.storage.files import free_bytes, path_given
 from objdb.storage.sql.links import Link, Links, unwatch, watch
 from objdb.storage.sql.opening import ProcessLock, connect, explained, open_database
 from objdb.storage.sql.storage import SQLStorage, name_of, number
+from objdb.storage.tables.rows import Row, TransactionRow
 
 _CLOCK_SECONDS = 1.0
 _LONG_LOG_BYTES = 4 << 20
 _FIRST_OIDS, _MOST_OIDS = 50, 12_800  # how many oids are set aside at a time
+# What a commit of some bytes may take.
+_TIMES, _ROW_BYTES, _PAGE_BYTES, _PAGES_BESIDE = 2, 100, 4096, 16
 
 DURABILITIES = {"sync": "FULL", "os": "NORMAL"}
 
@@ -325,6 +329,34 @@ class SQLiteStorage(SQLStorage):
 
     def _change(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         self._writer.connection.executemany(statement, rows)
+
+    def _write(
+        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]], replaced: list[Oid]
+    ) -> None:
+        self._require_space(transaction, replaced)
+        super()._write(transaction, rows, replaced)
+
+    def _write_plain(
+        self, transaction: TransactionRow, records: Iterable[tuple[Oid, bytes | None]],
+        replaced: list[Oid],
+    ) -> None:
+        self._require_space(transaction, replaced)
+        super()._write_plain(transaction, records, replaced)
+
+    def _require_space(self, transaction: TransactionRow, replaced: list[Oid]) -> None:
+        """Raise `StorageWriteError` if a transaction may fill the disk: SQLite writes when it
+        decides, which is too late to find that out."""
+        rows = transaction.size * _TIMES + len(transaction.oids) * _ROW_BYTES
+        changed = len(replaced) * 2
+        free = free_bytes(os.path.dirname(self._path))
+        if rows + (changed + _PAGES_BESIDE) * _PAGE_BYTES > free:
+            changed = min(changed, self._find("PRAGMA page_count")[0])
+        needed = rows + (changed + _PAGES_BESIDE) * _PAGE_BYTES
+        if needed > free:
+            raise StorageWriteError(
+                f"{self._name}: the disk is full: a commit of {transaction.size} bytes may need "
+                f"{needed}, and {free} are free; nothing was committed. Make room, and try again"
+            )
 
     def _prepare(self, staged: Staged) -> None:
         super()._prepare(staged)
