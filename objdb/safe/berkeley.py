@@ -38,6 +38,8 @@ class BerkeleyTable:
     address space: they cannot be closed, as that would look at what the killed one left.
     """
 
+    file_name = FILE_NAME
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = Lock()  # around everything below

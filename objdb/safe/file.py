@@ -37,6 +37,8 @@ class Entry(Persistent):
 class FileTable:
     """The table in the directory *folder*; made where there is none."""
 
+    file_name = FILE_NAME
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = Lock()  # around every transaction, so that there are no conflicts

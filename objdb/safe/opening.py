@@ -8,17 +8,23 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
-from objdb.errors import FileFormatError, MissingPackageError, SafeError, UsageError
+from objdb.errors import (
+    CorruptedDataError,
+    FileFormatError,
+    MissingPackageError,
+    SafeError,
+    UsageError,
+)
 from objdb.safe.mapping import Safe
 from objdb.safe.naming import directory_of_safes, folder_name, module_name, parts_of
-from objdb.safe.table import Table
-from objdb.storage.files import sync_path
+from objdb.storage.files import path_given, sync_path
 
 _BACKENDS = {
     "berkeley": ("objdb.safe.berkeley", "BerkeleyTable"),
@@ -26,7 +32,8 @@ _BACKENDS = {
     "file": ("objdb.safe.file", "FileTable"),
 }
 BACKENDS = tuple(_BACKENDS)
-_MARKER = "safe.json"  # written first, whole or not at all: says which backend
+_MARKER = "safe.json"  # written first, whole or not at all: says which backend; and again when
+# the rest was made, that it is complete
 _NEW_MARKER = "safe.json.new"
 _LOCK = "lock"  # held while a safe is made or opened
 _FORMAT = 1
@@ -84,7 +91,7 @@ def open_safe(
 ) -> Safe:
     """Return the safe in the directory *path*, made if there is none and *create* is true.
     Arguments and errors are those of `module_safe`."""
-    folder = Path(os.path.abspath(path))
+    folder = Path(os.path.abspath(path_given(path, "safe")))
     backend = backend or os.environ.get("OBJDB_SAFE_BACKEND") or None
     if backend is not None and backend not in _BACKENDS:
         raise UsageError(f"there is no backend {backend!r}; there are {', '.join(_BACKENDS)}")
@@ -111,7 +118,7 @@ def list_safes(directory: str | os.PathLike[str] | None = None) -> list[SafeInfo
         except ValueError:
             continue
         if (path / _MARKER).exists():
-            found.append(SafeInfo(path, node, cage, module, _backend_of(path)))
+            found.append(SafeInfo(path, node, cage, module, _read_marker(path)[0]))
     return found
 
 
@@ -124,11 +131,20 @@ def _open(folder: Path, backend: str | None, create: bool) -> Safe:
             if not _is_safe(folder):
                 backend = backend or _default_backend()
                 _load_backend(folder, backend)
-                _write_marker(folder, backend)
-    backend = _backend_of(folder)
+                _write_marker(folder, backend, is_complete=False)
+    backend = _read_marker(folder)[0]
     table_class = _load_backend(folder, backend)
     with _locked(folder):
-        return Safe(folder, backend, table_class(folder))
+        is_complete = _read_marker(folder)[1]
+        if is_complete and not (folder / table_class.file_name).exists():
+            raise CorruptedDataError(
+                f"the safe {folder} is damaged: its file {table_class.file_name} is missing. Put "
+                "it back, or restore the directory from a backup", path=str(folder),
+            )
+        table = table_class(folder)
+        if not is_complete:
+            _write_marker(folder, backend, is_complete=True)
+        return Safe(folder, backend, table)
 
 
 def _is_safe(folder: Path) -> bool:
@@ -154,10 +170,10 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _write_marker(folder: Path, backend: str) -> None:
+def _write_marker(folder: Path, backend: str, *, is_complete: bool) -> None:
     new = folder / _NEW_MARKER
     with open(new, "w", encoding="utf-8") as file:
-        json.dump({"format": _FORMAT, "backend": backend}, file)
+        json.dump({"format": _FORMAT, "backend": backend, "complete": is_complete}, file)
         file.flush()
         os.fsync(file.fileno())
     new.rename(folder / _MARKER)
@@ -165,7 +181,8 @@ def _write_marker(folder: Path, backend: str) -> None:
     sync_path(str(folder.parent))
 
 
-def _backend_of(folder: Path) -> str:
+def _read_marker(folder: Path) -> tuple[str, bool]:
+    """Return what keeps the safe, and whether all its files were made."""
     path = folder / _MARKER
     try:
         marker = json.loads(path.read_bytes())
@@ -180,7 +197,7 @@ def _backend_of(folder: Path) -> str:
             f"format {_FORMAT} and {', '.join(_BACKENDS)}. A newer release opens it",
             path=str(folder),
         )
-    return str(backend)
+    return str(backend), bool(marker.get("complete"))
 
 
 def _default_backend() -> str:
@@ -191,10 +208,10 @@ def _default_backend() -> str:
     return "berkeley"
 
 
-def _load_backend(folder: Path, backend: str) -> Callable[[Path], Table]:
+def _load_backend(folder: Path, backend: str) -> Any:
     module, name = _BACKENDS[backend]
     try:
-        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(module), name)
     except ImportError as error:
         if backend != "berkeley":
             raise

@@ -31,6 +31,8 @@ _PUT = (
 class SqliteTable:
     """The table in the directory *folder*; made where there is none."""
 
+    file_name = FILE_NAME
+
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE_NAME
         self._lock = Lock()  # around the connection

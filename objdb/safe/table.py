@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 Row = tuple[bytes, bytes, bytes]
 
 
 class Table(Protocol):
-    """A table, open in this process. Any thread may call; a forked child may go on with it."""
+    """A table, open in this process. Any thread may call; a forked child may go on with it.
+
+    `file_name`: the file in the directory of the safe that has the rows.
+    """
+
+    file_name: ClassVar[str]
 
     def get(self, key: bytes) -> Any:
         """Return the value at *key*, bytes or a view of some, or None."""

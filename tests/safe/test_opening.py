@@ -269,6 +269,44 @@ def test_damaged(opened: Open, backend: str) -> None:
         read(opened())
 
 
+@pytest.mark.parametrize("name", ["", "a\0b", "a\ud800"], ids=ascii)
+def test_no_name(name: str) -> None:
+    """What no directory can have as its name is refused."""
+    with pytest.raises(UsageError, match=r"is empty|is no path"):
+        open_safe(name)
+
+
+def test_a_missing_file(opened: Open, backend: str) -> None:
+    """A safe whose file was removed is not a new one: it is an error that says which file, and
+    with it the safe is whole again."""
+    safe = opened(backend)
+    safe["a"] = 1
+    safe.close()
+    (path,) = (safe.path / name for name in ("safe.bdb", "safe.sqlite", "safe.fs")
+               if (safe.path / name).exists())
+    moved = path.rename(safe.path.parent / "moved")
+    for _ in range(2):
+        with pytest.raises(CorruptedDataError, match=f"its file {path.name} is missing"):
+            opened()
+    moved.rename(path)
+    assert opened() == {"a": 1}
+
+
+def test_a_safe_that_was_not_finished(opened: Open, backend: str) -> None:
+    """One that a crash left with nothing but what it is to be kept by is finished."""
+    safe = opened(backend)
+    safe.close()
+    marker = json.loads((safe.path / "safe.json").read_text())
+    assert marker.pop("complete")
+    for file in safe.path.iterdir():
+        file.unlink()
+    (safe.path / "safe.json").write_text(json.dumps(marker))
+    safe = opened()
+    safe["a"] = 1
+    safe.close()
+    assert opened() == {"a": 1}
+
+
 @pytest.mark.parametrize("spoilt", ["gate", "users", "safe.bdb", "safe.sqlite"])
 def test_opening_that_fails(opened: Open, tmp_path: Path, spoilt: str) -> None:
     """What cannot be opened leaves nothing open that keeps others out, or waiting."""
