@@ -48,7 +48,8 @@ def open_storage(where: Any, folder: str = "") -> tuple[Any, dict[str, Any]]:
     if not is_uri(where):
         _require_no_layer(where)
         return FileStorage(os.path.join(folder, where)), {}
-    return _Uri.parse(where).open(folder)
+    storage, options = _Uri.parse(where).open(folder)
+    return _require_storage(storage, where), options
 
 
 def _require_storage(given: Any, maker: Any = None) -> Any:

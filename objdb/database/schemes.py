@@ -215,7 +215,13 @@ def scheme_named(name: str, uri: str) -> Scheme:
         return SCHEMES[name]
     added = {point.name: point for point in entry_points(group=GROUP)}
     if name in added:
-        found = added[name].load()
+        try:
+            found = added[name].load()
+        except (ImportError, AttributeError) as error:
+            raise UsageError(
+                f"{uri}: the entry point {name} of the group {GROUP} cannot be loaded: {error}. "
+                "Install its package anew, or tell its makers"
+            ) from error
         if isinstance(found, Scheme):
             return found
         raise UsageError(

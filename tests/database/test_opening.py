@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -464,6 +465,15 @@ def test_schemes_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         objdb.DB("wrong:x")
     with pytest.raises(UsageError, match="mine, wrong"):
         objdb.DB("other:x")
+    points.append(Point("empty", schemes.Scheme(lambda path, parameters: None)))
+    with pytest.raises(UsageError, match=r"'empty:x' returned None, which is no storage"):
+        objdb.DB("empty:x")
+    gone = EntryPoint("gone", "objdb.nosuch:scheme", schemes.GROUP)
+    nothing = EntryPoint("nothing", "objdb:nosuch", schemes.GROUP)
+    monkeypatch.setattr(schemes, "entry_points", lambda group: [gone, nothing])
+    for name in ("gone", "nothing"):
+        with pytest.raises(UsageError, match=rf"{name} of the group .* cannot be loaded: .*nosuch"):
+            objdb.DB(f"{name}:x")
 
 
 def test_nothing_is_made_in_vain(tmp_path: Path) -> None:
