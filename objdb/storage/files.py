@@ -7,6 +7,7 @@ that loses power, tears writes and fills up on command. Positions and sizes are 
 
 from __future__ import annotations
 
+import errno
 import functools
 import mmap
 import os
@@ -235,6 +236,13 @@ def path_given(path: str | bytes | os.PathLike[Any], what: str) -> str:
     if not is_possible:
         raise UsageError(f"{text!r} is no path: it has a character that no name of a file has")
     return text
+
+
+def require_folder(path: str, what: str) -> None:
+    """Raise FileNotFoundError unless the folder of *path* is there."""
+    folder = os.path.dirname(path)
+    if folder and not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, f"the folder of the {what} does not exist", folder)
 
 
 def free_bytes(folder: str) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, MutableMapping
 
 from zope.interface import implementer
 
-from objdb.errors import FileFormatError
+from objdb.errors import FileFormatError, UsageError
 from objdb.ids import Oid, Tid
 from objdb.interfaces import IStorageHistory, IStorageUndoable, IStorageVersions
 from objdb.storage.tables.pack import Chain, Rows, Transactions
@@ -45,6 +45,8 @@ class MappingStorage(TableStorage):
     def __init__(
         self, name: str = "MappingStorage", data: MutableMapping[bytes, bytes] | None = None
     ) -> None:
+        if data is not None and not hasattr(data, "keys"):
+            raise UsageError(f"data is {data!r}; it is a mapping of bytes to bytes, as a dict")
         super().__init__(name)
         self._data: MutableMapping[bytes, bytes] = {} if data is None else data
         self._chains: dict[Oid, list[Tid]] = {}

@@ -31,3 +31,10 @@ def test_in_the_middle_of_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage.history(ROOT_OID)[0]["description"] == "the second"
     assert len(storage.history(oid_from_int(1))) == 1
     db.close()
+
+
+@pytest.mark.parametrize("data", [5, [], "text"])
+def test_data_that_are_no_mapping(data: Any) -> None:
+    """They are refused by what they are."""
+    with pytest.raises(objdb.UsageError, match="a mapping of bytes to bytes"):
+        objdb.MappingStorage(data=data)

@@ -84,6 +84,16 @@ def test_paths_of_nothing(kind: Any, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", [objdb.SQLiteStorage, objdb.BerkeleyStorage])
+def test_backups_to_nowhere(kind: Any, tmp_path: Path) -> None:
+    """A backup that has no place is told by that, and not as a fault of the database."""
+    with kind(tmp_path / "data") as storage:
+        with pytest.raises(FileNotFoundError, match="the folder of the backup does not exist"):
+            storage.backup(tmp_path / "nosuch" / "copy")
+        with pytest.raises(UsageError, match="is empty"):
+            storage.backup("")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [b"\xff", "ü % ? # + :".encode(), b"plain"], ids=str)
 def test_paths_as_bytes(kind: Any, name: bytes, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ from objdb.storage.berkeley.reading import BerkeleyRows
 from objdb.storage.clock import Clock
 from objdb.storage.commit import Staged
 from objdb.storage.durability import GroupCommit, Ticket
-from objdb.storage.files import free_bytes, path_given
+from objdb.storage.files import free_bytes, path_given, require_folder
 from objdb.storage.tables.pack import Rows, Transactions
 from objdb.storage.tables.rows import (
     Row,
@@ -383,6 +383,7 @@ class BerkeleyStorage(BerkeleyRows):
         self._require_open()
         with self._backup_lock:
             target = path_given(directory, "backup")
+            require_folder(target, "backup")
             back_up(self._environment, Marker(self._keeps_history, True), target)
 
     # -- closing, and forks

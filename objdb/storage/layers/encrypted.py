@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from objdb.errors import (
@@ -66,6 +66,11 @@ class EncryptedStorage(TransformingStorage):
             ) from error
         if plain not in PLAIN:
             raise UsageError(f"plain is {plain!r}; it can be {' or '.join(PLAIN)}")
+        if not isinstance(keys, Iterable):
+            raise UsageError(
+                "give a key (32 bytes), a passphrase (text), or a list of them, and not "
+                f"{type(keys).__name__}"
+            )
         given = [keys] if isinstance(keys, (bytes, str)) else list(keys)
         for key in given:
             _require_key(key)

@@ -47,7 +47,7 @@ from objdb.interfaces import (
 )
 from objdb.storage.clock import Clock
 from objdb.storage.commit import Staged
-from objdb.storage.files import free_bytes, path_given
+from objdb.storage.files import free_bytes, path_given, require_folder
 from objdb.storage.sql.links import Link, Links, unwatch, watch
 from objdb.storage.sql.opening import ProcessLock, connect, explained, open_database
 from objdb.storage.sql.storage import SQLStorage, name_of, number
@@ -414,6 +414,7 @@ class SQLiteStorage(SQLStorage):
         """
         self._require_open()
         target = path_given(path, "backup")
+        require_folder(target, "backup")
         if os.path.lexists(target):
             raise FileExistsError(17, "there is such a file already", target)
         temporary = target + ".new"
