@@ -551,6 +551,24 @@ def test_read_only(path: Path) -> None:
 # -- backups, and the sqlite3 program
 
 
+def test_a_backup_survives_a_crash(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File and directory are on the medium when the backup has ended."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    fill(path)
+    with SQLiteStorage(path) as storage:
+        monkeypatch.setattr(os, "fsync", note)
+        storage.backup(tmp_path / "backup.sqlite")
+    assert synced == [f"{tmp_path}/backup.sqlite.new", str(tmp_path)]
+
+
 def test_backup(path: Path, tmp_path: Path) -> None:
     """A backup has all that was committed when it was taken, while others commit; what exists is
     not overwritten."""

@@ -47,7 +47,7 @@ from objdb.interfaces import (
 )
 from objdb.storage.clock import Clock
 from objdb.storage.commit import Staged
-from objdb.storage.files import free_bytes, path_given, require_folder
+from objdb.storage.files import free_bytes, path_given, require_folder, sync_path
 from objdb.storage.sql.links import Link, Links, unwatch, watch
 from objdb.storage.sql.opening import ProcessLock, connect, explained, open_database
 from objdb.storage.sql.storage import SQLStorage, name_of, number
@@ -430,12 +430,9 @@ class SQLiteStorage(SQLStorage):
             finally:
                 copy.close()
                 source.close()
-            descriptor = os.open(temporary, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_path(temporary)
             os.rename(temporary, target)
+            sync_path(os.path.dirname(os.path.abspath(target)))
         except sqlite3.Error as error:
             raise self._explained(error) from error
         finally:
