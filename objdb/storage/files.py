@@ -261,6 +261,17 @@ def sync_path(path: str) -> None:
         os.close(descriptor)
 
 
+def write_file(files: Files, path: str, content: bytes) -> None:
+    """Make *content* all that the file at *path* has, on the medium. Not all at once."""
+    file = files.open(path, "c")
+    try:
+        file.truncate(0)
+        file.write_at(content, 0)
+        file.sync()
+    finally:
+        file.close()
+
+
 def take_lock(files: Files, path: str) -> Lock:
     """Take the lock of the file; `StorageLockedError` says who has it."""
     host = socket.gethostname()

@@ -30,7 +30,7 @@ from objdb.errors import (
 )
 from objdb.ids import Oid
 from objdb.storage.clock import Clock
-from objdb.storage.files import Files, Lock, OSFiles, path_given, take_lock
+from objdb.storage.files import Files, Lock, OSFiles, path_given, take_lock, write_file
 from objdb.storage.memory import MappingStorage
 from objdb.storage.packing import PackResult, Progress, References
 from objdb.storage.tables.rows import Row, TransactionRow, encode_row, encode_transaction
@@ -138,13 +138,7 @@ class PickledMappingStorage(MappingStorage):
                 stacklevel=2,
             )
         try:
-            file = self._files.open(self._path + ".new", "c")
-            try:
-                file.truncate(0)
-                file.write_at(content, 0)
-                file.sync()
-            finally:
-                file.close()
+            write_file(self._files, self._path + ".new", content)
         except OSError as error:
             self._remove_new()
             raise StorageWriteError(

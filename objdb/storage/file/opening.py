@@ -7,7 +7,7 @@ import os
 
 from objdb.errors import FileFormatError, NeedsMigrationError
 from objdb.storage.file.format import MAGIC, PYTHON_TWO_MAGIC, START
-from objdb.storage.files import Files
+from objdb.storage.files import Files, write_file
 
 # How files of other kinds that can be named in a URI begin.
 _OTHERS = {b"SQLite format 3\0": "sqlite", b"objdb pickle": "pickle"}
@@ -57,12 +57,5 @@ def _check_magic(files: Files, path: str) -> None:
 
 def create_file(files: Files, path: str) -> None:
     """Make an empty database, all at once."""
-    temporary = path + ".new"
-    file = files.open(temporary, "c")
-    try:
-        file.truncate(0)
-        file.write_at(MAGIC, 0)
-        file.sync()
-    finally:
-        file.close()
-    files.rename(temporary, path)
+    write_file(files, path + ".new", MAGIC)
+    files.rename(path + ".new", path)
