@@ -10,7 +10,7 @@ How a run works, in reading order:
     oo7.py            builds the OO7 database and walks it
     systems/          one adapter per system; all look the same to a measurement
     templates.py      the databases that are built once per run
-    measurements/     what is timed, one function each; catalogue.py lists them
+    measurements/     what is timed, one function each; catalogue.py and of_files.py list them
     worker.py         runs one measurement in a process of its own, prints one line of JSON
     runner.py         builds the templates, then goes round robin over measurements and systems
     targets.py        what objdb promises to reach, and whether it did

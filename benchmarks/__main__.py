@@ -16,7 +16,8 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import machine, plot
-from benchmarks.measurements.catalogue import Measurement, catalogue
+from benchmarks.measurements.catalogue import catalogue
+from benchmarks.measurements.measurement import Measurement
 from benchmarks.report import Report
 from benchmarks.results import Results
 from benchmarks.runner import Runner

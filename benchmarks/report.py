@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from benchmarks.measurements.catalogue import Measurement, Quantity
+from benchmarks.measurements.measurement import Measurement, Quantity
 from benchmarks.results import Results
 from benchmarks.sizes import Sizes
 from benchmarks.systems import System

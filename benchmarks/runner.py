@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
-from benchmarks.measurements.catalogue import HUGE_OBJECTS, Measurement
+from benchmarks.measurements.measurement import Measurement
+from benchmarks.measurements.of_files import HUGE_OBJECTS
 from benchmarks.results import Results
 from benchmarks.sizes import Sizes
 from benchmarks.systems import System
