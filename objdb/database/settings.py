@@ -17,6 +17,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from objdb.database.db import DB
@@ -57,9 +58,10 @@ class Databases(Mapping[str, DB]):
         return len(self._open)
 
     def close(self) -> None:
-        """Close all."""
-        for database in list(self._open.values()):
-            database.close()
+        """Close all, whatever closing one raises."""
+        with ExitStack() as closing:
+            for database in self._open.values():
+                closing.callback(database.close)
 
     def __enter__(self) -> Databases:
         return self

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import objdb
 from objdb.database.settings import open_databases
-from objdb.errors import CorruptedDataError, FileFormatError, UsageError
+from objdb.errors import (
+    CorruptedDataError,
+    FileFormatError,
+    StorageClosedError,
+    StorageError,
+    UsageError,
+)
 from tests.models import Person
 
 TWO = """
@@ -64,6 +71,27 @@ storage = "demo:(encrypted+file:tries.fs?key=file:key)"
     with open_databases(path) as databases, databases["letters"].transaction() as connection:
         connection.root()["ann"] = 1
     assert list((tmp_path / "logs").glob("log.*"))
+
+
+def test_one_that_cannot_be_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When closing one fails, the others are closed all the same."""
+    path = write(tmp_path, TWO)
+    databases = open_databases(path)
+    main, archive = databases["main"], databases["archive"]
+    for database in (main, archive):
+        storage, close = database.storage, database.storage.close
+
+        def fail(close: Any = close) -> None:
+            close()
+            raise StorageError("for now")
+
+        monkeypatch.setattr(storage, "close", fail)
+    with pytest.raises(StorageError, match="for now"):
+        databases.close()
+    for database in (main, archive):
+        with pytest.raises(StorageClosedError):
+            database.open()
+    open_databases(path).close()
 
 
 def test_the_usual_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
