@@ -89,7 +89,12 @@ class Layer:
     def again(self) -> Self:
         """See `IStorageShared`: the same layer over another storage."""
         arguments, options = self._made_with
-        return type(self)(self.base.again(), *arguments, **options)
+        base = self.base.again()
+        try:
+            return type(self)(base, *arguments, **options)
+        except BaseException:
+            base.close()
+            raise
 
     def supportsVersions(self) -> bool:
         """See `IStorageVersions`."""

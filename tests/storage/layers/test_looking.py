@@ -14,7 +14,14 @@ import transaction
 import objdb
 from objdb import BeforeStorage, FileStorage, LoggedStorage, MappingStorage, ReadOnlyStorage
 from objdb.check import check
-from objdb.errors import POSKeyError, ReadOnlyError, Unsupported, UsageError
+from objdb.errors import (
+    POSKeyError,
+    ReadOnlyError,
+    StorageClosedError,
+    StorageError,
+    Unsupported,
+    UsageError,
+)
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, datetime_from_tid, next_tid, time_from_tid
 from objdb.interfaces import (
     IStorage,
@@ -28,6 +35,7 @@ from objdb.interfaces import (
 )
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.layers.layer import Layer
+from objdb.storage.sql.sqlite import SQLiteStorage
 from objdb.testing.helpers import commit, contents
 from objdb.testing.versions import perform
 from tests.storage.layers.helpers import fill, texts
@@ -58,6 +66,24 @@ def test_no_storage() -> None:
     for what in (None, "data.fs", object()):
         with pytest.raises(UsageError, match="no storage"):
             Layer(what)
+
+
+def test_again_that_fails(tmp_path: Path) -> None:
+    """A layer that cannot be made again leaves no storage open."""
+    made: list[Any] = []
+
+    class Once(Layer):
+        def __init__(self, base: Any) -> None:
+            made.append(base)
+            if len(made) > 1:
+                raise StorageError("for now")
+            super().__init__(base)
+
+    with Once(SQLiteStorage(tmp_path / "data.sqlite")) as layer:
+        with pytest.raises(StorageError, match="for now"):
+            layer.again()
+        with pytest.raises(StorageClosedError):
+            made[1].load(ROOT_OID)
 
 
 # -- read-only
