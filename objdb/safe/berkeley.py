@@ -89,9 +89,11 @@ class BerkeleyTable:
             try:
                 gate.lock()
                 self._close_handles(gate)
-            except bdb.DBError:
+            except BaseException as error:
                 # Everything is in the log, and who opens the safe next recovers it.
                 self._abandon()
+                if not isinstance(error, bdb.DBError):
+                    raise
             finally:
                 gate.unlock()
                 gate.close()

@@ -18,6 +18,7 @@ import pytest
 
 from objdb.errors import StorageForkedError, StorageLockedError
 from objdb.safe import Safe, open_safe
+from objdb.safe.gate import Gate
 from tests.safe.conftest import Open
 from tests.safe.kills import campaign
 
@@ -289,6 +290,24 @@ def test_interrupted(opened: Open) -> None:
     assert generation(safe)[0] == 1
     in_child(lambda: safe.__setitem__("b", 2))
     assert safe == {"a": 1, "b": 2}
+
+
+def test_closing_is_interrupted(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is interrupted while waiting to close a safe leaves its environment alone: others
+    may be in it."""
+    safe = opened("berkeley")
+    safe["a"] = 1
+
+    def interrupt(gate: Gate) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Gate, "lock", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            safe.close()
+    table: Any = safe.table
+    assert table._environment is None and table._table is None
+    assert opened() == {"a": 1}
 
 
 def test_the_first_one_recovers(opened: Open) -> None:
