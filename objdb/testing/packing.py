@@ -29,16 +29,15 @@ from objdb.interfaces import (
     IStorageRestoreable,
     IStorageSelfCheck,
     IStorageUndoable,
-    IStorageVersions,
 )
 from objdb.storage.commit import TransactionMetaData
 from objdb.testing.helpers import commit, contents, current, require, undo
 from objdb.testing.packing_model import (
-    current_tid,
     pack_at_random,
     record,
     refer,
 )
+from objdb.testing.packing_versions import VersionPackConformance
 
 
 def oids_in(storage: Any) -> list[list[Oid]]:
@@ -46,7 +45,7 @@ def oids_in(storage: Any) -> list[list[Oid]]:
     return [[revision[0] for revision in entry[5]] for entry in contents(storage)]
 
 
-class PackConformance:
+class PackConformance(VersionPackConformance):
     """The tests; for `StorageConformance`, which has the fixtures."""
 
     @pytest.fixture
@@ -455,63 +454,6 @@ class PackConformance:
             assert contents(again) == before
             assert len(again) == 3
             self.chain(again)
-
-    # -- versions
-
-    def test_versions(self, packable: Any) -> None:
-        """Of an object in a version stays what is seen there, and what is seen outside; with
-        what both refer to."""
-        require(packable, IStorageVersions)
-        a, b, c, tids = self.chain(packable)
-        inside = packable.new_oid()
-        for name in "34":
-            transaction = TransactionMetaData()
-            packable.tpc_begin(transaction)
-            packable.store(a, current_tid(packable, a), record(name, inside), "plan", transaction)
-            serial = current_tid(packable, inside)
-            packable.store(inside, serial, record("in" + name), "plan", transaction)
-            packable.tpc_vote(transaction)
-            packable.tpc_finish(transaction)
-        self.pack(packable)
-        assert packable.load(a)[0] == record("a2", b) and packable.load(b)[0] == record("b2")
-        assert packable.loadSerial(a, tids[2]) == record("a2", b)
-        assert packable.load(a, "plan")[0] == record("4", inside)
-        assert packable.load(inside, "plan")[0] == record("in4")
-        assert packable.versions() == ["plan"] and packable.modifiedInVersion(a) == "plan"
-        assert current(packable, c) is None
-
-    def test_a_version_brought_back(self, packable: Any) -> None:
-        """What undoing brings back to a version stays to be found in its old revision too, and
-        what is seen outside is what was seen outside of that, also after another pack."""
-        require(packable, IStorageVersions)
-        a, b, _c, _tids = self.chain(packable)
-
-        def end_version(way: str, *arguments: Any) -> Tid:
-            transaction = TransactionMetaData()
-            packable.tpc_begin(transaction)
-            getattr(packable, way)("plan", *arguments, transaction)
-            packable.tpc_vote(transaction)
-            tid: Tid = packable.tpc_finish(transaction)
-            return tid
-
-        transaction = TransactionMetaData()
-        packable.tpc_begin(transaction)
-        packable.store(a, current_tid(packable, a), record("plan"), "plan", transaction)
-        packable.tpc_vote(transaction)
-        inside = packable.tpc_finish(transaction)
-        aborted = end_version("abortVersion")
-        undo(packable, aborted)
-        self.pack(packable, aborted)
-        assert packable.loadSerial(a, inside) == record("plan")
-        committed = end_version("commitVersion", "")
-        assert packable.load(a)[0] == record("plan")
-        undone = undo(packable, committed)
-        for _ in range(2):
-            assert packable.load(a)[0] == record("a2", b)
-            assert packable.load(a, "plan") == (record("plan"), undone)
-            found = packable.loadBefore(a, undone)
-            assert found == (record("plan"), committed, undone)
-            self.pack(packable, aborted)
 
     # -- at random
 

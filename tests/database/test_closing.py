@@ -27,6 +27,7 @@ class GatedFiles(OSFiles):
     """The operating system's files, whose data file stops before one kind of call."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.gates: dict[str, Gate] = {}
 
     def open(self, path: str, mode: str) -> OSFile:

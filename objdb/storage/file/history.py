@@ -9,7 +9,7 @@ pointer instead: to bring data back takes 8 bytes, however large they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 from objdb.errors import POSKeyError
@@ -67,7 +67,7 @@ class FileHistory(UndoableStorage):
         if entry is None:
             self._require_open()
             raise POSKeyError(oid, database=self._name)
-        found = _revision(medium, oid, entry, serial)
+        found = _revision(medium.log, medium.chain(oid, *entry), serial)
         data = None if found is None else medium.log.data(found)
         if data is None:
             raise POSKeyError(oid, database=self._name)
@@ -158,10 +158,12 @@ class FileHistory(UndoableStorage):
 
     def _repeat(self, oid: Oid, tid: Tid, data: bytes) -> tuple[bytes | None, Repeat | None]:
         medium, entry = self._medium, self._find_current([oid])[oid]
-        found = None if entry is None else _revision(medium, oid, entry, tid)
-        if found is None or medium.log.data(found) != data:
-            return data, None
-        return None, found.position
+        if entry is not None:
+            chain = medium.chain_from(medium.log.record(entry[0] & POSITION))
+            found = _revision(medium.log, chain, tid)
+            if found is not None and medium.log.data(found) == data:
+                return None, found.position
+        return data, None
 
     def _iter_undoable(self, stop: Tid | None) -> Iterator[tuple[Tid, Any, int]]:
         medium = self._medium
@@ -178,15 +180,14 @@ class FileHistory(UndoableStorage):
             position = header.position
 
 
-def _revision(medium: Medium, oid: Oid, entry: tuple[int, Tid], tid: Tid) -> Record | None:
-    """Return the revision *tid* of an object whose current one is *entry*.
+def _revision(log: Log, chain: Iterable[Record], tid: Tid) -> Record | None:
+    """Return the revision *tid* of the object that has the records *chain*, newest first.
 
     After a pack the chain may not lead there: then what it leads to is in a version, and this is
     seen outside meanwhile; or it has the data of this again.
     """
-    log = medium.log
     later: list[Record] = []
-    for record in medium.chain(oid, *entry):
+    for record in chain:
         if record.tid <= tid:
             if record.tid == tid:
                 return record

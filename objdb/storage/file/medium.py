@@ -73,12 +73,17 @@ class Medium:
         revision *tid*, is at *position*."""
         if position >= IN_VERSION:
             position -= IN_VERSION
-        record = self.current_record(oid, position, tid)
+        yield from self.chain_from(self.current_record(oid, position, tid))
+
+    def chain_from(self, record: Record) -> Iterator[Record]:
+        """Yield a record and those of the same object before it, newest first."""
         yield record
         while record.previous:
             older = self.log.record(record.previous)
-            if older.oid != oid or older.tid >= record.tid:
-                raise self.log.damaged(record.position, "the previous position is wrong", oid)
+            if older.oid != record.oid or older.tid >= record.tid:
+                raise self.log.damaged(
+                    record.position, "the previous position is wrong", record.oid
+                )
             yield older
             record = older
 
