@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, MutableMapping
 
 from zope.interface import implementer
 
-from objdb.errors import FileFormatError, UsageError
+from objdb.errors import FileFormatError, StorageFailedError, UsageError
 from objdb.ids import Oid, Tid
 from objdb.interfaces import IStorageHistory, IStorageUndoable, IStorageVersions
 from objdb.storage.tables.pack import Chain, Rows, Transactions
@@ -55,6 +55,7 @@ class MappingStorage(TableStorage):
         self._had_versions = False
         self._size = 0
         self._written: tuple[TransactionRow, list[tuple[Oid, Row]]] | None = None
+        self._failed: str | None = None
         self._look_through()
 
     def _look_through(self) -> None:
@@ -161,21 +162,34 @@ class MappingStorage(TableStorage):
     def _write(
         self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]], replaced: list[Oid]
     ) -> None:
+        if self._failed is not None:
+            raise StorageFailedError(self._failed)
         self._written = transaction, list(rows)
+        for oid, row in self._written[1]:
+            self._data[oid + row.tid] = encode_row(row)
 
     def _decide(self) -> None:
         assert self._written is not None
         transaction, rows = self._written
-        for oid, row in rows:
-            self._data[oid + row.tid] = encode_row(row)
-        self._data[transaction.tid] = encode_transaction(transaction)
+        try:
+            self._data[transaction.tid] = encode_transaction(transaction)
+        except Exception as error:
+            self._failed = (
+                f"{self._name}: the mapping did not take a transaction ({error!r}). Whether it has "
+                "it is unknown, so the storage commits no more. Close it, see to the mapping, and "
+                "make a storage over it again"
+            )
+            raise StorageFailedError(self._failed) from error
         for oid, row in rows:
             self._add(oid, row)
         self._tids.append(transaction.tid)
         self._written = None
 
     def _take_back(self) -> None:
-        self._written = None
+        if self._written is not None:
+            for oid, row in self._written[1]:
+                self._data.pop(oid + row.tid, None)
+            self._written = None
 
     def _amend(self, rows: Rows, transactions: Transactions) -> None:
         for (oid, tid), row in rows.items():

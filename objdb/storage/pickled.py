@@ -67,7 +67,6 @@ class PickledMappingStorage(MappingStorage):
             raise UsageError(f"every_seconds is {every_seconds!r}; it is a number, 0 or more")
         self._path = path = path_given(path, "file")
         self._files = files or OSFiles()
-        self._failed: str | None = None
         self._is_large = False
         if self._files.is_directory(path):
             raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
@@ -104,8 +103,6 @@ class PickledMappingStorage(MappingStorage):
     def _write(
         self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]], replaced: list[Oid]
     ) -> None:
-        if self._failed is not None:
-            raise StorageFailedError(self._failed)
         if self._clock is not None:
             if self._clock.error is not None:
                 raise self._clock.error

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 import objdb
-from objdb.ids import ROOT_OID, Oid, oid_from_int
+from objdb.errors import StorageFailedError
+from objdb.ids import NO_TID, ROOT_OID, Oid, oid_from_int
+from objdb.storage.memory import MappingStorage
+from objdb.testing.helpers import commit
 
 
 def test_in_the_middle_of_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +41,41 @@ def test_data_that_are_no_mapping(data: Any) -> None:
     """They are refused by what they are."""
     with pytest.raises(objdb.UsageError, match="a mapping of bytes to bytes"):
         objdb.MappingStorage(data=data)
+
+
+class Full(dict[bytes, bytes]):
+    """A mapping that takes so many items more."""
+
+    room = 10**9
+
+    def __setitem__(self, key: bytes, value: bytes) -> None:
+        if not self.room:
+            raise OSError("no room")
+        self.room -= 1
+        super().__setitem__(key, value)
+
+
+def test_a_mapping_that_takes_no_more() -> None:
+    """What a mapping does not take is told at the vote, and taken back. Where it does not take the
+    transaction itself, nobody knows, and the storage commits no more."""
+    data = Full()
+    storage = MappingStorage(data=data)
+    tid = commit(storage, {ROOT_OID: (NO_TID, b"root")})
+    before = dict(data)
+    for room in (0, 1):
+        data.room = room
+        with pytest.raises(OSError, match="no room"):
+            commit(storage, {ROOT_OID: (tid, b"x"), oid_from_int(1): (NO_TID, b"y")})
+        assert data == before and storage.load(ROOT_OID) == (b"root", tid)
+    data.room = 10
+    tid = commit(storage, {ROOT_OID: (tid, b"x")})
+    data.room = 1
+    with pytest.raises(StorageFailedError, match="no room"):
+        commit(storage, {ROOT_OID: (tid, b"y")})
+    data.room = 10
+    with pytest.raises(StorageFailedError, match="commits no more"):
+        commit(storage, {ROOT_OID: (tid, b"y")})
+    assert storage.load(ROOT_OID) == (b"x", tid)
+    again = MappingStorage(data=data)
+    assert again.load(ROOT_OID) == (b"x", tid)
+    commit(again, {ROOT_OID: (tid, b"z")})

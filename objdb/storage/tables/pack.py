@@ -6,7 +6,8 @@
               is marked as well
     forget    transactions that have nothing left
 
-Stopped anywhere, a database is left that holds together, with some garbage for the next pack.
+Stopped anywhere, a database is left that holds together, with some garbage: rows, for the next
+pack, and transactions that have nothing left, which stay.
 """
 
 from __future__ import annotations
