@@ -14,10 +14,15 @@ import os
 import socket
 from collections.abc import Callable
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import zc.lockfile
 
 from objdb.errors import StorageClosedError, StorageLockedError, UsageError
+
+# What is added to the name of a backup until it is whole; nothing else is called so, and what is
+# left of one is removed.
+UNFINISHED = ".objdb-unfinished"
 
 
 class File(Protocol):
@@ -214,14 +219,35 @@ class OSFiles:
 
 
 class OSLock:
-    """A lock file, locked by the operating system for as long as this process lives."""
+    """A lock file, locked by the operating system for as long as this process lives. A forked
+    child lets go of it, and has no say in it."""
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
+        _locks.add(self)
+
+    def leave_to_parent(self) -> None:
+        """Close the file in the child, without unlocking it: else the lock would be held for as
+        long as the child lives."""
+        self._lock._fp.close()
+        self._lock._fp = None  # what zc.lockfile takes for unlocked
 
     def release(self) -> None:
+        _locks.discard(self)
         # The file stays: removing it could remove the one that the next opener has locked.
         self._lock.close()
+
+
+_locks: WeakSet[OSLock] = WeakSet()
+
+
+def _leave_locks_to_parent() -> None:
+    for lock in list(_locks):
+        lock.leave_to_parent()
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 
 def path_given(path: str | bytes | os.PathLike[Any], what: str) -> str:

@@ -471,9 +471,10 @@ def test_backups_beside_writers(path: Path, tmp_path: Path) -> None:
 
 def test_backup(path: Path, tmp_path: Path) -> None:
     """A backup shows what the storage showed; what exists is not overwritten; what is left of
-    one that was interrupted goes."""
-    (tmp_path / "copy.new").mkdir()
-    (tmp_path / "copy.new" / "half").touch()
+    one that was interrupted goes, and nothing else."""
+    for name in ("copy.objdb-unfinished", "copy.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
     for history in (True, False):
         with BerkeleyStorage(tmp_path / f"{history}", history=history) as storage:
             tid = commit(storage, {ROOT_OID: (NO_TID, b"1")})
@@ -486,7 +487,8 @@ def test_backup(path: Path, tmp_path: Path) -> None:
                 storage.backup(tmp_path / "copy")
         with BerkeleyStorage(tmp_path / "copy") as copy:
             assert contents(copy) == expected and copy.supportsUndo() is history
-    assert not (tmp_path / "copy.new").exists()
+    assert not (tmp_path / "copy.objdb-unfinished").exists()
+    assert (tmp_path / "copy.new" / "half").exists()
 
 
 def test_backup_to_a_path_with_a_slash(path: Path, tmp_path: Path) -> None:

@@ -566,13 +566,14 @@ def test_a_backup_survives_a_crash(
     with SQLiteStorage(path) as storage:
         monkeypatch.setattr(os, "fsync", note)
         storage.backup(tmp_path / "backup.sqlite")
-    assert synced == [f"{tmp_path}/backup.sqlite.new", str(tmp_path)]
+    assert synced == [f"{tmp_path}/backup.sqlite.objdb-unfinished", str(tmp_path)]
 
 
 def test_backup(path: Path, tmp_path: Path) -> None:
     """A backup has all that was committed when it was taken, while others commit; what exists is
     not overwritten."""
     fill(path)
+    (tmp_path / "backup.sqlite.new").write_text("somebody's")
     told: list[tuple[int, int]] = []
     with SQLiteStorage(path) as storage:
         tid = storage.getTid(ROOT_OID)
@@ -586,7 +587,8 @@ def test_backup(path: Path, tmp_path: Path) -> None:
         assert contents(copy) == expected
         assert copy.self_check() == []
     assert sorted(os.listdir(tmp_path)) == [
-        "backup.sqlite", "backup.sqlite.lock", "data.sqlite", "data.sqlite.lock",
+        "backup.sqlite", "backup.sqlite.lock", "backup.sqlite.new", "data.sqlite",
+        "data.sqlite.lock",
     ]
 
 

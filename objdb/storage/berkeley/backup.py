@@ -12,17 +12,17 @@ import shutil
 
 from objdb.storage.berkeley.directory import Marker, write_marker
 from objdb.storage.berkeley.environment import Environment
-from objdb.storage.files import sync_path
+from objdb.storage.files import UNFINISHED, sync_path
 
 _CACHE_BYTES = 16 << 20
 
 
 def back_up(environment: Environment, marker: Marker, directory: str) -> None:
-    """Copy an open environment to the new *directory*. FileExistsError if there is such a one."""
-    directory = os.path.abspath(directory)  # without a slash at the end
+    """Copy an open environment to the new *directory*, an absolute path. FileExistsError if there
+    is such a one."""
     if os.path.lexists(directory):
         raise FileExistsError(17, "there is such a directory already", directory)
-    new = directory + ".new"
+    new = directory + UNFINISHED
     shutil.rmtree(new, ignore_errors=True)
     try:
         environment.copy_to(new)
@@ -32,6 +32,6 @@ def back_up(environment: Environment, marker: Marker, directory: str) -> None:
         for name in os.listdir(new):
             sync_path(os.path.join(new, name))
         os.rename(new, directory)
-        sync_path(os.path.dirname(os.path.abspath(directory)))
+        sync_path(os.path.dirname(directory))
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -382,7 +382,7 @@ class BerkeleyStorage(BerkeleyRows):
 
         self._require_open()
         with self._backup_lock:
-            target = path_given(directory, "backup")
+            target = os.path.abspath(path_given(directory, "backup"))  # no slash at its end
             require_folder(target, "backup")
             back_up(self._environment, Marker(self._keeps_history, True), target)
 

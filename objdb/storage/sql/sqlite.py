@@ -47,7 +47,7 @@ from objdb.interfaces import (
 )
 from objdb.storage.clock import Clock
 from objdb.storage.commit import Staged
-from objdb.storage.files import free_bytes, path_given, require_folder, sync_path
+from objdb.storage.files import UNFINISHED, free_bytes, path_given, require_folder, sync_path
 from objdb.storage.sql.links import Link, Links, unwatch, watch
 from objdb.storage.sql.opening import ProcessLock, connect, explained, open_database
 from objdb.storage.sql.storage import SQLStorage, name_of, number
@@ -417,7 +417,7 @@ class SQLiteStorage(SQLStorage):
         require_folder(target, "backup")
         if os.path.lexists(target):
             raise FileExistsError(17, "there is such a file already", target)
-        temporary = target + ".new"
+        temporary = target + UNFINISHED
         with suppress(FileNotFoundError):
             os.remove(temporary)
         try:
