@@ -452,6 +452,35 @@ def test_files_of_something_else(tmp_path: Path) -> None:
     assert not (tmp_path / "nosuch.sqlite").exists()
 
 
+def test_a_database_that_is_gone(path: Path) -> None:
+    """An emptied file, or one that is missing beside its log, is not begun anew; nor is one by
+    half, when making it was interrupted."""
+    with SQLiteStorage(path) as storage:
+        commit(storage, {ROOT_OID: (NO_TID, b"root")})
+        kept = path.read_bytes()
+        (path.parent / "wal").write_bytes(Path(f"{path}-wal").read_bytes())
+    path.write_bytes(b"")
+    with pytest.raises(FileFormatError, match=r"is empty.*Remove it"):
+        SQLiteStorage(path)
+    assert path.read_bytes() == b""
+    path.unlink()
+    (path.parent / "wal").rename(f"{path}-wal")
+    with pytest.raises(CorruptedDataError, match=r"missing.*-wal.*Put it back"):
+        SQLiteStorage(path)
+    path.write_bytes(kept)
+    with SQLiteStorage(path) as storage:
+        assert storage.load(ROOT_OID)[0] == b"root"
+
+
+def test_a_database_that_was_not_finished(path: Path) -> None:
+    """What an interrupted making has left is made anew."""
+    for name in ("", "-wal"):
+        Path(f"{path}.new{name}").write_bytes(b"half")
+    with SQLiteStorage(path) as storage:
+        commit(storage, {ROOT_OID: (NO_TID, b"root")})
+    assert sorted(os.listdir(path.parent)) == ["data.sqlite", "data.sqlite.lock"]
+
+
 def test_a_newer_release(path: Path) -> None:
     """A schema that is not known yet is not touched."""
     fill(path)

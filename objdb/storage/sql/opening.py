@@ -8,6 +8,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from urllib.parse import quote
 
 from objdb.errors import (
@@ -21,6 +22,7 @@ from objdb.errors import (
     StorageWriteError,
     UsageError,
 )
+from objdb.storage.files import sync_path
 from objdb.storage.sql.links import is_open_in_parent
 from objdb.storage.sql.storage import SCHEMA
 
@@ -136,10 +138,10 @@ def open_database(
         if create:
             lock.acquire()
             if not os.path.exists(path):
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+                _make_file(path, history is not False, busy_seconds)
         connection = connect(path, read_only, busy_seconds)
         try:
-            return _look_at(connection, path, history, create)
+            return _look_at(connection, path, history)
         finally:
             connection.close()
     except sqlite3.Error as error:
@@ -160,20 +162,19 @@ def _require_openable(path: str, create: bool) -> None:
         return
     with open(path, "rb") as file:
         magic = file.read(16)
-    if magic and magic != _MAGIC:
+    if not magic:
+        raise FileFormatError(
+            f"{path} is empty, so it is no database. Remove it to let a new one be made", path=path
+        )
+    if magic != _MAGIC:
         raise FileFormatError(
             f"{path} is no SQLite database: it begins with {magic!r}", path=path
         )
 
 
-def _look_at(
-    connection: sqlite3.Connection, path: str, history: bool | None, create: bool
-) -> bool:
-    (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+def _look_at(connection: sqlite3.Connection, path: str, history: bool | None) -> bool:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
-    if not count and not application and create:
-        _make(connection, path, history is not False)
-    elif application != APPLICATION_ID:
+    if application != APPLICATION_ID:
         raise FileFormatError(
             f"{path} is an SQLite database of something else (application id {application:#x}). "
             "Nothing was changed; name another file", path=path,
@@ -193,6 +194,34 @@ def _look_at(
             "out, or copy it to a database made with the other (objdb migrate)"
         )
     return bool(found[0])
+
+
+def _make_file(path: str, history: bool, busy_seconds: float) -> None:
+    """Make the database under another name first, so that it is there as a whole or not at all.
+    The lock is held."""
+    if os.path.exists(path + "-wal"):
+        raise CorruptedDataError(
+            f"{path} is missing, and {path}-wal, which has its last transactions, is there. Put "
+            "it back; or, for a new database, remove the other one", path=path,
+        )
+    new = path + ".new"
+    for name in (new, new + "-wal", new + "-shm"):  # what a crash has left
+        with suppress(FileNotFoundError):
+            os.remove(name)
+    os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    try:
+        connection = connect(new, False, busy_seconds)
+        try:
+            _make(connection, path, history)
+        finally:
+            connection.close()
+        sync_path(new)
+        os.rename(new, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.remove(new)
+        raise
+    sync_path(os.path.dirname(os.path.abspath(path)))
 
 
 def _make(connection: sqlite3.Connection, path: str, history: bool) -> None:
