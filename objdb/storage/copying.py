@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from objdb.errors import StorageError, UsageError
+from objdb.errors import StorageError, Unsupported, UsageError
 from objdb.ids import NO_TID, Oid, Tid, format_tid, next_tid
+from objdb.interfaces import IStorageVersions
 from objdb.storage.commit import TransactionMetaData, without_integrity
 
 _MOST_WAITING = 64  # transactions
@@ -37,19 +38,24 @@ def copy_transactions(
 ) -> int:
     """Copy what *destination* does not have yet; return the number of transactions.
 
-    *progress* is called after each. `StorageError` if the destination has something else.
+    *progress* is called after each. `StorageError` if the destination has something else;
+    `Unsupported` if it has no versions, and there are changes in one. What was once in a version,
+    and is in none now, is left out then: nobody could see it there.
     """
     if source is destination:
         raise UsageError(f"{destination.getName()} cannot be copied to itself")
+    versions = destination.supportsVersions()
+    if not versions:
+        _require_no_versions(source, destination)
     last = destination.lastTransaction()
     if last != NO_TID:
-        _require_same(source, destination, last)
+        _require_same(source, destination, last, versions)
     waiting: list[Callable[[], None]] = []
     transactions = revisions = 0
     try:
         with _iterating(source, None if last == NO_TID else next_tid(last)) as iterator:
             for transaction in iterator:
-                revisions += _copy(transaction, destination, waiting)
+                revisions += _copy(transaction, destination, waiting, versions)
                 transactions += 1
                 if len(waiting) >= _MOST_WAITING:
                     _wait(waiting)
@@ -71,14 +77,26 @@ def _iterating(source: Any, start: Tid | None, stop: Tid | None = None) -> Itera
             iterator.close()
 
 
-def _copy(transaction: Any, destination: Any, waiting: list[Callable[[], None]]) -> int:
+def _require_no_versions(source: Any, destination: Any) -> None:
+    found = source.versions() if IStorageVersions.providedBy(source) else ()
+    if found:
+        raise Unsupported(
+            f"{destination.getName()} has no versions, and {source.getName()} has changes in "
+            f"{', '.join(map(repr, found))}. Commit or abort them first (objdb versions commit, "
+            "objdb versions abort), or copy to a storage that has versions"
+        )
+
+
+def _copy(
+    transaction: Any, destination: Any, waiting: list[Callable[[], None]], versions: bool
+) -> int:
     """Copy one transaction; return the number of its revisions."""
     metadata = _metadata(transaction)
     metadata.later = waiting
     count = 0
     destination.tpc_begin(metadata, transaction.tid, transaction.status)
     try:
-        for revision in transaction:
+        for revision in _copied(transaction, versions):
             destination.restore(
                 revision.oid, revision.tid, revision.data, revision.version, revision.data_txn,
                 metadata,
@@ -90,6 +108,10 @@ def _copy(transaction: Any, destination: Any, waiting: list[Callable[[], None]])
         destination.tpc_abort(metadata)
         raise
     return count
+
+
+def _copied(transaction: Any, versions: bool) -> Iterator[Any]:
+    return (revision for revision in transaction if versions or not revision.version)
 
 
 def _metadata(transaction: Any) -> TransactionMetaData:
@@ -105,9 +127,9 @@ def _wait(waiting: list[Callable[[], None]]) -> None:
         function()
 
 
-def _require_same(source: Any, destination: Any, tid: Tid) -> None:
+def _require_same(source: Any, destination: Any, tid: Tid, versions: bool) -> None:
     """Raise `StorageError` unless the transaction *tid* is the same in both."""
-    found = [_content(storage, tid) for storage in (source, destination)]
+    found = [_content(storage, tid, versions) for storage in (source, destination)]
     if found[0] is None or found[0] != found[1]:
         what = "does not have" if found[0] is None else "has another content for"
         raise StorageError(
@@ -116,10 +138,11 @@ def _require_same(source: Any, destination: Any, tid: Tid) -> None:
         )
 
 
-def _content(storage: Any, tid: Tid) -> tuple[Any, ...] | None:
+def _content(storage: Any, tid: Tid, versions: bool) -> tuple[Any, ...] | None:
     with _iterating(storage, tid, tid) as iterator:
         for transaction in iterator:
             metadata = _metadata(transaction)
-            records: dict[Oid, bytes | None] = {r.oid: r.data for r in transaction}
+            copied = _copied(transaction, versions)
+            records: dict[Oid, bytes | None] = {r.oid: r.data for r in copied}
             return metadata.user, metadata.description, metadata.extension, records
     return None

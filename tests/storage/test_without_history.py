@@ -82,6 +82,32 @@ def test_a_copy_goes_on_after_a_transaction_without_objects(storage: Any) -> Non
         assert copy.load(ROOT_OID) == source.load(ROOT_OID)
 
 
+def test_a_copy_of_what_was_in_versions(make: Make) -> None:
+    """Versions that were committed or aborted do not keep a database from being copied, nor that
+    copy from being continued; changes that are in one do, which says so before anything is
+    copied."""
+    with objdb.DB(objdb.MappingStorage()) as db, make() as copy:
+        with db.transaction() as connection:
+            connection.root()["ann"] = Person("ann", age=1)
+        for end in (db.commitVersion, db.abortVersion):
+            with db.transaction(version="plan") as connection:
+                connection.root()["ann"].age += 1
+                connection.root()[end.__name__] = Person("new")
+            for _ in range(2):
+                with pytest.raises(Unsupported, match=r"changes in 'plan'. Commit or abort"):
+                    copy.copyTransactionsFrom(db.storage)
+            end("plan")
+            transaction.commit()
+            copy.copyTransactionsFrom(db.storage)
+            assert copy.copyTransactionsFrom(db.storage) == 0
+            assert copy.lastTransaction() == db.storage.lastTransaction()
+    with objdb.DB(make()) as db, db.transaction() as connection:
+        root = connection.root()
+        assert root["ann"].age == 2 and root["commitVersion"].name == "new"
+        assert "abortVersion" not in root
+        check(db.storage).raise_if_damaged()
+
+
 def test_how_it_was_made(make: Make) -> None:
     """Whether it keeps history stays as it was made; asking for the other is refused."""
     make().close()
