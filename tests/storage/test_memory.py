@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import objdb
 from objdb.errors import StorageFailedError
 from objdb.ids import NO_TID, ROOT_OID, Oid, oid_from_int
 from objdb.storage.memory import MappingStorage
-from objdb.testing.helpers import commit
+from objdb.testing.helpers import commit, contents
 
 
 def test_in_the_middle_of_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,3 +80,31 @@ def test_a_mapping_that_takes_no_more() -> None:
     again = MappingStorage(data=data)
     assert again.load(ROOT_OID) == (b"x", tid)
     commit(again, {ROOT_OID: (tid, b"z")})
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_a_pack_that_was_stopped(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Wherever a pack is stopped, the packed transactions are the first ones, and the next pack
+    takes away what it has left: transactions too."""
+    monkeypatch.setattr("objdb.storage.tables.pack._BATCH", 1)
+    storage = MappingStorage()
+    tids = [commit(storage, {ROOT_OID: (NO_TID, b"0")})]
+    for number in range(1, 5):
+        tids.append(commit(storage, {ROOT_OID: (tids[-1], b"%d" % number)}))
+    amend, done = storage._amend, []
+
+    def stop(rows: Any, transactions: Any) -> None:
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        amend(rows, transactions)
+        done.append(transactions)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_amend", stop)
+        with suppress(KeyboardInterrupt):
+            storage.pack(tids[-1], lambda record: [])
+    statuses = [entry[1] for entry in contents(storage)]
+    assert statuses == sorted(statuses, reverse=True)
+    storage.pack(tids[-1], lambda record: [])
+    assert [entry[:2] for entry in contents(storage)] == [(tids[-1], "p")]
+    assert storage.load(ROOT_OID) == (b"4", tids[-1])

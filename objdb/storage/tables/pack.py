@@ -6,8 +6,7 @@
               is marked as well
     forget    transactions that have nothing left
 
-Stopped anywhere, a database is left that holds together, with some garbage: rows, for the next
-pack, and transactions that have nothing left, which stay.
+Stopped anywhere, a database is left that holds together, with some garbage for the next pack.
 """
 
 from __future__ import annotations
@@ -274,11 +273,11 @@ class _Pack:
 
     def _mark_packed(self) -> None:
         """Let no transaction up to the pack time be undone any more."""
-        found = self._storage._iter_transactions(NO_TID, self._pack_to, newest_first=True)
         packed: Transactions = {}
-        for transaction in found:
+        # The oldest first: wherever this is stopped, those before a packed one are packed.
+        for transaction in self._storage._iter_transactions(NO_TID, self._pack_to):
             if transaction.status == "p":
-                break  # so are those before it
+                continue
             packed[transaction.tid] = transaction._replace(status="p")
             if len(packed) >= _BATCH:
                 self._amend({}, packed)
@@ -337,7 +336,9 @@ class _Pack:
         last = next(newest, None)
         changed: Transactions = {}
         for row in storage._iter_transactions(NO_TID, self._pack_to):
-            if row.oids and row.tid not in self._gone:
+            is_whole = row.tid not in self._gone
+            # Unless an earlier pack was stopped before it came here.
+            if row.oids and is_whole and storage._row(row.oids[0], row.tid) is not None:
                 continue
             left = [oid for oid in row.oids if storage._row(oid, row.tid) is not None]
             if left or (last is not None and row.tid == last.tid):
