@@ -21,12 +21,11 @@ import objdb
 db = objdb.DB(sys.argv[1])
 with db.transaction() as connection:
     connection.root()["n"] = 1
-child = os.fork()
-if not child:
+if not os.fork():
+    print(os.getpid(), flush=True)
     os.close(1)
     sys.stdin.read()  # until the test closes it
     os._exit(0)
-print(child, flush=True)
 time.sleep(600)
 """
 
