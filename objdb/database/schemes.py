@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from objdb.errors import UsageError
@@ -213,6 +212,8 @@ def scheme_named(name: str, uri: str) -> Scheme:
     """Return the scheme *name* of *uri*; `UsageError` listing what there is if there is none."""
     if name in SCHEMES:
         return SCHEMES[name]
+    from importlib.metadata import entry_points  # takes a while, for what few need
+
     added = {point.name: point for point in entry_points(group=GROUP)}
     if name in added:
         try:

@@ -455,7 +455,7 @@ def test_schemes_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         return objdb.MappingStorage()
 
     points = [Point("mine", schemes.Scheme(make, {"size": int})), Point("wrong", 7)]
-    monkeypatch.setattr(schemes, "entry_points", lambda group: points)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points)
     with objdb.DB("mine:a/b?size=3&pool_size=2") as db:
         fill(db)
     assert made == [("a/b", {"size": 3})]
@@ -470,7 +470,7 @@ def test_schemes_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         objdb.DB("empty:x")
     gone = EntryPoint("gone", "objdb.nosuch:scheme", schemes.GROUP)
     nothing = EntryPoint("nothing", "objdb:nosuch", schemes.GROUP)
-    monkeypatch.setattr(schemes, "entry_points", lambda group: [gone, nothing])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [gone, nothing])
     for name in ("gone", "nothing"):
         with pytest.raises(UsageError, match=rf"{name} of the group .* cannot be loaded: .*nosuch"):
             objdb.DB(f"{name}:x")
