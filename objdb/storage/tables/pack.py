@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
+
+from BTrees.QQBTree import QQTreeSet
 
 from objdb.errors import PackError, Unsupported
 from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, next_tid
@@ -219,7 +220,8 @@ class _Pack:
         self._marks = _Marks(storage, pack_to, references)
         self._pacer = pacer
         self._seen = pack_to  # the last transaction whose objects are marked
-        self._gone: Counter[Tid] = Counter()  # by transaction: how many of its rows
+        self._had_some = QQTreeSet()  # transactions that had revisions when this began
+        self._lost_some: set[Tid] = set()  # those that have lost some
 
     def run(self, roots: Callable[[], Iterable[Oid]]) -> PackResult:
         storage = self._storage
@@ -229,6 +231,7 @@ class _Pack:
         for done, (oid, chain) in enumerate(storage._iter_chains()):
             if self._going(oid, chain):
                 going.append(oid)
+            self._had_some.update(int.from_bytes(tid, "big") for tid, _ in chain)
             self._pacer.report("copy", done, before[1])
             self._pacer.pace()
         self._pacer.report("copy", before[1], before[1])
@@ -301,7 +304,7 @@ class _Pack:
                 edits |= self._edits(oid)
             storage._packs += 1
             self._amend_held(edits, {})
-        self._gone.update(tid for (_, tid), row in edits.items() if row is None)
+        self._lost_some.update(tid for (_, tid), row in edits.items() if row is None)
 
     def _edits(self, oid: Oid) -> Rows:
         """Return what removing an object's rows that go changes: those, and the first after a
@@ -336,9 +339,9 @@ class _Pack:
         last = next(newest, None)
         changed: Transactions = {}
         for row in storage._iter_transactions(NO_TID, self._pack_to):
-            is_whole = row.tid not in self._gone
-            # Unless an earlier pack was stopped before it came here.
-            if row.oids and is_whole and storage._row(row.oids[0], row.tid) is not None:
+            # An earlier pack that was stopped may have left transactions without revisions.
+            had_some = row.oids and int.from_bytes(row.tid, "big") in self._had_some
+            if had_some and row.tid not in self._lost_some:
                 continue
             left = [oid for oid in row.oids if storage._row(oid, row.tid) is not None]
             if left or (last is not None and row.tid == last.tid):
