@@ -18,8 +18,6 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from BTrees.QQBTree import QQTreeSet
-
 from objdb.errors import PackError, Unsupported
 from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, next_tid
 from objdb.storage.packing import (
@@ -214,6 +212,8 @@ class _Pack:
     def __init__(
         self, storage: TablePack, pack_to: Tid, references: References | None, pacer: Pacer
     ) -> None:
+        from BTrees.QQBTree import QQTreeSet  # not before somebody packs
+
         self._storage = storage
         self._pack_to = pack_to
         self._collects = references is not None
