@@ -10,9 +10,8 @@ logger = logging.getLogger("objdb.storage")
 
 
 class Clock:
-    """Calls *action* every *seconds*, until it is stopped. `error` is what the last call raised;
-    the first of several such in a row is logged. Who
-    waits for ever, or nearly, is never called."""
+    """Calls *action* every *seconds*, until it is stopped; never, if they are too many to wait
+    for. `error` is what the last call raised; the first of several in a row is logged."""
 
     def __init__(self, seconds: float, action: Callable[[], None], name: str) -> None:
         self._seconds = min(seconds, threading.TIMEOUT_MAX)

@@ -22,7 +22,7 @@ from objdb.errors import (
     StorageWriteError,
     UsageError,
 )
-from objdb.storage.files import sync_path
+from objdb.storage.files import require_folder, sync_path
 from objdb.storage.sql.links import is_open_in_parent
 from objdb.storage.sql.storage import SCHEMA
 
@@ -153,9 +153,8 @@ def open_database(
 def _require_openable(path: str, create: bool) -> None:
     if os.path.isdir(path):
         raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
-    folder = os.path.dirname(path)
-    if create and folder and not os.path.isdir(folder):
-        raise FileNotFoundError(errno.ENOENT, "the folder of the database does not exist", folder)
+    if create:
+        require_folder(path, "database")
     if not os.path.exists(path):
         if not create:
             raise FileNotFoundError(errno.ENOENT, "there is no such database", path)

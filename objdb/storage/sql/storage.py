@@ -312,9 +312,9 @@ class SQLStorage(TableStorage):
 
     @property
     def packed_tid(self) -> Tid:
-        """See `IStoragePacked`; by any process."""
+        """See `IStoragePacked`; by any process, or before it was copied here."""
         found = self._find(_PACKED)
-        return NO_TID if found is None else name_of(found[0])
+        return max(super().packed_tid, NO_TID if found is None else name_of(found[0]))
 
     def _note_packed(self, tid: Tid) -> None:
         self._change(_NOTE_PACKED, [(number(tid),)])
