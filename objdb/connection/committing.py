@@ -346,17 +346,27 @@ class ObjectCommitter(ObjectLoader):
     def tpc_abort(self, txn: Any) -> None:
         """Take everything back, in the storage and in memory. What is committed stays so."""
         outcome.tell_after_the_fact(txn, self)
-        if txn is self._transaction and self._commit is not None:
-            self._commit.abort()
         self.abort(txn)
 
     def abort(self, txn: Any) -> None:
-        """Drop all changes: changed objects become ghosts, new ones are unsaved again.
+        """Drop all changes: changed objects become ghosts, new ones are unsaved again. The
+        storage drops what it has of the transaction, if a commit of it has begun: `transaction`
+        calls this, and `tpc_abort` behind it, when a commit fails before the connection voted.
 
         Ignored for a transaction that this connection is not in (any more).
         """
         if txn is not self._transaction:
             return
+        try:
+            if self._commit is not None:
+                self._commit.abort()
+        finally:
+            try:
+                self._take_back()
+            finally:
+                self._end_transaction()
+
+    def _take_back(self) -> None:
         changes = self._changes
         for oid in changes.created_since(0):
             self._uncreate(oid)
@@ -368,7 +378,6 @@ class ObjectCommitter(ObjectLoader):
             changed.update(self._savepoints.oids())
         self._cache.invalidate(list(changed))
         self._drop_mutated()
-        self._end_transaction()
 
     def _uncreate(self, oid: Oid, obj: Any = None) -> None:
         """Make a new object unsaved again. It keeps its state."""

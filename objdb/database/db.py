@@ -196,8 +196,8 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         state = PersistentMapping().__getstate__()
         record = class_prefix(PersistentMapping) + pickle.dumps(state, PROTOCOL)
         metadata = TransactionMetaData(description="initial database creation")
-        self.storage.tpc_begin(metadata)
         try:
+            self.storage.tpc_begin(metadata)
             self.storage.store(ROOT_OID, NO_TID, record, "", metadata)
             self.storage.tpc_vote(metadata)
             self.storage.tpc_finish(metadata)

@@ -125,14 +125,13 @@ class StorageRequest:
         assert self._commit is not None
         self._commit.finish()
 
-    def tpc_abort(self, txn: Any) -> None:
-        """Take everything back."""
+    def abort(self, txn: Any) -> None:
+        """Forget what was asked for, and take back what the storage has of it."""
+        self.asked = []
         if self._commit is not None:
             self._commit.abort()
 
-    def abort(self, txn: Any) -> None:
-        """Forget what was asked for; nothing has been done about it."""
-        self.asked = []
+    tpc_abort = abort
 
     def savepoint(self) -> _RequestSavepoint:
         """Return the way back to what is asked for now."""

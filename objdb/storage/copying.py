@@ -94,8 +94,8 @@ def _copy(
     metadata = _metadata(transaction)
     metadata.later = waiting
     count = 0
-    destination.tpc_begin(metadata, transaction.tid, transaction.status)
     try:
+        destination.tpc_begin(metadata, transaction.tid, transaction.status)
         for revision in _copied(transaction, versions):
             destination.restore(
                 revision.oid, revision.tid, revision.data, revision.version, revision.data_txn,

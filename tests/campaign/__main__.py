@@ -30,6 +30,7 @@ from objdb.testing.recording import check_isolation
 from tests.campaign.bookings import book_in_processes
 from tests.campaign.graphs import graph_goes_round
 from tests.campaign.kills import kill_once
+from tests.campaign.leaks import WAYS, fail_often
 from tests.campaign.races import race
 from tests.campaign.sweeps import sweep
 from tests.isolation.interleavings import interleaved
@@ -143,8 +144,14 @@ def bookings(directory: Path, seed: int) -> None:
     book_in_processes(f"sqlite:{directory}/data.sqlite", processes, BOOKINGS, seed)
 
 
+def leaks(directory: Path, seed: int) -> None:
+    """A hundred thousand transactions, or openings, that fail in one way."""
+    chance = random.Random(seed)
+    fail_often(chance.choice(list(STORAGES)), chance.choice(WAYS), directory, 100_000)
+
+
 CAMPAIGNS: list[Callable[[Path, int], None]] = [
-    bookings, kills, races, histories, sweeps, graphs, packs, safes
+    bookings, kills, races, histories, sweeps, graphs, packs, safes, leaks
 ]
 
 

@@ -415,8 +415,8 @@ class DemoStorage(UndoableStorage):
         given, chains = staged.transaction, self._chains
         metadata = TransactionMetaData(given.user, given.description, given.extension)
         staged.medium = metadata
-        self.changes.tpc_begin(metadata, staged.tid, staged.status)
         try:
+            self.changes.tpc_begin(metadata, staged.tid, staged.status)
             for oid, record in staged.records():
                 repeat = staged.repeats.get(oid)
                 if record is None and oid in chains.in_base:

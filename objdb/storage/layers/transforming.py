@@ -237,8 +237,8 @@ class TransformingStorage(Layer):
                 return 0
             oids = [change[0] for change in changes]
             transaction = TransactionMetaData(description=f"rewritten: {type(self).__name__}")
-            self.base.tpc_begin(transaction)
             try:
+                self.base.tpc_begin(transaction)
                 for oid, tid, data, version in changes:
                     self.base.store(oid, tid, data, version, transaction)
                 self.base.tpc_vote(transaction)
