@@ -343,12 +343,14 @@ class NeedsMigrationError(FileFormatError):
 
 
 class CorruptedDataError(POSError):
-    """Damaged data, at `path` and `position` (bytes from the start), in object `oid` if known."""
+    """Damaged data, at `path` and `position` (bytes from the start), in object `oid` if known;
+    `what` says only what is wrong there."""
 
-    facts = {"path": None, "position": None, "oid": None}
+    facts = {"path": None, "position": None, "oid": None, "what": None}
     path: str | None
     position: int | None
     oid: Oid | None
+    what: str | None
 
 
 class SerializationError(POSError):

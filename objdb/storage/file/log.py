@@ -173,7 +173,7 @@ class Log:
         return CorruptedDataError(
             f"{self.file.path} is damaged at position {position}: {what}. Restore the file from "
             "a backup, or copy what can be read to a new file",
-            path=self.file.path, position=position, oid=oid,
+            path=self.file.path, position=position, oid=oid, what=what,
         )
 
     def header(self, position: int, limit: int) -> Header:

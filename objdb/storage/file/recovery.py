@@ -2,21 +2,29 @@
 
     is the index's checkpoint one of this log? ─► replay the log from there (or all)
 
-The replay ends at the first place that is not a committed transaction:
+The replay ends at the first place that is not a committed transaction. What the index knows to be
+synced is acknowledged; behind that, and only where the index is one of this log, it is known that
+nothing is.
 
-    what is there                         what it is                    what is done
-    nothing, or zeros to the end          space allocated ahead         nothing
-    status `c`, nothing behind it         a commit that was not decided cut
-    anything else that does not fit,
-      not known to have been synced       a tail torn by a crash        cut, saved as .trN, logged
-      known to have been synced           damage                        CorruptedDataError
-      committed transactions behind it,
-      and no index to tell                damage                        CorruptedDataError
+    what is there                              the index is      without an index, or with one
+                                               of this log       of something else
+    nothing, or zeros to the end               nothing is done   nothing is done
+    a commit not decided (status `c`), with
+      no whole transaction behind it           cut               cut
+    anything else that does not fit            cut               CorruptedDataError
+      … before what is known to be synced      CorruptedDataError
+    no transaction is whole                    cut               CorruptedDataError
+
+What is cut is saved beside the file as .trN, and logged. A file that is open for reading only
+is never cut: it shows what is whole, a warning is logged, and `tail_problem` tells the checks.
 """
 
 from __future__ import annotations
 
 import logging
+import re
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from objdb.errors import CorruptedDataError
@@ -30,6 +38,7 @@ logger = logging.getLogger("objdb.storage.file")
 
 _COPY_CHUNK = 4 * 1024 * 1024
 _ZEROS_CHUNK = 4096
+_BETWEEN_LINES_SECONDS = 5.0
 
 
 @dataclass
@@ -43,15 +52,16 @@ class LogState:
     replayed: int = 0  # records
 
 
-def open_log(log: Log, index: Index) -> LogState:
+def open_log(log: Log, index: Index, *, read_only: bool = False) -> LogState:
     """Return the state at the end of the log's last committed transaction, the index brought up
-    to date. Nothing is cut: see `cut_tail`."""
+    to date. Nothing is cut: see `cut_tail`. `CorruptedDataError` for what must not be cut."""
     state = LogState()
     checkpoint = index.checkpoint
-    known_tid, known_end = NO_TID, 0
+    known_tid, known_end, is_known = NO_TID, 0, False
     if checkpoint is not None:
         known_tid = checkpoint.tid
-        if checkpoint.synced and _is_of(log, checkpoint.position, checkpoint.tid):
+        is_known = _is_of(log, checkpoint.position, checkpoint.tid)
+        if checkpoint.synced and is_known:
             known_end = max(checkpoint.position, index.synced_position())
             state = LogState(
                 checkpoint.position, checkpoint.tid, checkpoint.max_oid, checkpoint.objects
@@ -59,9 +69,8 @@ def open_log(log: Log, index: Index) -> LogState:
         else:
             logger.info("%s: the index is stale and is built again", log.file.path)
             index.clear()
-    is_known = checkpoint is not None
     damage = replay(log, index, state)
-    if damage and (state.end < known_end or (not is_known and _find_transaction(log, state))):
+    if damage and state.end < known_end:
         raise damage
     if state.end < known_end or state.tid < known_tid:
         raise CorruptedDataError(
@@ -71,7 +80,76 @@ def open_log(log: Log, index: Index) -> LogState:
             "it again; else restore the file from a backup",
             path=log.file.path, position=state.end,
         )
+    if damage and not is_known:
+        _require_undecided(log, state, damage, read_only)
     return state
+
+
+def _require_undecided(
+    log: Log, state: LogState, damage: CorruptedDataError, read_only: bool
+) -> None:
+    """Raise what is known of the bytes behind the last whole transaction, unless they are a
+    commit that was not decided; where they are only read, a warning does, as far as it is sure
+    that no whole transaction is behind them."""
+    size = log.file.size()
+    if state.end == START:
+        raise CorruptedDataError(
+            f"{log.file.path} has no transaction that is whole: it is damaged, or a copy of a "
+            f"database that was cut off inside its first one ({damage.what} at position "
+            f"{damage.position}; the file has {size} bytes). Nothing was removed. Copy it again, "
+            "or restore it from a backup", path=log.file.path, position=damage.position,
+        ) from damage
+    found = find_transaction(log, state)
+    if found is None and _is_undecided(log, state):
+        return
+    if found is None and read_only:
+        logger.warning("%s", _tail_text(log, state.end, state.tid, damage))
+        return
+    behind = "" if found is None else f" Whole transactions follow, at position {found}."
+    raise CorruptedDataError(
+        f"{_tail_text(log, state.end, state.tid, damage)}.{behind} Without the index (.oidx) it "
+        "is not known whether they were acknowledged, so nothing was removed. Restore the file "
+        "from a backup"
+        + ("" if found else "; or copy what is whole to a new file, with objdb migrate"),
+        path=log.file.path, position=damage.position,
+    ) from damage
+
+
+def _is_undecided(log: Log, state: LogState) -> bool:
+    """Whether what is behind the last whole transaction began as a commit that never had its
+    status byte."""
+    block = log.file.read_at(TRANSACTION.size, state.end)
+    if len(block) < TRANSACTION.size:
+        return False
+    tid, _, status = TRANSACTION.unpack(block)[:3]
+    return bool(status == VOTED and tid > state.tid)
+
+
+def _tail_text(log: Log, end: int, tid: Tid, damage: CorruptedDataError) -> str:
+    count = log.file.size() - end
+    return (
+        f"{log.file.path}: {count} bytes behind the last whole transaction ({format_tid(tid)}, "
+        f"which ends at position {end}) are no transaction: {damage.what}, at position "
+        f"{damage.position}"
+    )
+
+
+def tail_problem(log: Log, end: int, tid: Tid) -> str | None:
+    """Return what is wrong with what is behind the last whole transaction of a file that somebody
+    else may be writing; None if nothing is."""
+    size = log.file.size()
+    try:
+        header = next_transaction(log, end, size, tid)
+    except CorruptedDataError as error:
+        return _tail_text(log, end, tid, error)
+    if header is None and not log.is_zero_from(end, size):
+        return (
+            f"{log.file.path}: {size - end} bytes behind the last whole transaction "
+            f"({format_tid(tid)}, which ends at position {end}) are a commit that was not "
+            "decided. A process is in the middle of it, or a crash left it; opening the file for "
+            "writing saves and removes it then"
+        )
+    return None
 
 
 def _is_of(log: Log, position: int, tid: Tid) -> bool:
@@ -92,8 +170,10 @@ def replay(log: Log, index: Index, state: LogState) -> CorruptedDataError | None
     """Enter the transactions from `state.end` on into the index, up to the first thing that is
     none; return the damage that ended it, None where it ended quietly."""
     size, start = log.file.size(), state.end
+    progress = _Progress(log, "building the index", size)
     try:
         while True:
+            progress.tell(state.end)
             header = next_transaction(log, state.end, size, state.tid)
             if header is None:
                 return None
@@ -145,28 +225,60 @@ def next_transaction(log: Log, position: int, size: int, last_tid: Tid) -> Heade
     return header
 
 
-def _find_transaction(log: Log, state: LogState) -> bool:
-    """Whether a whole transaction, later than the last good one, follows further on."""
+class _Progress:
+    """Logs how far something long has come, each few seconds."""
+
+    def __init__(self, log: Log, what: str, size: int) -> None:
+        self._what = f"{log.file.path}: {what}"
+        self._size = size
+        self._next = time.monotonic() + _BETWEEN_LINES_SECONDS
+
+    def tell(self, position: int) -> None:
+        """Log the *position*, if it is time."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _BETWEEN_LINES_SECONDS
+            logger.warning(
+                "%s: %d of %d MiB (%d %%)", self._what, position >> 20, self._size >> 20,
+                100 * position // self._size,
+            )
+
+
+# Bytes that can begin a transaction: a tid, a length below 2**48, a status.
+_BEGINNING = re.compile(rb"(?=(.{8})\0\0.{6}[ pu])", re.DOTALL)
+
+
+def find_transaction(log: Log, state: LogState) -> int | None:
+    """Return where the first whole transaction is behind the last good one, with a later tid;
+    None if there is none."""
     size, position = log.file.size(), state.end + 1
-    day = state.tid[:2]  # tids of the next weeks begin like this
+    progress = _Progress(log, "looking for transactions behind the damage", size)
     while position < size:
+        progress.tell(position)
         block = log.file.read_at(_COPY_CHUNK, position)
-        at = block.find(day) if day != NO_TID[:2] else 0
-        while at >= 0:
-            try:
-                header = log.header(position + at, size)
-                if header.tid > state.tid and header.status != VOTED:
-                    log.check_crc(header)
-                    for _ in log.records(header):
-                        pass
-                    return True
-            except CorruptedDataError:
-                pass
-            at = block.find(day, at + 1) if day != NO_TID[:2] else at + 1
-            if at >= len(block):
-                break
-        position += max(len(block) - 1, 1)
-    return False
+        for found in _BEGINNING.finditer(block):
+            at = found.start()
+            if found[1] > state.tid and _fits(block, at, size - position):
+                with suppress(CorruptedDataError):
+                    header = log.header(position + at, size)
+                    has_crc = log.check_crc(header)
+                    if has_crc | sum(1 for _ in log.records(header)):
+                        return position + at
+        position += max(len(block) - TRANSACTION.size, 1)
+    return None
+
+
+def _fits(block: bytes, at: int, rest: int) -> bool:
+    """Whether the header at a place in *block* gives lengths that the file has room for, and the
+    length at the transaction's end, where that is in the block, is the same."""
+    if at + TRANSACTION.size > len(block):
+        return False
+    _, length, _, user, description, extension = TRANSACTION.unpack_from(block, at)
+    end = at + length
+    if length < TRANSACTION.size + user + description + extension or end + NUMBER.size > rest:
+        return False
+    is_here = end + NUMBER.size <= len(block)
+    return not is_here or block[end : end + NUMBER.size] == block[at + 8 : at + 16]
 
 
 def cut_tail(log: Log, files: Files, state: LogState) -> None:

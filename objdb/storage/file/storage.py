@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -50,10 +51,12 @@ from objdb.storage.file.lookup import IN_VERSION
 from objdb.storage.file.medium import Medium, Published
 from objdb.storage.file.opening import create_file, require_openable
 from objdb.storage.file.pack import PackableFile, remove_leftovers
-from objdb.storage.file.recovery import LogState, cut_tail, open_log
+from objdb.storage.file.recovery import LogState, cut_tail, open_log, tail_problem
 from objdb.storage.files import Files, Lock, OSFiles, path_given, take_lock
 
 DURABILITIES = ("sync", "os")
+# How often, and how long apart, what lies behind the last transaction is looked at.
+_LOOKS_AT_TAIL, _BETWEEN_LOOKS_SECONDS = 10, 0.05
 
 
 @implementer(
@@ -126,7 +129,7 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
         log, index = Log(file), None
         try:
             index = self._open_index(path + ".oidx")
-            state = open_log(log, index)
+            state = open_log(log, index, read_only=read_only)
             if not read_only:
                 cut_tail(log, files, state)
                 self._after_recovery(index, state)
@@ -255,10 +258,29 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
         return self._medium.versions.latest(version)
 
     def self_check(self) -> list[str]:
-        """See `IStorageSelfCheck`: the index against the log, and the chains of records."""
+        """See `IStorageSelfCheck`: the index against the log, the chains of records, and what is
+        behind the last transaction."""
+        tail = self._tail_problem()
         medium = self._medium
         seen = medium.published
-        return check_structure(medium.log, medium.index, seen.end, seen.objects)
+        problems = check_structure(medium.log, medium.index, seen.end, seen.objects)
+        return problems if tail is None else [*problems, tail]
+
+    def _tail_problem(self) -> str | None:
+        """Return what is wrong behind the last transaction, where nobody has seen to that; not
+        what another process is just writing, which is something else a moment later."""
+        if not self._is_read_only:
+            return None
+        found = ""
+        for _ in range(_LOOKS_AT_TAIL):
+            self.poll()
+            medium = self._medium
+            again = tail_problem(medium.log, medium.published.end, medium.published.tid)
+            if again is None:
+                return None
+            found = again
+            time.sleep(_BETWEEN_LOOKS_SECONDS)
+        return found
 
     # -- committing
 
