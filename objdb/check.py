@@ -26,13 +26,18 @@ _BETWEEN_REPORTS = 1000
 
 @dataclass
 class CheckReport:
-    """What a check found. `problems` is empty for a sound database; each is a sentence."""
+    """What a check found. `problems` is empty for a sound database; each is a sentence.
+
+    `unverified` transactions have no checksum, so that damage that leaves them readable is not
+    found: they were written by another program, or an earlier release.
+    """
 
     name: str
     transactions: int = 0
     revisions: int = 0
     objects: int = 0
     reachable: int = 0
+    unverified: int = 0  # transactions without a checksum
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -93,6 +98,7 @@ def _check_history(
         if transaction.tid <= last:
             report.problems.append(f"transaction {format_tid(transaction.tid)} is out of order")
         last = transaction.tid
+        report.unverified += getattr(transaction, "has_checksum", False) is False
         for revision in transaction:
             report.revisions += 1
             current[revision.oid] = None if revision.data is None else revision.tid

@@ -20,15 +20,12 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, NamedTuple
 
-from objdb.errors import CorruptedDataError, StorageTransactionError, UndoError
+from objdb.errors import StorageTransactionError, UndoError
 from objdb.ids import Oid, Tid, format_oid
+from objdb.storage.extension import loads_extension
 
 # A transaction that stages more than this keeps it in a temporary file.
 SPOOL_BYTES = 32 * 1024 * 1024
-# Items of a transaction's extension that are about the bytes in its file (see `file/format`).
-# They do not go where the transaction is copied to.
-INTEGRITY_KEYS = ("_objdb_position", "_crc32")
-
 # Which older revision of the object a staged one has the data of: its position, on a medium that
 # can point there; elsewhere its tid.
 Repeat = Any
@@ -37,8 +34,9 @@ Repeat = Any
 class TransactionMetaData:
     """What a storage is told about a transaction.
 
-    *user* and *description* are text or UTF-8 bytes; *extension* is a dict of further facts, or
-    its pickle. `data(key)` and `set_data(key, value)` keep a storage's or connection's own facts.
+    *user* and *description* are text or UTF-8 bytes, and bytes when they are asked for; *extension*
+    is a dict of further facts, or its pickle, which stays as it is as long as the dict does.
+    `data(key)` and `set_data(key, value)` keep a storage's or connection's own facts.
 
     `later` is a list if whoever commits waits by itself: then `tpc_finish` may return when the
     outcome is decided, having added a function that returns when the data is durable, or raises.
@@ -46,17 +44,60 @@ class TransactionMetaData:
 
     def __init__(
         self, user: str | bytes = b"", description: str | bytes = b"",
-        extension: dict[str, Any] | bytes | None = None,
+        extension: dict[Any, Any] | bytes | None = None,
     ) -> None:
-        self.user = user.encode() if isinstance(user, str) else user
-        self.description = (
-            description.encode() if isinstance(description, str) else description
-        )
-        if isinstance(extension, bytes):
-            extension = loads_extension(extension)
-        self.extension: dict[str, Any] = extension or {}
+        self.user = user
+        self.description = description
+        self._pickled = b""
+        self._extension: Any = None  # a dict, or None until somebody asks for it
+        self._as_pickled: dict[Any, Any] = {}  # the dict that `_pickled` is of
+        self.extension = extension
         self.later: list[Callable[[], None]] | None = None
         self._data: dict[Any, Any] = {}
+
+    @property
+    def user(self) -> bytes:
+        """Who made the transaction."""
+        return self._user
+
+    @user.setter
+    def user(self, user: str | bytes) -> None:
+        self._user = user.encode() if isinstance(user, str) else user
+
+    @property
+    def description(self) -> bytes:
+        """What the transaction was for."""
+        return self._description
+
+    @description.setter
+    def description(self, description: str | bytes) -> None:
+        self._description = (
+            description.encode() if isinstance(description, str) else description
+        )
+
+    @property
+    def extension(self) -> dict[Any, Any]:
+        """Further facts, see `objdb.storage.extension`; `CorruptedDataError` where the bytes are
+        no pickle of a dict."""
+        if self._extension is None:
+            self._extension = loads_extension(self._pickled)
+            self._as_pickled = dict(self._extension)
+        found: dict[Any, Any] = self._extension
+        return found
+
+    @extension.setter
+    def extension(self, extension: dict[Any, Any] | bytes | None) -> None:
+        is_pickled = isinstance(extension, bytes)
+        self._pickled = extension if isinstance(extension, bytes) else b""
+        self._extension = None if is_pickled else extension or {}
+        self._as_pickled = {}
+
+    @property
+    def extension_bytes(self) -> bytes:
+        """The extension as storages keep it: pickled, empty when there is none."""
+        if self._extension is None or self._extension == self._as_pickled:
+            return self._pickled
+        return pickle.dumps(self._extension, 3)
 
     def data(self, key: Any) -> Any:
         """Return what `set_data` kept for *key*; KeyError if nothing."""
@@ -65,27 +106,6 @@ class TransactionMetaData:
     def set_data(self, key: Any, value: Any) -> None:
         """Keep *value* for *key* for as long as the transaction lasts."""
         self._data[id(key)] = value
-
-    @property
-    def extension_bytes(self) -> bytes:
-        """The extension as storages keep it: pickled, empty when there is none."""
-        return pickle.dumps(self.extension, 3) if self.extension else b""
-
-
-def loads_extension(data: bytes) -> dict[str, Any]:
-    """Return the extension dict pickled in *data*; `CorruptedDataError` when it is none."""
-    if not data:
-        return {}
-    try:
-        extension = pickle.loads(data)
-    except Exception as error:
-        raise CorruptedDataError(f"a transaction's extension cannot be read: {error}") from error
-    return extension if isinstance(extension, dict) else {}
-
-
-def without_integrity(extension: dict[str, Any]) -> dict[str, Any]:
-    """Return the extension as applications see it."""
-    return {key: value for key, value in extension.items() if key not in INTEGRITY_KEYS}
 
 
 class Spooled(NamedTuple):

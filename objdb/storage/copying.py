@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from objdb.errors import StorageError, Unsupported, UsageError
 from objdb.ids import NO_TID, Oid, Tid, format_tid, next_tid
 from objdb.interfaces import IStorageVersions
-from objdb.storage.commit import TransactionMetaData, without_integrity
+from objdb.storage.commit import TransactionMetaData
+from objdb.storage.extension import INTEGRITY_KEYS, loads_extension, without_integrity
 
 _MOST_WAITING = 64  # transactions
 
@@ -115,8 +116,14 @@ def _copied(transaction: Any, versions: bool) -> Iterator[Any]:
 
 
 def _metadata(transaction: Any) -> TransactionMetaData:
-    extension = without_integrity(transaction.extension)
-    return TransactionMetaData(transaction.user, transaction.description, extension)
+    """Return what is said of a transaction, its extension byte for byte. What another program has
+    copied from a file of ours has items about its bytes there, which are left out."""
+    pickled = transaction.extension_bytes
+    if any(key.encode() in pickled for key in INTEGRITY_KEYS):
+        extension = loads_extension(pickled)
+        if without_integrity(extension) != extension:
+            pickled = TransactionMetaData(extension=without_integrity(extension)).extension_bytes
+    return TransactionMetaData(transaction.user, transaction.description, pickled)
 
 
 def _wait(waiting: list[Callable[[], None]]) -> None:
@@ -144,5 +151,5 @@ def _content(storage: Any, tid: Tid, versions: bool) -> tuple[Any, ...] | None:
             metadata = _metadata(transaction)
             copied = _copied(transaction, versions)
             records: dict[Oid, bytes | None] = {r.oid: r.data for r in copied}
-            return metadata.user, metadata.description, metadata.extension, records
+            return metadata.user, metadata.description, metadata.extension_bytes, records
     return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from objdb.ids import Oid, Tid, time_from_tid
-from objdb.storage.commit import loads_extension
+from objdb.storage.extension import loads_extension
 
 
 class RevisionRecord(NamedTuple):
@@ -27,6 +27,8 @@ class TransactionRecord:
 
     `status` is one character: space, or `p` for one that has been packed. `user` and
     `description` are bytes (UTF-8), `extension_bytes` the pickled dict of further facts.
+    `has_checksum` says whether the medium has one for the transaction, which was verified then;
+    None where there is no medium that could be damaged.
     """
 
     tid: Tid
@@ -35,6 +37,7 @@ class TransactionRecord:
     description: bytes
     extension_bytes: bytes
     records: Iterable[RevisionRecord]
+    has_checksum: bool | None = None
 
     @classmethod
     def of(
@@ -46,8 +49,8 @@ class TransactionRecord:
         )
 
     @property
-    def extension(self) -> dict[str, Any]:
-        """The further facts of the transaction."""
+    def extension(self) -> dict[Any, Any]:
+        """The further facts of the transaction, see `objdb.storage.extension`."""
         return loads_extension(self.extension_bytes)
 
     def __iter__(self) -> Iterator[RevisionRecord]:

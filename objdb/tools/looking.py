@@ -71,7 +71,8 @@ def check(database: str, as_json: bool) -> None:
             {
                 "name": report.name, "transactions": report.transactions,
                 "revisions": report.revisions, "objects": report.objects,
-                "garbage": report.garbage, "problems": report.problems,
+                "garbage": report.garbage, "unverified": report.unverified,
+                "problems": report.problems,
             }
         )
     else:
@@ -79,6 +80,11 @@ def check(database: str, as_json: bool) -> None:
             f"{report.name}: {report.transactions:,} transactions, {report.revisions:,} "
             f"revisions, {report.objects:,} objects, {report.garbage:,} of them unreachable"
         )
+        if report.unverified:
+            click.echo(
+                f"{report.unverified:,} transactions carry no checksum, as those written by ZODB, "
+                "and could not be verified; objdb pack gives checksums to what it keeps"
+            )
         for problem in report.problems:
             click.echo(f"  {problem}")
         click.echo(f"{len(report.problems)} problems" if report.problems else "no problems")

@@ -23,7 +23,7 @@ from objdb.ids import NO_TID, Oid, Tid
 from objdb.storage.commit import Staged, TransactionMetaData
 from objdb.storage.copying import CopyProgress, copy_transactions
 from objdb.storage.durability import GroupCommit
-from objdb.storage.file.format import COMMITTED, START, find_crc
+from objdb.storage.file.format import COMMITTED, START
 from objdb.storage.file.history import FileHistory
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import Log, LogTicket, Written
@@ -132,9 +132,7 @@ def _batches(log: Log, end: int, index: Index) -> Iterator[_Batch]:
     batch = _Batch(START, START, [], set())
     try:
         for header in walk:
-            size = header.end - header.position
-            crc_at = find_crc(header.extension, header.position, size, header.status)
-            if header.status != COMMITTED or crc_at is None:
+            if header.status != COMMITTED or not header.has_checksum:
                 break
             positions, versions = walk.places(header)
             versions.update(dict.fromkeys(locked & positions.keys() - versions.keys(), ""))

@@ -28,7 +28,8 @@ bytes.
              then      data, or back pointer: 8 bytes, position of the record whose data this
                        one repeats, 0: the object is un-created
 
-Integrity, which ZODB lacks: the extension of every transaction written here ends in two items,
+Integrity, which ZODB lacks: the extension of every transaction written here ends in two items
+(added to the bytes of the pickle, which are not looked into),
 
     "_objdb_position": 8 bytes   where the transaction was written
     "_crc32": 4 bytes            CRC-32 (zlib) of the whole transaction, with a space as status
@@ -51,9 +52,10 @@ from __future__ import annotations
 import pickle
 import re
 import struct
-from typing import Any
+from functools import lru_cache
 
-from objdb.storage.commit import INTEGRITY_KEYS, loads_extension, without_integrity
+from objdb.errors import CorruptedDataError
+from objdb.storage.extension import INTEGRITY_KEYS, UNREADABLE, loads_extension
 
 MAGIC = b"FS30"
 PYTHON_TWO_MAGIC = b"FS21"
@@ -83,13 +85,35 @@ _BEFORE_CRC = _INTEGRITY_ONLY[_ONLY_PLACES[0] + 8 : _ONLY_PLACES[1]]
 _BEHIND_CRC = _INTEGRITY_ONLY[_ONLY_PLACES[1] + 4 :]
 
 
-def pack_extension(extension: dict[str, Any]) -> tuple[bytes, int, int]:
-    """Return the extension's bytes with its integrity items as zeros, and where in it the
-    position and the CRC belong."""
+# To be set in the dict that a pickle makes: behind it, before its end. The memo is not used there
+# any more, so one place of it, which no pickle uses for a key and its value, does for all.
+_ITEMS = (
+    b"(X\x0f\0\0\0" + _POSITION_KEY.encode() + b"q\xff" + _POSITION_PLACE + b"q\xff"
+    + b"X\x06\0\0\0" + _CRC_KEY.encode() + b"q\xff" + _CRC_PLACE + b"q\xffu."
+)
+INTEGRITY_BYTES = len(_ITEMS) - 1
+_IN_ITEMS = _ITEMS.index(_POSITION_PLACE) + 2, _ITEMS.index(_CRC_PLACE) + 2
+
+
+def pack_extension(extension: bytes) -> tuple[bytes, tuple[int, int] | None]:
+    """Return the extension's bytes with its integrity items, as zeros, and where in it the
+    position and the CRC belong. What is no pickle of a dict is returned as it is, and None."""
     if not extension:
-        return _INTEGRITY_ONLY, *_ONLY_PLACES
-    packed = pickle.dumps({**without_integrity(extension), **_ZEROS}, 3)
-    return packed, packed.rindex(_POSITION_PLACE) + 2, packed.rindex(_CRC_PLACE) + 2
+        return _INTEGRITY_ONLY, _ONLY_PLACES
+    if not _is_dict(extension):
+        return extension, None
+    start = len(extension) - 1
+    return extension[:start] + _ITEMS, (start + _IN_ITEMS[0], start + _IN_ITEMS[1])
+
+
+@lru_cache(maxsize=64)
+def _is_dict(extension: bytes) -> bool:
+    """Whether what the bytes make is a dict, with nothing behind it."""
+    try:
+        is_dict = UNREADABLE not in loads_extension(extension)
+    except CorruptedDataError:
+        return False
+    return is_dict and extension.endswith(b".")
 
 
 def place_item(position: int, size: int, status: bytes) -> bytes:
@@ -97,12 +121,6 @@ def place_item(position: int, size: int, status: bytes) -> bytes:
     if status == PACKED:
         return NUMBER.pack(_PACKED_BIT | (position << _SIZE_BITS ^ size) & _PACKED_BIT - 1)
     return NUMBER.pack(position)
-
-
-def integrity_places(extension: bytes) -> tuple[int, int] | None:
-    """Return where in the extension's bytes the position and the CRC are; None if it has none."""
-    shape = _INTEGRITY_SHAPE.search(extension)
-    return None if shape is None else (shape.start("position"), shape.start("crc"))
 
 
 def plain_extension(position: int) -> tuple[bytes, bytes]:
@@ -119,23 +137,37 @@ def find_crc(extension: bytes, position: int, size: int, status: bytes) -> int |
     is_plain = extension.startswith(before) and extension[len(before) + 4 :] == behind
     if is_plain and status != PACKED:
         return len(before)
-    names = sum(key.encode() in extension for key in _ZEROS)
-    shape = _INTEGRITY_SHAPE.search(extension) if names else None
+    found = moved_crc(extension)
+    if found is None:
+        return None
+    is_here = extension[found[0] : found[0] + 8] == place_item(position, size, status)
+    return found[1] if is_here else None
+
+
+def moved_crc(extension: bytes) -> tuple[int, int] | None:
+    """Return where in the extension's bytes the position and the CRC are, whichever position it
+    is; None if it has none. ValueError when they are damaged, or the extension is no pickle."""
+    shape = _INTEGRITY_SHAPE.search(extension)
     if shape is None:
-        if names == 2:
+        if any(trace in extension for trace in _TRACES):
             raise ValueError("the integrity items are damaged")
+        if extension and (extension[0] not in _BEGIN_PICKLES or extension[-1:] != b"."):
+            raise ValueError("the extension is no pickle")
         return None
     if (shape["first"], shape["second"]) != (_POSITION_KEY.encode(), _CRC_KEY.encode()):
         raise ValueError("the integrity items are damaged")
-    is_here = shape["position"] == place_item(position, size, status)
-    return shape.start("crc") if is_here else None
+    return shape.start("position"), shape.start("crc")
 
+
+# What is left of the items where a part of them is damaged; and how the pickle of a dict begins.
+_TRACES = b"_objdb_p", b"b_position", b"_crc32q"
+_BEGIN_PICKLES = b"\x80}("
 
 # How an extension ends that has the items: two keys and values, a memo opcode behind each. The
 # keys are looked at apart, so that a damaged one is told from an extension that has none.
 _MEMO = rb"(?:q.|r.{4})"
 _INTEGRITY_SHAPE = re.compile(
-    rb"X\x0f\0\0\0(?P<first>.{15})" + _MEMO + rb"C\x08(?P<position>.{8})" + _MEMO
+    rb"X\x0f\0\0\0(?P<first>.{15})(?P<memo>" + _MEMO + rb")C\x08(?P<position>.{8})" + _MEMO
     + rb"X\x06\0\0\0(?P<second>.{6})" + _MEMO + rb"C\x04(?P<crc>.{4})" + _MEMO + rb"u\.\Z",
     re.DOTALL,
 )
@@ -145,7 +177,14 @@ def visible_extension(extension: bytes) -> bytes:
     """Return the extension's bytes without the integrity items; empty if nothing is left."""
     if len(extension) == len(_INTEGRITY_ONLY) and extension.startswith(_BEFORE_POSITION):
         return b""
-    if not extension or _INTEGRITY_SHAPE.search(extension) is None:
+    shape = _INTEGRITY_SHAPE.search(extension) if extension else None
+    if shape is None:
         return extension
-    rest = without_integrity(loads_extension(extension))
-    return pickle.dumps(rest, 3) if rest else b""
+    start = shape.start()
+    if shape["memo"] == b"q\xff":  # they were added as a whole
+        return extension[: start - 1] + b"."
+    rest = extension[:start] + b"u."  # they were pickled with the others
+    return b"" if rest == _NOTHING_ELSE else rest
+
+
+_NOTHING_ELSE = b"\x80\x03}q\0(u."

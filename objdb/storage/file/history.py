@@ -17,7 +17,6 @@ from objdb.ids import NO_TID, Oid, Tid
 from objdb.storage.commit import (
     Repeat,
     TransactionMetaData,
-    loads_extension,
 )
 from objdb.storage.file.format import COMMITTED, PACKED, START, visible_extension
 from objdb.storage.file.log import POSITION, Header, Log, Record
@@ -102,7 +101,7 @@ class FileHistory(UndoableStorage):
                 return
             yield TransactionRecord(
                 header.tid, header.status.decode("ascii"), header.user, header.description,
-                visible_extension(header.extension), _Records(walk, header),
+                visible_extension(header.extension), _Records(walk, header), header.has_checksum,
             )
 
     # -- versions
@@ -220,7 +219,7 @@ def _seen(record: Record, version: str) -> int:
 
 
 def _metadata(header: Header) -> TransactionMetaData:
-    extension = loads_extension(visible_extension(header.extension))
+    extension = visible_extension(header.extension)
     return TransactionMetaData(header.user, header.description, extension)
 
 

@@ -35,6 +35,7 @@ from objdb.storage.file.format import (
     VERSION,
     VOTED,
     find_crc,
+    moved_crc,
     pack_extension,
     place_item,
 )
@@ -63,6 +64,7 @@ class Header(NamedTuple):
     extension: bytes
     body: int
     end: int
+    has_checksum: bool = False  # one that was verified
 
 
 class Record(NamedTuple):
@@ -96,12 +98,13 @@ class Record(NamedTuple):
 
 class Head(NamedTuple):
     """The beginning of a transaction, before its records: where it goes, the size of all of it,
-    its bytes, and where in them the checksum belongs."""
+    its bytes, and where in them the checksum belongs; None where the extension is no dict, which
+    could have it."""
 
     position: int
     size: int
     block: bytearray
-    crc_at: int
+    crc_at: int | None
 
 
 class Written(NamedTuple):
@@ -218,8 +221,31 @@ class Log:
         except ValueError:
             raise self.damaged(header.position, "the checksum in the extension") from None
         if place is None:
+            if self._is_only_place_damaged(header):
+                raise self.damaged(header.position, "the position in the extension is wrong")
             return False
-        crc_at = header.body - len(header.extension) + place
+        expected, crc = self._crcs(header, place)
+        if expected != crc:
+            raise self.damaged(header.position, "the transaction's checksum does not fit")
+        return True
+
+    def _is_only_place_damaged(self, header: Header) -> bool:
+        """Whether the checksum fits once the item is put right that says where the transaction
+        was written; if not, another program has moved or packed it."""
+        found = moved_crc(header.extension)
+        if found is None:
+            return False
+        item = place_item(header.position, header.end - header.position, header.status)
+        expected, crc = self._crcs(header, found[1], (found[0], item))
+        return expected == crc
+
+    def _crcs(
+        self, header: Header, place: int, put_right: tuple[int, bytes] | None = None
+    ) -> tuple[bytes, bytes]:
+        """Return the checksum at a place in the extension of a transaction, and the one that it
+        has, with some bytes of the extension *put_right*."""
+        texts_at = header.body - len(header.extension)
+        crc_at = texts_at + place
         crc, position = 0, header.position
         while position < header.end:
             chunk = self.file.read_at(min(_CHUNK, header.end - position), position)
@@ -230,12 +256,13 @@ class Log:
                 at = crc_at - position
                 expected, behind = chunk[at : at + 4], at + 4
                 before = chunk[:STATUS_AT] + COMMITTED + chunk[STATUS_AT + 1 : at]
+                if put_right is not None:
+                    begin = texts_at - position + put_right[0]
+                    before = before[:begin] + put_right[1] + before[begin + 8 :]
                 crc = zlib.crc32(before + bytes(4))
             crc = zlib.crc32(memoryview(chunk)[behind:], crc)
             position += len(chunk)
-        if expected != crc.to_bytes(4, "big"):
-            raise self.damaged(header.position, "the transaction's checksum does not fit")
-        return True
+        return expected, crc.to_bytes(4, "big")
 
     def record(self, place: int) -> Record:
         """Return the data record at a position, as the index has it, without its data."""
@@ -365,7 +392,7 @@ class Log:
     def head(self, staged: Staged, metadata: TransactionMetaData, position: int) -> Head:
         """Return the beginning of a transaction that will be written at *position*, checking
         that its texts fit."""
-        extension, position_place, crc_place = pack_extension(metadata.extension)
+        extension, places = pack_extension(metadata.extension_bytes)
         user, description = metadata.user, metadata.description
         longest = max(len(user), len(description), len(extension))
         if longest > MAX_TEXT_BYTES:
@@ -383,9 +410,11 @@ class Log:
             )
         )
         block += user + description + extension
-        at = before + position_place
+        if places is None:
+            return Head(position, size, block, None)
+        at = before + places[0]
         block[at : at + 8] = place_item(position, size, staged.status.encode())
-        return Head(position, size, block, before + crc_place)
+        return Head(position, size, block, before + places[1])
 
     def _too_long(self, *texts: bytes) -> StorageError:
         name, text = next(
@@ -448,10 +477,12 @@ class Log:
         is_first = at == head.position
         if is_first:
             piece[STATUS_AT : STATUS_AT + 1] = VOTED
-        if is_first and is_last:
+        if head.crc_at is None:
+            pass
+        elif is_first and is_last:
             _CRC.pack_into(piece, head.crc_at, crc)
         self.write_at(piece, at)
-        if is_last and not is_first:
+        if is_last and not is_first and head.crc_at is not None:
             self.write_at(_CRC.pack(crc), head.position + head.crc_at)
         return at + len(piece), crc
 

@@ -140,6 +140,9 @@ def tail_problem(log: Log, end: int, tid: Tid) -> str | None:
     size = log.file.size()
     try:
         header = next_transaction(log, end, size, tid)
+        if header is not None:  # a process that writes has just finished it, if it is whole
+            for _ in log.records(header):
+                pass
     except CorruptedDataError as error:
         return _tail_text(log, end, tid, error)
     if header is None and not log.is_zero_from(end, size):
@@ -221,8 +224,7 @@ def next_transaction(log: Log, position: int, size: int, last_tid: Tid) -> Heade
         raise log.damaged(position, "a transaction that was not finished, with others behind it")
     if header.tid <= last_tid:
         raise log.damaged(position, f"transaction {format_tid(header.tid)} is not in order")
-    log.check_crc(header)
-    return header
+    return header._replace(has_checksum=True) if log.check_crc(header) else header
 
 
 class _Progress:

@@ -56,7 +56,7 @@ from objdb.storage.files import Files, Lock, OSFiles, path_given, take_lock
 
 DURABILITIES = ("sync", "os")
 # How often, and how long apart, what lies behind the last transaction is looked at.
-_LOOKS_AT_TAIL, _BETWEEN_LOOKS_SECONDS = 10, 0.05
+_LOOKS_AT_TAIL, _BETWEEN_LOOKS_SECONDS = 4, 0.01
 
 
 @implementer(

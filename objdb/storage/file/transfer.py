@@ -11,12 +11,15 @@ for what is written.
 
 from __future__ import annotations
 
+import logging
 import zlib
 
-from objdb.ids import NO_TID, Oid, Tid
+from objdb.ids import NO_TID, Oid, Tid, format_tid
 from objdb.storage.file.format import (
     COMMITTED,
+    INTEGRITY_BYTES,
     MAGIC,
+    MAX_TEXT_BYTES,
     NUMBER,
     PACKED,
     RECORD,
@@ -24,14 +27,17 @@ from objdb.storage.file.format import (
     STATUS_AT,
     TRANSACTION,
     VERSION,
-    integrity_places,
+    pack_extension,
     place_item,
+    visible_extension,
 )
 from objdb.storage.file.log import POSITION, Header, Log, Record
 from objdb.storage.file.lookup import IN_VERSION
 from objdb.storage.file.medium import Medium
 from objdb.storage.file.survey import PositionSet
 from objdb.storage.packing import Pacer
+
+logger = logging.getLogger("objdb.storage.file")
 
 _FLUSH_BYTES = 256 * 1024
 _SYNC_BYTES = 8 * 1024 * 1024
@@ -93,6 +99,9 @@ class Transfer:
         self._latest: dict[str, int] = {}  # the last record in each version
         self._orphans: dict[tuple[Oid, Tid], int] = {}
         self._end_tid = NO_TID  # of the last transaction that is in the target
+        # Of the transaction that is written: where its extension is, and the items are in that.
+        self._extension_at = START
+        self._places: tuple[int, int] | None = None
         self.objects = 0
         self.max_oid = 0
         self.copied = START
@@ -261,11 +270,21 @@ class Transfer:
     def _begin_transaction(self, header: Header) -> int:
         """Write the head of a transaction, to be completed; return its position."""
         start = self._end
+        extension, self._places = pack_extension(visible_extension(header.extension))
+        if len(extension) > MAX_TEXT_BYTES:
+            extension, self._places = visible_extension(header.extension), None
+        if self._places is None:
+            logger.warning(
+                "%s: transaction %s gets no checksum: its extension is %s", self._source.file.path,
+                format_tid(header.tid), "no pickle of a dict" if len(extension) < MAX_TEXT_BYTES
+                - INTEGRITY_BYTES else "too long for it",
+            )
         self._buffer += TRANSACTION.pack(
-            header.tid, 0, COMMITTED, len(header.user), len(header.description),
-            len(header.extension),
+            header.tid, 0, COMMITTED, len(header.user), len(header.description), len(extension)
         )
-        self._buffer += header.user + header.description + header.extension
+        self._buffer += header.user + header.description
+        self._extension_at = self._end
+        self._buffer += extension
         self._end_tid = header.tid
         return start
 
@@ -294,9 +313,8 @@ class Transfer:
         if start < self._flushed:
             self._flush()
         self._patch(start + 8, length)
-        places = integrity_places(header.extension)
+        places, extension = self._places, self._extension_at
         if places is not None:
-            extension = start + TRANSACTION.size + len(header.user) + len(header.description)
             self._patch(extension + places[0], place_item(start, size, status))
             self._patch(extension + places[1], bytes(4))
             crc = self._checksum(start, size)

@@ -91,7 +91,7 @@ class Walk:
         users_end = at + _HEADER_BYTES + user
         return Header(
             position, tid, status, block[at + _HEADER_BYTES : users_end], block[users_end:texts],
-            found, position + body - at, position + size,
+            found, position + body - at, position + size, True,
         )
 
     def revisions(self, header: Header) -> Iterator[RevisionRecord]:

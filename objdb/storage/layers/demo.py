@@ -306,7 +306,7 @@ class DemoStorage(UndoableStorage):
         for found in late:
             yield TransactionRecord(
                 found.tid, found.status, found.user, found.description, found.extension_bytes,
-                _Records(self, found),
+                _Records(self, found), found.has_checksum,
             )
 
     # -- versions
@@ -413,7 +413,7 @@ class DemoStorage(UndoableStorage):
 
     def _prepare(self, staged: Staged) -> None:
         given, chains = staged.transaction, self._chains
-        metadata = TransactionMetaData(given.user, given.description, given.extension)
+        metadata = TransactionMetaData(given.user, given.description, given.extension_bytes)
         staged.medium = metadata
         try:
             self.changes.tpc_begin(metadata, staged.tid, staged.status)

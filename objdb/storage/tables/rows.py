@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from objdb.errors import CorruptedDataError
 from objdb.ids import NO_TID, Oid, Tid
-from objdb.storage.commit import loads_extension
+from objdb.storage.extension import loads_extension
 
 UNCREATED, VERSION, REPEATS, FOLLOWS_GAP = 1, 2, 4, 8
 PLAIN = b"\0"  # what a row with nothing but a record begins with
@@ -64,7 +64,7 @@ class TransactionRow(NamedTuple):
     size: int
 
     @property
-    def extension(self) -> dict[str, Any]:
+    def extension(self) -> dict[Any, Any]:
         """Further facts of the transaction."""
         return loads_extension(self.extension_bytes)
 
