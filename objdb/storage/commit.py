@@ -20,7 +20,13 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, NamedTuple
 
-from objdb.errors import CorruptedDataError, StorageTransactionError, UndoError
+from objdb.errors import (
+    CorruptedDataError,
+    StorageTransactionError,
+    UndoError,
+    UnpicklableError,
+    UsageError,
+)
 from objdb.ids import Oid, Tid, format_oid
 
 # A transaction that stages more than this keeps it in a temporary file.
@@ -48,10 +54,8 @@ class TransactionMetaData:
         self, user: str | bytes = b"", description: str | bytes = b"",
         extension: dict[str, Any] | bytes | None = None,
     ) -> None:
-        self.user = user.encode() if isinstance(user, str) else user
-        self.description = (
-            description.encode() if isinstance(description, str) else description
-        )
+        self.user = _as_bytes("user", user)
+        self.description = _as_bytes("description", description)
         if isinstance(extension, bytes):
             extension = loads_extension(extension)
         self.extension: dict[str, Any] = extension or {}
@@ -69,7 +73,47 @@ class TransactionMetaData:
     @property
     def extension_bytes(self) -> bytes:
         """The extension as storages keep it: pickled, empty when there is none."""
-        return pickle.dumps(self.extension, 3) if self.extension else b""
+        return dumps_extension(self.extension) if self.extension else b""
+
+
+def _as_bytes(what: str, text: str | bytes) -> bytes:
+    if isinstance(text, bytes):
+        return text
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the {what} of the transaction cannot be stored: {text[:80]!a} has half a surrogate "
+            f"pair at {error.start}, as names of files that are no UTF-8 have. Give it as bytes, "
+            "or replace these characters"
+        ) from error
+
+
+def dumps_extension(extension: dict[str, Any]) -> bytes:
+    """Return the pickle of an extension; `UnpicklableError` naming the item that has none."""
+    try:
+        return pickle.dumps(extension, 3)
+    except MemoryError:
+        raise
+    except Exception as error:
+        name, reason = _unpicklable_item(extension) or ("", error)
+        path = f"extension[{name!r}]" if name else "extension"
+        raise UnpicklableError(
+            f"{path} of the transaction cannot be stored ({type(reason).__name__}: "
+            f"{str(reason)[:200]}). Give plain values to setExtendedInfo: texts, numbers, lists",
+            attribute_path=path,
+        ) from error
+
+
+def _unpicklable_item(extension: dict[str, Any]) -> tuple[str, Exception] | None:
+    for name, value in extension.items():
+        try:
+            pickle.dumps(value, 3)
+        except MemoryError:
+            raise
+        except Exception as error:
+            return str(name)[:80], error
+    return None
 
 
 def loads_extension(data: bytes) -> dict[str, Any]:

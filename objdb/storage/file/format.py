@@ -53,7 +53,12 @@ import re
 import struct
 from typing import Any
 
-from objdb.storage.commit import INTEGRITY_KEYS, loads_extension, without_integrity
+from objdb.storage.commit import (
+    INTEGRITY_KEYS,
+    dumps_extension,
+    loads_extension,
+    without_integrity,
+)
 
 MAGIC = b"FS30"
 PYTHON_TWO_MAGIC = b"FS21"
@@ -88,7 +93,7 @@ def pack_extension(extension: dict[str, Any]) -> tuple[bytes, int, int]:
     position and the CRC belong."""
     if not extension:
         return _INTEGRITY_ONLY, *_ONLY_PLACES
-    packed = pickle.dumps({**without_integrity(extension), **_ZEROS}, 3)
+    packed = dumps_extension({**without_integrity(extension), **_ZEROS})
     return packed, packed.rindex(_POSITION_PLACE) + 2, packed.rindex(_CRC_PLACE) + 2
 
 
