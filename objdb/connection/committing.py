@@ -148,6 +148,7 @@ class ObjectCommitter(ObjectLoader):
             oid = bytes(self._storage.new_oid())
         else:
             self._require_free(oid, obj)
+            self._changes.given[oid] = obj
         set_jar(obj, self)
         set_oid(obj, oid)
         return oid
@@ -168,11 +169,12 @@ class ObjectCommitter(ObjectLoader):
             )
 
     def _is_taken(self, oid: Oid, obj: Any) -> bool:
-        known = self._cache.get(oid)
-        if known is None:
-            known = self._changes.added.get(oid)
-        if known is not None or oid in self._changes.created:
-            return known is not obj
+        changes = self._changes
+        for known in (self._cache.get(oid), changes.added.get(oid), changes.given.get(oid)):
+            if known is not None and known is not obj and known._p_oid == oid:
+                return True
+        if oid in changes.created:
+            return True
         try:
             return self._load_committed(oid, MAX_TID) is not None
         except KeyError:

@@ -87,7 +87,8 @@ class ObjectReader:
         else:
             prefix = known[0]
         try:
-            if _REFERENCE not in record:
+            # What names ZODB is not imported where that is installed: see `globals`.
+            if _REFERENCE not in record and b"ZODB.b" not in record:
                 return pickle.loads(record[len(prefix) :], encoding=_NO_PYTHON_TWO)
             loader = self._loader(prefix, record)
             if loader.takes(record):
