@@ -187,6 +187,11 @@ class ObjectWriter:
                 "same group. Give both databases one `databases` dict to refer across",
                 **facts,
             )
+        if self._jar._companions.get(theirs.database_name) is not jar:
+            raise InvalidObjectReference(
+                f"{text} belongs to a connection of another transaction, which may not commit. "
+                f"Reach it through connection.get_connection({theirs.database_name!r})", **facts,
+            )
 
 
 class _Pickler(pickle.Pickler):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import gc
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ZODB.blob import Blob
 import objdb
 from objdb.errors import InvalidObjectReference, UnpicklableError, UsageError
 from objdb.ids import ROOT_OID
+from objdb.records.differences import changed_attributes
 from tests.conftest import Databases
 from tests.models import Person
 from tests.storages import STORAGES
@@ -333,3 +335,46 @@ def test_looking_is_no_mutation(
         connection.root()["all"]["values"][1].number = 4
 
 
+
+
+def test_reference_to_a_connection_of_another_transaction(databases: Databases) -> None:
+    """An object of another database is referred to if it is in the same transaction, else
+    refused: it might never be stored."""
+    group: dict[str, Any] = {}
+    one = databases.open(databases=group, database_name="one")
+    two = databases.open(databases=group, database_name="two")
+    stranger = two.open(transaction_manager=transaction.TransactionManager())
+    strange = Person("strange")
+    stranger.add(strange)
+    refused = pytest.raises(InvalidObjectReference, match="get_connection")
+    with refused, one.transaction() as connection:
+        connection.root()["it"] = strange
+    stranger.transaction_manager.abort()
+    stranger.close()
+    with one.transaction() as connection:
+        own = Person("own")
+        connection.get_connection("two").add(own)
+        connection.root()["it"] = own
+    with one.transaction() as connection:
+        assert connection.root()["it"].name == "own"
+
+
+def test_pack_of_a_damaged_length(tmp_path: Path) -> None:
+    """A pack compares a record's length with the file before it asks for memory."""
+    with objdb.DB(tmp_path / "data.fs") as db, db.transaction() as connection:
+        connection.root()["m"] = PersistentMapping(text="some text")
+    content = bytearray((tmp_path / "data.fs").read_bytes())
+    content[content.rindex(b"\x80\x03cpersistent.mapping") - 6] ^= 1  # 2**40 bytes more
+    (tmp_path / "data.fs").write_bytes(content)
+    with pytest.raises(objdb.CorruptedDataError), objdb.DB(tmp_path / "data.fs") as db:
+        db.pack()
+
+
+def test_differences_of_what_is_nested_deeply(databases: Databases) -> None:
+    """A state that is nested too deeply to be compared is told with its attribute."""
+    record = pickle.dumps(PersistentMapping, 3) + b"\x80\x03}X\x04\x00\x00\x00deep"
+    states = [
+        record + b"]" * 50_000 + end + b"a" * 50_000 + b"s." for end in (b"K\x01", b"K\x02")
+    ]
+    with pytest.raises(objdb.DeserializationError, match="deep"):
+        changed_attributes(bytes(8), *states)
