@@ -31,8 +31,9 @@
 
 static const char no_tid[8];
 static PyObject *empty_tuple, *protocol, *pickle_dumps;
-static PyObject *name_getstate, *name_is_gone, *name_load_failed, *name_note_size, *name_p_jar,
-    *name_p_oid, *name_refuse_thread, *name_setstate;
+static PyObject *name_getstate, *name_is_gone, *name_load_failed, *name_note_size,
+    *name_refuse_thread, *name_setstate;
+static PyObject *p_jar, *p_oid;  /* the setters of Persistent, which ask no class */
 
 static uint64_t
 number_at(const char *place)
@@ -522,7 +523,9 @@ state(PyObject *held, PyObject *const *args, Py_ssize_t count)
         Py_LeaveRecursiveCall();
         if (state != NULL)
             return state;
-        if (PyErr_Occurred()) {
+        if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_AttributeError))
+            PyErr_Clear();  /* a class in a class may be missing: the long way stands in for it */
+        else if (PyErr_Occurred()) {
             explain(PyTuple_GET_ITEM(held, 5), args[1]);
             return NULL;
         }
@@ -659,14 +662,13 @@ persistent_id(PyObject *held, PyObject *obj)
         return NULL;
     cPersistentObject *persistent = (cPersistentObject *)obj;
     if (!is_named || !PER_TypeCheck(obj) || (persistent->jar != NULL && persistent->jar != jar)
-            || (persistent->jar != NULL && persistent->oid == NULL))
+            || (persistent->jar == NULL) != (persistent->oid == NULL))
         return PyObject_CallOneArg(PyTuple_GET_ITEM(held, 4), obj);
     PyObject *oid = Py_XNewRef(persistent->oid);
-    if (persistent->jar == NULL) {
-        if (oid == NULL)
-            oid = PyObject_CallNoArgs(PyTuple_GET_ITEM(held, 1));
-        if (oid == NULL || PyObject_SetAttr(obj, name_p_jar, jar) < 0
-                || PyObject_SetAttr(obj, name_p_oid, oid) < 0
+    if (oid == NULL) {
+        oid = PyObject_CallNoArgs(PyTuple_GET_ITEM(held, 1));
+        if (oid == NULL || Py_TYPE(p_jar)->tp_descr_set(p_jar, obj, jar) < 0
+                || Py_TYPE(p_oid)->tp_descr_set(p_oid, obj, oid) < 0
                 || PyList_Append(PyTuple_GET_ITEM(held, 2), obj) < 0) {
             Py_XDECREF(oid);
             return NULL;
@@ -935,12 +937,16 @@ PyInit__accelerator(void)
     name_is_gone = PyUnicode_InternFromString("_is_gone");
     name_load_failed = PyUnicode_InternFromString("_load_failed");
     name_note_size = PyUnicode_InternFromString("_note_size");
-    name_p_jar = PyUnicode_InternFromString("_p_jar");
-    name_p_oid = PyUnicode_InternFromString("_p_oid");
     name_refuse_thread = PyUnicode_InternFromString("_refuse_thread");
     name_setstate = PyUnicode_InternFromString("__setstate__");
+    p_jar = PyObject_GetAttrString((PyObject *)cPersistenceCAPI->pertype, "_p_jar");
+    p_oid = PyObject_GetAttrString((PyObject *)cPersistenceCAPI->pertype, "_p_oid");
     if (PyErr_Occurred())
         return NULL;
+    if (Py_TYPE(p_jar)->tp_descr_set == NULL || Py_TYPE(p_oid)->tp_descr_set == NULL) {
+        PyErr_SetString(PyExc_ImportError, "another release of persistent");
+        return NULL;
+    }
     if (cPersistenceCAPI->pertype->tp_basicsize != sizeof(cPersistentObject)) {
         PyErr_SetString(PyExc_ImportError, "built for another release of persistent");
         return NULL;

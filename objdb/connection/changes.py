@@ -42,7 +42,8 @@ class ChangeSet:
     """The objects one transaction has to store.
 
     `registered` and `added` hold what was changed, and given an oid, since the last savepoint;
-    `created` lists the oids of objects that this transaction made, in order.
+    `created` lists the oids of objects that this transaction made, in order; `given` has the
+    objects that came with an oid of the program's.
     """
 
     def __init__(self) -> None:
@@ -50,6 +51,7 @@ class ChangeSet:
         self.added: dict[Oid, Persistent] = {}
         self.count = 0  # how often an object was registered or added
         self.created: dict[Oid, None] = {}
+        self.given: dict[Oid, Persistent] = {}
 
     def register(self, obj: Any) -> None:
         """Note that *obj* was changed."""

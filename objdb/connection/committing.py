@@ -24,15 +24,25 @@ from objdb.connection.savepoint import Mark, Savepoint, SavepointStore
 from objdb.errors import (
     ConflictError,
     ConnectionStateError,
+    InvalidObjectReference,
     ReadConflictError,
     ReadOnlyError,
     ReadOnlyHistoryError,
     SerializationError,
     UsageError,
 )
-from objdb.ids import NO_TID, Oid, Tid, format_oid, format_tid
+from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid, format_oid, format_tid
 from objdb.interfaces import IStorageReadChecks
+from objdb.records.attributes import (
+    delete_jar,
+    delete_oid,
+    set_changed,
+    set_jar,
+    set_oid,
+    set_serial,
+)
 from objdb.records.broken import class_name
+from objdb.records.showing import shown
 from objdb.records.writer import ObjectWriter
 
 LARGE_RECORD_BYTES = 16 * 1024 * 1024
@@ -130,6 +140,46 @@ class ObjectCommitter(ObjectLoader):
             self._must_be_current[oid] = tid
         return record
 
+    def adopt(self, obj: Any) -> Oid:
+        """Make *obj*, of no connection, one of this one; return its oid: a new one, or what the
+        program gave it. `InvalidObjectReference` unless that is an oid, and nobody else's."""
+        oid: Oid | None = obj._p_oid
+        if oid is None:
+            oid = bytes(self._storage.new_oid())
+        else:
+            self._require_free(oid, obj)
+            self._changes.given[oid] = obj
+        set_jar(obj, self)
+        set_oid(obj, oid)
+        return oid
+
+    def _require_free(self, oid: Any, obj: Any) -> None:
+        facts: dict[str, Any] = {"oid": oid, "class_name": class_name(type(obj))}
+        advice = "Let the database make oids: do not set _p_oid"
+        if type(oid) is not bytes or len(oid) != 8:
+            raise InvalidObjectReference(
+                f"a new {facts['class_name']} has the oid {shown(oid)}, but oids are 8 bytes. "
+                f"{advice}", **facts,
+            )
+        if oid == ROOT_OID or self._is_taken(oid, obj):
+            whose = "the root object's" if oid == ROOT_OID else "another object's"
+            raise InvalidObjectReference(
+                f"a new {facts['class_name']} has the oid {format_oid(oid)}, which is {whose}. "
+                f"{advice}", **facts,
+            )
+
+    def _is_taken(self, oid: Oid, obj: Any) -> bool:
+        changes = self._changes
+        for known in (self._cache.get(oid), changes.added.get(oid), changes.given.get(oid)):
+            if known is not None and known is not obj and known._p_oid == oid:
+                return True
+        if oid in changes.created:
+            return True
+        try:
+            return self._load_committed(oid, MAX_TID) is not None
+        except KeyError:
+            return False
+
     def _join(self) -> None:
         if self._phase is Phase.IDLE:
             if self._past is not None:
@@ -214,7 +264,7 @@ class ObjectCommitter(ObjectLoader):
                         if serial == NO_TID and oid not in created:
                             cache[oid] = obj
                             created[oid] = None
-                        obj._p_changed = False
+                        set_changed(obj, False)
                         if counts_bytes:
                             self._note_size(oid, obj, record)
                     stack.pop()
@@ -338,7 +388,7 @@ class ObjectCommitter(ObjectLoader):
                 obj = cache.get(oid)
                 if obj is None:
                     continue
-            obj._p_serial = tid
+            set_serial(obj, tid)
         # What was merged is not what these objects hold.
         cache.invalidate(self._commit.resolved)
         self._end_transaction()
@@ -387,11 +437,11 @@ class ObjectCommitter(ObjectLoader):
         if obj._p_changed is None:
             obj._p_activate()
         if obj._p_changed:
-            obj._p_changed = False
+            set_changed(obj, False)
         if self._cache.get(oid) is obj:
             del self._cache[oid]
-        del obj._p_jar
-        del obj._p_oid
+        delete_jar(obj)
+        delete_oid(obj)
 
     def _end_transaction(self) -> None:
         if self._savepoints is not None:

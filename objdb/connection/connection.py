@@ -76,9 +76,7 @@ class Connection(ObjectCommitter):
                 "connection already", oid=obj._p_oid,
             )
         self._join()
-        oid = obj._p_oid or self._storage.new_oid()
-        obj._p_jar = self
-        obj._p_oid = oid
+        self.adopt(obj)
         self._changes.add(obj)
 
     def history(self, obj: Any, size: int = 1) -> list[dict[str, Any]]:
@@ -162,6 +160,7 @@ class Connection(ObjectCommitter):
             oids = log.between(self._snapshot, last, self.token, self._version)
             if oids is None or log.generation != self._generation:
                 self._generation = log.generation
+                self._reader.forget()
                 self._cache.invalidate([oid for oid, _ in self._cache.lru_items()])
             elif oids:
                 self._cache.invalidate(oids)

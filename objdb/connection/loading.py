@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from persistent import Persistent, PickleCache
+from transaction.interfaces import TransientError
 
 from objdb.connection.aging import AccessEpochs
 from objdb.connection.changes import ChangeSet
@@ -34,6 +35,7 @@ from objdb.errors import (
 )
 from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, format_oid, format_tid, next_tid
 from objdb.interfaces import IStoragePacked
+from objdb.records.attributes import set_estimated_size
 from objdb.records.broken import class_name
 from objdb.records.reader import ObjectReader
 from objdb.records.references import references
@@ -155,7 +157,8 @@ class ObjectLoader(LoadPath):
         if isinstance(error, ObjdbError):
             complete_error(error, oid, type(obj))
             raise error
-        if isinstance(error, OSError) or not isinstance(error, Exception):
+        passes = isinstance(error, (OSError, MemoryError, TransientError))
+        if passes or not isinstance(error, Exception):
             raise error
         raise DeserializationError(
             f"object {format_oid(oid)}: {class_name(type(obj))}.__setstate__ does not take "
@@ -281,7 +284,7 @@ class ObjectLoader(LoadPath):
     def _note_size(self, oid: Oid, obj: Any, record: bytes) -> None:
         """Tell the cache, whose size in bytes is limited, how large an object's record is."""
         self._cache.update_object_size_estimation(oid, len(record))
-        obj._p_estimated_size = len(record)
+        set_estimated_size(obj, len(record))
 
     # -- refused changes
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from objdb.records.attributes import set_serial
+
 if TYPE_CHECKING:
     from objdb.ids import Oid, Tid
 
@@ -46,7 +48,7 @@ class LoadPath:
         try:
             record, tid, _ = self._load_before(oid, self._before) or self._is_gone(oid)
             obj.__setstate__(self._read_state(type(obj), record))
-            obj._p_serial = tid
+            set_serial(obj, tid)
             if self._loaded is not None:
                 self._loaded += oid + tid
             if self._counts_bytes:

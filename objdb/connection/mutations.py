@@ -12,6 +12,8 @@ Objects are compared as they are pickled, part by part, and not by their `__eq__
 
 from __future__ import annotations
 
+import copyreg
+import types
 from typing import Any
 
 from persistent import Persistent
@@ -21,8 +23,12 @@ from objdb.connection.aging import Marker
 from objdb.errors import UnregisteredMutationError
 from objdb.ids import NO_TID, format_oid
 from objdb.records.broken import class_name
+from objdb.records.format import PROTOCOL
+from objdb.records.showing import shown
 
 _MOST_TOLD = 5
+# Pickled by their names.
+_NAMED = (types.FunctionType, types.BuiltinFunctionType)
 # Compared with ==: they have no parts that could change.
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, WeakRef})
 
@@ -57,10 +63,13 @@ class MutationDetector:
         except Exception:
             return None
         cls, now = type(obj), obj.__getstate__()
-        path = Comparison().in_states(cls, before, now)
-        if path is not None and Comparison().in_states(cls, now, obj.__getstate__()) is not None:
-            return None  # its state is another one each time it is asked for
-        return path
+        try:
+            path = Comparison().in_states(cls, before, now)
+            if path is None or Comparison().in_states(cls, now, obj.__getstate__()) is None:
+                return path
+        except Exception:  # it is nested too deeply, or code of its classes fails: nobody can say
+            return None
+        return None  # its state is another one each time it is asked for
 
 
 def _as_loaded(obj: Any, state: Any) -> Any:
@@ -115,8 +124,8 @@ class Comparison:
         """Return the path to the first difference between two states of a persistent object."""
         pairs, pairs_now = _by_key(cls, before), _by_key(cls, now)
         if pairs is not None and pairs_now is not None:
-            return self._in_dict(pairs, pairs_now, "[{!r}]")
-        return self._in_state(before, now)
+            return self._in_dict(pairs, pairs_now, is_keyed=True)
+        return self._in_state(cls, before, now)
 
     def find(self, before: Any, now: Any) -> str | None:
         """Return the path to the first difference, `""` for the whole; None if there is none."""
@@ -133,26 +142,30 @@ class Comparison:
             return None
         self._met.add((id(before), id(now)))
         self._alive += before, now
+        if cls in _NAMED or isinstance(now, type):
+            return None if _name(before) == _name(now) else ""
         if cls is dict:
-            return self._in_dict(before, now, "[{!r}]")
+            return self._in_dict(before, now, is_keyed=True)
         if cls is list or cls is tuple:
             return self._in_list(before, now)
         if cls is set or cls is frozenset:
             return self._in_set(before, now)
         return self._in_object(before, now)
 
-    def _in_dict(self, before: dict[Any, Any], now: dict[Any, Any], form: str) -> str | None:
+    def _in_dict(
+        self, before: dict[Any, Any], now: dict[Any, Any], *, is_keyed: bool
+    ) -> str | None:
         pairs = list(zip(before, now, strict=False))
         if len(before) != len(now) or any(self.find(*pair) is not None for pair in pairs):
             # Other keys, or another order.
             for key in [*now, *before]:
                 if key not in now or key not in before:
-                    return form.format(key)
+                    return _step(key, is_keyed)
             pairs = [(key, key) for key in now]
         for old, key in pairs:
             path = self.find(before[old], now[key])
             if path is not None:
-                return form.format(key) + path
+                return _step(key, is_keyed) + path
         return None
 
     def _in_list(self, before: Any, now: Any) -> str | None:
@@ -178,33 +191,60 @@ class Comparison:
         except Exception:  # it cannot be pickled now
             return ""
         self._alive += one, other
-        if one.maker is not other.maker or self.find(one.arguments, other.arguments) is not None:
+        if (
+            self.find(one.maker, other.maker) is not None
+            or self.find(one.arguments, other.arguments) is not None
+        ):
             return ""
-        path = self._in_state(one.state, other.state)
+        path = self._in_state(type(now), one.state, other.state)
         if path is None:
             path = self._in_list(one.items, other.items)
         if path is None:
-            path = self._in_dict(one.pairs, other.pairs, "[{!r}]")
+            path = self._in_dict(one.pairs, other.pairs, is_keyed=True)
         return path
 
-    def _in_state(self, before: Any, now: Any) -> str | None:
+    def _in_state(self, cls: type, before: Any, now: Any) -> str | None:
         if type(before) is tuple and type(now) is tuple and len(before) == len(now) == 2:
             # The attributes in `__dict__`, and those in slots.
             for one, other in zip(before, now, strict=True):
-                path = self._in_state(one, other)
+                path = self._in_state(cls, one, other)
                 if path is not None:
                     return path
             return None
         if type(before) is dict and type(now) is dict:
-            return self._in_dict(before, now, ".{}")
+            now = {
+                key: value for key, value in now.items()
+                if key in before or not _is_computed(cls, key)
+            }
+            return self._in_dict(before, now, is_keyed=False)
         return self.find(before, now)
+
+
+def _step(key: Any, is_keyed: bool) -> str:
+    return f"[{shown(key)}]" if is_keyed or type(key) is not str else f".{key}"
+
+
+def _name(named: Any) -> tuple[Any, Any]:
+    return getattr(named, "__module__", None), getattr(named, "__qualname__", None)
+
+
+def _is_computed(cls: type, name: Any) -> bool:
+    """Whether an attribute is kept by what computes it when it is asked for, such as
+    `functools.cached_property`: a descriptor that setting the attribute passes by."""
+    found = next((vars(c)[name] for c in cls.__mro__ if name in vars(c)), None)
+    kind = type(found)
+    return (
+        hasattr(kind, "__get__") and not hasattr(kind, "__set__")
+        and not isinstance(found, (*_NAMED, classmethod, staticmethod, type))
+    )
 
 
 class _Reduced:
     """What pickle would store of an object."""
 
     def __init__(self, obj: Any) -> None:
-        parts = obj.__reduce_ex__(2)
+        reduce = copyreg.dispatch_table.get(type(obj))
+        parts = obj.__reduce_ex__(PROTOCOL) if reduce is None else reduce(obj)
         if type(parts) is str:  # the name of a global
             parts = (None, parts)
         self.maker, self.arguments, self.state, items, pairs = (*parts, *[None] * 3)[:5]

@@ -357,6 +357,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
     def metadata_of(self, txn: Any) -> TransactionMetaData:
         """Return what the storage is told about the transaction *txn*."""
         metadata = TransactionMetaData(txn.user, txn.description, dict(txn.extension))
+        _ = metadata.extension_bytes  # which raises if it cannot be stored
         metadata.later = later_of(txn)
         return metadata
 

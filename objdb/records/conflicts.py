@@ -21,7 +21,7 @@ from objdb.errors import ConflictError, UnresolvableConflictError
 from objdb.ids import Oid, Tid, format_oid
 from objdb.records.broken import broken_class, class_name, is_broken
 from objdb.records.format import PROTOCOL, class_and_arguments
-from objdb.records.reader import import_global
+from objdb.records.globals import attribute, import_global
 from objdb.records.references import parse_reference, record_class_name
 
 
@@ -79,7 +79,8 @@ class StateReader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Import a class; a broken one stands in for one that is missing."""
-        return import_global(module, name)
+        found = import_global(module, name)
+        return attribute if found is getattr else found
 
     def persistent_load(self, data: Any) -> PersistentReference:
         """Return what stands for a persistent object."""

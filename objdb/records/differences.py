@@ -22,7 +22,8 @@ from objdb.ids import Oid, format_oid
 from objdb.records.broken import class_name, is_broken
 from objdb.records.conflicts import PersistentReference, References, StateReader
 from objdb.records.format import PROTOCOL, class_and_arguments
-from objdb.records.reader import import_global
+from objdb.records.globals import import_global
+from objdb.records.showing import shown
 
 Load = Callable[[Oid], bytes]
 
@@ -44,7 +45,7 @@ def differences(
     present = [i for i, record in enumerate(records) if record is not None]
     return {
         name: (values[0], values[1], values[2]) for name, values in found.items()
-        if any(not is_stored_alike(values[present[0]], values[i]) for i in present[1:])
+        if any(not _alike(oid, name, values[present[0]], values[i]) for i in present[1:])
     }
 
 
@@ -72,7 +73,16 @@ def changed_parts(oid: Oid, load_one: Load, load_other: Load) -> dict[Any, tuple
     references: References = {}
     one, other = (_parts(oid, load, references) for load in (load_one, load_other))
     pairs = {name: (one.get(name, ...), other.get(name, ...)) for name in {**one, **other}}
-    return {name: pair for name, pair in pairs.items() if not is_stored_alike(*pair)}
+    return {name: pair for name, pair in pairs.items() if not _alike(oid, name, *pair)}
+
+
+def _alike(oid: Oid, name: Any, one: Any, other: Any) -> bool:
+    try:
+        return is_stored_alike(one, other)
+    except RecursionError as error:
+        raise DeserializationError(
+            f"object {format_oid(oid)}: {shown(name)} is nested too deeply to be compared", oid=oid
+        ) from error
 
 
 def is_stored_alike(one: Any, other: Any) -> bool:

@@ -16,6 +16,8 @@ A record is two pickles, one directly after the other, both of protocol 3 when w
       ['w', (oid, database)]          weak, other database
       ['n', (database, oid)]          other database
       ['m', (database, oid, class)]   other database
+      ['w', oid]                      weak, read only: zodbupdate's
+      ['m', (database, oid)]          other database, read only: zodbupdate's
       [oid]                           weak, old form, read only
 
 ZODB writes both pickles with one pickler whose memo goes on from the first to the second, so

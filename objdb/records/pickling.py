@@ -14,6 +14,7 @@ from typing import Any
 from persistent import Persistent
 
 from objdb.ids import Oid
+from objdb.records.attributes import set_jar, set_oid
 from objdb.records.format import PROTOCOL
 
 # Values that are neither persistent nor contain anything that is.
@@ -63,12 +64,11 @@ def reference_maker(
             return make_unusual(obj)
         oid = obj._p_oid
         if obj._p_jar is not jar:
-            if obj._p_jar is not None:
+            if obj._p_jar is not None or oid is not None:
                 return make_unusual(obj)
-            if oid is None:
-                oid = new_oid()
-            obj._p_jar = jar
-            obj._p_oid = oid
+            oid = new_oid()
+            set_jar(obj, jar)
+            set_oid(obj, oid)
             found.append(obj)
         return oid, cls
 

@@ -11,24 +11,23 @@ from __future__ import annotations
 
 import io
 import pickle
-import sys
 from typing import Any
 
 from persistent import Persistent
 from persistent.wref import WeakRef
+from transaction.interfaces import TransientError
 
 from objdb.errors import DeserializationError, POSKeyError, PythonTwoRecordError
 from objdb.ids import Oid, format_oid
 from objdb.records.broken import broken_class, is_broken
 from objdb.records.format import class_and_arguments, plain_prefix_length
-from objdb.records.references import record_class_name
+from objdb.records.globals import attribute, import_global
+from objdb.records.references import parts_of, record_class_name
 from objdb.records.unpickling import StateLoader, plain_reader, reference_loader
 
 _REFERENCE = ord("Q")  # the opcode before every reference
 # Python 2 strings are decoded with this codec, which refuses everything.
 _NO_PYTHON_TWO = "undefined"
-# Classes that are stood in for even where they can be imported: objdb does not read blob files.
-_NEVER_IMPORTED = {("ZODB.blob", "Blob")}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -36,6 +35,19 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file, encoding=_NO_PYTHON_TWO)
         self.find_class = reader.find_class  # type: ignore[method-assign]
         self.persistent_load = reader.persistent_load  # type: ignore[method-assign]
+
+
+class _PatientUnpickler(pickle.Unpickler):
+    """One that stands in for classes that are missing in a class, too."""
+
+    def __init__(self, file: Any, reader: ObjectReader) -> None:
+        super().__init__(file, encoding=_NO_PYTHON_TWO)
+        self._find_class = reader.find_class
+        self.persistent_load = reader.persistent_load  # type: ignore[method-assign]
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = self._find_class(module, name)
+        return attribute if found is getattr else found
 
 
 class ObjectReader:
@@ -75,7 +87,8 @@ class ObjectReader:
         else:
             prefix = known[0]
         try:
-            if _REFERENCE not in record:
+            # What names ZODB is not imported where that is installed: see `globals`.
+            if _REFERENCE not in record and b"ZODB.b" not in record:
                 return pickle.loads(record[len(prefix) :], encoding=_NO_PYTHON_TWO)
             loader = self._loader(prefix, record)
             if loader.takes(record):
@@ -97,26 +110,33 @@ class ObjectReader:
         return loader
 
     def _load_slowly(self, record: bytes) -> Any:
-        unpickler = _Unpickler(io.BytesIO(record), self)
-        try:
-            unpickler.load()
-            return unpickler.load()
-        except Exception as error:
-            raise self._explain(error, record) from error
+        for make in (_Unpickler, _PatientUnpickler):
+            unpickler = make(io.BytesIO(record), self)
+            try:
+                unpickler.load()
+                return unpickler.load()
+            except AttributeError as error:
+                if make is _PatientUnpickler:
+                    raise self._explain(error, record) from error
+            except Exception as error:
+                raise self._explain(error, record) from error
+        raise AssertionError("unreachable")
 
     def forget(self) -> None:
-        """Let go of the objects that the unpicklers met last, and still hold."""
-        self._loaders.clear()
+        """Let go of the classes that were found, which may be defined anew, and of what the
+        unpicklers hold."""
+        for found in (self._loaders, self._known, self._classes, self._globals, self._plain):
+            found.clear()
 
     def ghost(self, oid: Oid, record: bytes) -> Persistent:
         """Return a new object for *record*, without state, entered in the cache."""
         try:
-            metadata = _Unpickler(io.BytesIO(record), self).load()
+            metadata = _PatientUnpickler(io.BytesIO(record), self).load()
             cls, arguments = class_and_arguments(metadata)
             if isinstance(cls, tuple):
                 cls = self.find_class(*cls)
             return self._new_ghost(oid, cls, arguments)
-        except DeserializationError:
+        except (DeserializationError, POSKeyError, TransientError):
             raise
         except Exception as error:
             raise self._explain(error, record, oid) from error
@@ -166,12 +186,10 @@ class ObjectReader:
             return self._load_by_oid(reference)
         if len(reference) == 1:
             return self._weak_reference(reference[0])
-        kind, arguments = reference
-        if kind == "w":
-            return self._weak_reference(*arguments)
-        if kind == "n" or kind == "m":
-            return self._jar.get_connection(arguments[0]).get(arguments[1])
-        raise DeserializationError(f"unknown kind of reference {reference!r}")
+        oid, is_weak, database = parts_of(reference)
+        if is_weak:
+            return self._weak_reference(oid, database)
+        return self._jar.get_connection(database).get(_checked(oid))
 
     def _load_by_oid(self, oid: Any) -> Any:
         return self._jar.get(_checked(oid))
@@ -186,7 +204,7 @@ class ObjectReader:
 
     def _explain(self, error: Exception, record: bytes, oid: Oid | None = None) -> Exception:
         """Return the error to raise for *error*, met while unpickling *record*."""
-        if isinstance(error, (DeserializationError, POSKeyError)):
+        if isinstance(error, (DeserializationError, POSKeyError, TransientError)):
             return error
         name = record_class_name(record)
         if isinstance(error, UnicodeError) and "undefined" in str(error):
@@ -210,20 +228,3 @@ def _checked(oid: Any) -> Oid:
     if type(oid) is not bytes or len(oid) != 8:
         raise DeserializationError(f"a reference to {oid!r}, which is no oid of 8 bytes")
     return oid
-
-
-def import_global(module: str, name: str) -> Any:
-    """Import `module.name` (the name may be dotted), or return a broken class in its place."""
-    if (module, name) not in _NEVER_IMPORTED:
-        try:
-            __import__(module)
-        except ImportError:
-            return broken_class(module, name, persistent=False)
-        found: Any = sys.modules.get(module)
-        try:
-            for part in name.split("."):
-                found = getattr(found, part)
-            return found
-        except AttributeError:
-            pass
-    return broken_class(module, name, persistent=False)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from objdb.errors import CorruptedDataError
 from objdb.ids import Oid
 from objdb.records.format import class_and_arguments, plain_prefix_length
+from objdb.records.showing import shown
 
 
 class Reference(NamedTuple):
@@ -23,26 +24,46 @@ class Reference(NamedTuple):
     database: str | None
 
 
-class _StandIn:
+class _Anything(type):
+    """What makes one class do for every class, function and instance: what is called gives
+    itself, so that it can be a class again (`getattr(Outer, "Inner")`)."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return _StandIn
+
+    def __setstate__(cls, state: Any) -> None:
+        pass
+
+    def append(cls, item: Any) -> None:
+        pass
+
+    def extend(cls, items: Any) -> None:
+        pass
+
+    def add(cls, item: Any) -> None:
+        pass
+
+    def __setitem__(cls, key: Any, value: Any) -> None:
+        pass
+
+
+class _StandIn(metaclass=_Anything):
     """Any class, any function, any instance."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> _StandIn:
-        return object.__new__(cls)
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return _StandIn
 
-    def __setstate__(self, state: Any) -> None:
-        pass
 
-    def __call__(self, *args: Any, **kwargs: Any) -> _StandIn:
-        return _StandIn()
+def _encode(text: Any, codec: Any = "utf-8", *more: Any) -> Any:
+    """Do what `_codecs.encode` does for the bytes that protocols 1 and 2 write with it."""
+    if type(text) is str and codec in ("latin1", "latin-1"):
+        return text.encode("latin-1")
+    return _StandIn
 
-    def append(self, item: Any) -> None:
-        pass
 
-    def extend(self, items: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+def _stand_in(module: str, name: str) -> Any:
+    """Return what takes the place of a class or function."""
+    return _encode if (module, name) == ("_codecs", "encode") else _StandIn
 
 
 class _Scanner(pickle.Unpickler):
@@ -56,15 +77,25 @@ class _Scanner(pickle.Unpickler):
         self.found: list[Any] = []
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return _encode
+        if name == "getattr" and module in ("builtins", "__builtin__"):
+            return self._inner
         stand_in = self.classes.get((module, name))
         if stand_in is None:
             attributes = {"__module__": module, "__qualname__": name}
             stand_in = self.classes[module, name] = type(name, (_StandIn,), attributes)
         return stand_in
 
+    def _inner(self, owner: Any, name: Any, *more: Any) -> Any:
+        """Return the stand-in for a class in a class."""
+        if not isinstance(owner, type) or owner is _StandIn or type(name) is not str:
+            return _StandIn
+        return self.find_class(owner.__module__, f"{owner.__qualname__}.{name}")
+
     def persistent_load(self, reference: Any) -> Any:
         self.found.append(reference)
-        return _StandIn()
+        return _StandIn
 
 
 class _StateScanner(pickle.Unpickler):
@@ -87,7 +118,7 @@ class _StateScanner(pickle.Unpickler):
         raise EOFError
 
     def find_class(self, module: str, name: str) -> Any:
-        return _StandIn
+        return _stand_in(module, name)
 
     def persistent_load(self, reference: Any) -> Any:
         self._found.append(reference)
@@ -180,19 +211,28 @@ def parse_reference(reference: Any) -> Reference:
         return Reference(_as_oid(reference), False, None)
     if len(reference) == 1:
         return Reference(_as_oid(reference[0]), True, None)
+    oid, is_weak, database = parts_of(reference)
+    return Reference(_as_oid(oid), is_weak, database)
+
+
+def parts_of(reference: list[Any]) -> tuple[Any, bool, str | None]:
+    """Return the oid, as it is written, of a reference that is a list of two; whether it is weak,
+    and the database. `ValueError` for one that makes no sense."""
     kind, arguments = reference
     if kind == "w":
-        return Reference(_as_oid(arguments[0]), True, arguments[1] if arguments[1:] else None)
+        if type(arguments) is not tuple:  # as zodbupdate writes it
+            return arguments, True, None
+        return arguments[0], True, arguments[1] if arguments[1:] else None
     if kind in ("n", "m"):
-        return Reference(_as_oid(arguments[1]), False, arguments[0])
-    raise ValueError(f"unknown kind of reference {reference!r}")
+        return arguments[1], False, arguments[0]
+    raise ValueError(f"{shown(reference)} is no kind of reference that is known")
 
 
 def _as_oid(value: Any) -> Oid:
     if isinstance(value, str):  # a Python 2 string, read as Latin-1
         value = value.encode("latin-1")
     if not isinstance(value, bytes) or len(value) != 8:
-        raise ValueError(f"{value!r} is no oid")
+        raise ValueError(f"{shown(value)} is no oid")
     return value
 
 
@@ -208,4 +248,5 @@ def record_class_name(record: bytes) -> str:
         return "?"
     if isinstance(cls, tuple):
         return ".".join(map(str, cls))
-    return f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else "?"
+    is_named = isinstance(cls, type) and cls is not _StandIn
+    return f"{cls.__module__}.{cls.__qualname__}" if is_named else "?"

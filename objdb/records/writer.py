@@ -10,35 +10,39 @@ the connection to store in turn: persistence by reachability.
 
 from __future__ import annotations
 
-import io
+import copyreg
 import pickle
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from persistent import Persistent
 from persistent.wref import WeakRef
+from transaction.interfaces import TransientError
 
 from objdb.errors import InvalidObjectReference, StorageError, UnpicklableError
 from objdb.ids import Oid, format_oid
 from objdb.records.broken import class_name, is_broken
+from objdb.records.careful import dump_with_broken, require_settable, unpicklable
 from objdb.records.format import PROTOCOL, class_prefix
 from objdb.records.pickling import reference_maker, serializer
+from objdb.records.showing import shown
 
 # A pickler keeps its memo as large as it ever was, and clearing that takes as long as it is large.
 LARGE_PICKLE_BYTES = 4096
+# Errors, met while pickling, that are not about what is pickled.
+_PASSED = (InvalidObjectReference, StorageError, TransientError, MemoryError)
 
 
 class ObjectWriter:
     """Turns the objects of one connection into records.
 
-    *jar* is the connection (it gives `db()` and owns the objects), *new_oid* makes oids.
-    `new_objects` collects the objects first met, in the order they were met; the caller empties
-    it.
+    *jar* is the connection (it gives `db()`, and `adopt(obj)` makes objects its own), *new_oid*
+    makes oids. `new_objects` collects the objects first met, in the order they were met; the
+    caller empties it.
     """
 
     def __init__(self, jar: Any, new_oid: Callable[[], Oid]) -> None:
         self._jar = jar
-        self._new_oid = new_oid
         self.new_objects: list[Persistent] = []
         self._chunks: list[bytes] = []
         self._prefixes: dict[type, bytes] = {}
@@ -65,15 +69,16 @@ class ObjectWriter:
     def _dump(self, obj: Persistent, part: Any) -> bytes:
         """Return the pickle of the state of *obj*, or of its class with arguments."""
         chunks = self._chunks
-        del chunks[:]
-        self._pickler.clear_memo()
         try:
             self._pickler.dump(part)
-        except (InvalidObjectReference, StorageError):
+            pickled = b"".join(chunks)
+        except _PASSED:
             raise
         except Exception as error:
             return self._dump_carefully(obj, part, error)
-        pickled = b"".join(chunks)
+        finally:
+            self._pickler.clear_memo()  # it would keep alive what was met
+            chunks.clear()
         if len(pickled) > LARGE_PICKLE_BYTES:
             self._pickler = self._new_pickler()
         return pickled
@@ -83,51 +88,42 @@ class ObjectWriter:
         newargs = getattr(obj, "__getnewargs__", None)
         if is_broken(cls):
             arguments = obj.__dict__["__broken_args__"]
-            return _dump_with_broken((cls, arguments) if arguments else cls, None)
+            return dump_with_broken((cls, arguments) if arguments else cls, None)
         self._require_importable(obj)
         if newargs is not None:
             return self._dump(obj, (cls, newargs()))
+        if type(cls) in copyreg.dispatch_table:  # its name may lead to another class, or to none
+            return self._dump(obj, cls)
         prefix = self._prefixes[cls] = class_prefix(cls)
         return prefix
 
     def _require_importable(self, obj: Persistent) -> None:
         cls = type(obj)
+        facts: dict[str, Any] = {"oid": obj._p_oid, "class_name": class_name(cls)}
+        if any(class_name(base) == "ZODB.blob.Blob" for base in cls.__mro__):
+            raise UnpicklableError(
+                f"objects of {shown(cls)} cannot be stored: the record of a ZODB blob does not "
+                "have its bytes, and objdb does not keep blobs yet. Keep the bytes in an "
+                "attribute, or in a file", **facts,
+            )
         try:
             pickle.dumps(cls, PROTOCOL)
+        except MemoryError:
+            raise
         except Exception as error:
             raise UnpicklableError(
-                f"objects of {cls!r} cannot be stored: {error}. Define the class at the top "
-                "level of a module that can be imported",
-                oid=obj._p_oid, class_name=f"{cls.__module__}.{cls.__qualname__}",
+                f"objects of {shown(cls)} cannot be stored: {error}. Define the class at the top "
+                "level of a module that can be imported", **facts,
             ) from error
 
     def _dump_carefully(self, obj: Persistent, state: Any, error: Exception) -> bytes:
         """Pickle a state that holds instances of missing classes, or explain *error*."""
         try:
-            return _dump_with_broken(state, self.persistent_id)
-        except (InvalidObjectReference, StorageError):
+            return dump_with_broken(state, self.persistent_id)
+        except _PASSED:
             raise
         except Exception:
-            cls = type(obj)
-            path, value = _find_unpicklable(cls.__name__, state, self._is_picklable)
-            advice = (
-                "Define its class at the top level of a module that can be imported"
-                if isinstance(value, Persistent)
-                else "Keep it in an attribute whose name begins with _v_, which is never stored, "
-                "or store what it is made from"
-            )
-            raise UnpicklableError(
-                f"{path}: {value!r} cannot be stored ({error}). {advice}",
-                oid=obj._p_oid, class_name=f"{cls.__module__}.{cls.__qualname__}",
-                attribute_path=path,
-            ) from error
-
-    def _is_picklable(self, value: Any) -> bool:
-        try:
-            _dump_with_broken(value, _class_only)
-        except Exception:
-            return False
-        return True
+            raise unpicklable(obj, state, error) from error
 
     def _reference(self, obj: Any) -> Any:
         """Return the reference to an object that may be of any kind, None if it is stored inside
@@ -136,13 +132,11 @@ class ObjectWriter:
         if not isinstance(obj, Persistent):
             return self._weak_reference(obj) if cls is WeakRef else None
         jar, oid = obj._p_jar, obj._p_oid
-        if jar is not self._jar:
-            if jar is not None:
-                return self._foreign_reference(obj)
-            if oid is None:
-                oid = self._new_oid()
-            obj._p_jar = self._jar
-            obj._p_oid = oid
+        if jar is not None and jar is not self._jar:
+            return self._foreign_reference(obj)
+        if jar is None or oid is None:
+            require_settable(obj)
+            oid = self._jar.adopt(obj)
             self.new_objects.append(obj)
         return oid if hasattr(cls, "__getnewargs__") or is_broken(cls) else (oid, cls)
 
@@ -193,6 +187,11 @@ class ObjectWriter:
                 "same group. Give both databases one `databases` dict to refer across",
                 **facts,
             )
+        if self._jar._companions.get(theirs.database_name) is not jar:
+            raise InvalidObjectReference(
+                f"{text} belongs to a connection of another transaction, which may not commit. "
+                f"Reach it through connection.get_connection({theirs.database_name!r})", **facts,
+            )
 
 
 class _Pickler(pickle.Pickler):
@@ -203,82 +202,3 @@ class _Sink:
     """Where a C pickler writes: a function, called with bytes."""
 
     write: Callable[[bytes], Any]
-
-
-# The pickler written in Python, which the type stubs do not know.
-_PythonPickler: Any = pickle._Pickler
-
-
-class _BrokenPickler(_PythonPickler):
-    """A pickler that can name classes that are missing. Slow, and rarely needed."""
-
-    def save_global(self, obj: Any, name: str | None = None) -> None:
-        if is_broken(obj):
-            self.write(pickle.GLOBAL + f"{obj.__module__}\n{obj.__qualname__}\n".encode())
-            self.memoize(obj)
-        else:
-            super().save_global(obj, name)
-
-    def save_type(self, obj: Any) -> None:
-        if is_broken(obj):
-            self.save_global(obj)
-        else:
-            super().save_type(obj)
-
-    dispatch: ClassVar[dict[Any, Any]] = {**_PythonPickler.dispatch, type: save_type}
-
-
-def _dump_with_broken(state: Any, persistent_id: Callable[[Any], Any] | None) -> bytes:
-    buffer = io.BytesIO()
-    pickler: Any = _BrokenPickler(buffer, PROTOCOL)
-    if persistent_id is not None:
-        pickler.persistent_id = persistent_id
-    pickler.dump(state)
-    return buffer.getvalue()
-
-
-def _class_only(obj: Any) -> Any:
-    """A reference to any persistent object: what can be wrong with it is its class."""
-    if not isinstance(obj, Persistent):
-        return None
-    return 0 if is_broken(type(obj)) else (0, type(obj))
-
-
-def _find_unpicklable(
-    path: str, value: Any, is_picklable: Callable[[Any], bool]
-) -> tuple[str, Any]:
-    """Return (path, value) of the innermost part of *value* that cannot be pickled."""
-    return _search(path, value, is_picklable, frozenset()) or (path, value)
-
-
-def _search(
-    path: str, value: Any, is_picklable: Callable[[Any], bool], around: frozenset[int]
-) -> tuple[str, Any] | None:
-    """The same, or None for a value that cannot be pickled only because it refers back to
-    *around*, what it is in."""
-    around |= {id(value)}
-    leads_back = False
-    for step, part in _parts(value, top=len(around) == 1):
-        if id(part) in around:
-            leads_back = True
-        elif not is_picklable(part):
-            found = _search(path + step, part, is_picklable, around)
-            if found is not None:
-                return found
-            leads_back = True
-    return None if leads_back else (path, value)
-
-
-def _parts(value: Any, *, top: bool) -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        form = ".{}" if top else "[{!r}]"
-        parts = [(form.format(key), part) for key, part in value.items()]
-        return parts + [(f".keys()[{i}]", key) for i, key in enumerate(value)]
-    if isinstance(value, (list, tuple)):
-        return [(f"[{i}]", part) for i, part in enumerate(value)]
-    if isinstance(value, (set, frozenset)):
-        return [(f"{{{part!r}}}", part) for part in value]
-    attributes = getattr(value, "__dict__", None)
-    if isinstance(attributes, dict) and not isinstance(value, (type, Persistent)):
-        return [(f".{name}", part) for name, part in attributes.items()]
-    return []

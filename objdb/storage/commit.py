@@ -12,7 +12,6 @@ is VOTED: it holds the *commit slot* from the first conflict check until its out
 from __future__ import annotations
 
 import enum
-import pickle
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -20,9 +19,9 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, NamedTuple
 
-from objdb.errors import StorageTransactionError, UndoError
+from objdb.errors import StorageTransactionError, UndoError, UsageError
 from objdb.ids import Oid, Tid, format_oid
-from objdb.storage.extension import loads_extension
+from objdb.storage.extension import dumps_extension, loads_extension
 
 # A transaction that stages more than this keeps it in a temporary file.
 SPOOL_BYTES = 32 * 1024 * 1024
@@ -62,7 +61,7 @@ class TransactionMetaData:
 
     @user.setter
     def user(self, user: str | bytes) -> None:
-        self._user = user.encode() if isinstance(user, str) else user
+        self._user = _as_bytes("user", user)
 
     @property
     def description(self) -> bytes:
@@ -71,9 +70,7 @@ class TransactionMetaData:
 
     @description.setter
     def description(self, description: str | bytes) -> None:
-        self._description = (
-            description.encode() if isinstance(description, str) else description
-        )
+        self._description = _as_bytes("description", description)
 
     @property
     def extension(self) -> dict[Any, Any]:
@@ -97,7 +94,9 @@ class TransactionMetaData:
         """The extension as storages keep it: pickled, empty when there is none."""
         if self._extension is None or self._extension == self._as_pickled:
             return self._pickled
-        return pickle.dumps(self._extension, 3)
+        self._pickled = dumps_extension(self._extension)
+        self._as_pickled = dict(self._extension)
+        return self._pickled
 
     def data(self, key: Any) -> Any:
         """Return what `set_data` kept for *key*; KeyError if nothing."""
@@ -106,6 +105,19 @@ class TransactionMetaData:
     def set_data(self, key: Any, value: Any) -> None:
         """Keep *value* for *key* for as long as the transaction lasts."""
         self._data[id(key)] = value
+
+
+def _as_bytes(what: str, text: str | bytes) -> bytes:
+    if isinstance(text, bytes):
+        return text
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the {what} of the transaction cannot be stored: {text[:80]!a} has half a surrogate "
+            f"pair at {error.start}, as names of files that are no UTF-8 have. Give it as bytes, "
+            "or replace these characters"
+        ) from error
 
 
 class Spooled(NamedTuple):

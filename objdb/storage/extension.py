@@ -14,7 +14,7 @@ import io
 import pickle
 from typing import Any, ClassVar
 
-from objdb.errors import CorruptedDataError
+from objdb.errors import CorruptedDataError, UnpicklableError
 
 # Items that are about the bytes of a transaction in its file (see `file/format`). They do not go
 # where it is copied to.
@@ -129,6 +129,33 @@ def loads_extension(data: bytes) -> dict[Any, Any]:
             return {UNREADABLE: extension}
         raise CorruptedDataError("a transaction's extension is a pickle, and none of a dict")
     return extension
+
+
+def dumps_extension(extension: dict[Any, Any]) -> bytes:
+    """Return the pickle of an extension; `UnpicklableError` naming the item that has none."""
+    try:
+        return pickle.dumps(extension, 3)
+    except MemoryError:
+        raise
+    except Exception as error:
+        name, reason = _unpicklable_item(extension) or ("", error)
+        path = f"extension[{name!r}]" if name else "extension"
+        raise UnpicklableError(
+            f"{path} of the transaction cannot be stored ({type(reason).__name__}: "
+            f"{str(reason)[:200]}). Give plain values to setExtendedInfo: texts, numbers, lists",
+            attribute_path=path,
+        ) from error
+
+
+def _unpicklable_item(extension: dict[Any, Any]) -> tuple[str, Exception] | None:
+    for name, value in extension.items():
+        try:
+            pickle.dumps(value, 3)
+        except MemoryError:
+            raise
+        except Exception as error:
+            return str(name)[:80], error
+    return None
 
 
 def without_integrity(extension: dict[Any, Any]) -> dict[Any, Any]:

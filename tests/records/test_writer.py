@@ -106,9 +106,18 @@ UNPICKLABLE = {
     "dict key": (lambda: {"a": 1, threading.Lock: 2, (1, print): 3, id: 4, len: 5}, None),
     "key": (lambda: {"a": 1, Exploding(): 2}, "Person.data.keys()[1]"),
     "nested key": (lambda: {"a": {(1, Exploding()): 2}}, "Person.data['a'].keys()[0][1]"),
-    "set": (lambda: {"a", Exploding()}, "Person.data{<exploding>}"),
-    "frozenset": (lambda: [frozenset([Exploding()])], "Person.data[0]{<exploding>}"),
-    "in a set": (lambda: {(1, Exploding())}, "Person.data{(1, <exploding>)}[1]"),
+    "set": (
+        lambda: {"a", Exploding()},
+        "Person.data{<tests.records.test_writer.Exploding object>}",
+    ),
+    "frozenset": (
+        lambda: [frozenset([Exploding()])],
+        "Person.data[0]{<tests.records.test_writer.Exploding object>}",
+    ),
+    "in a set": (
+        lambda: {(1, Exploding())},
+        "Person.data{(1, <tests.records.test_writer.Exploding object>)}[1]",
+    ),
     "generator": (lambda: ["a", (letter for letter in "a")], "Person.data[1]"),
     "memoryview": (lambda: {1: memoryview(b"x")}, "Person.data[1]"),
     "parent of its parent": (looped, "Person.data.lock"),

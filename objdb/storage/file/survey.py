@@ -237,7 +237,10 @@ class Survey:
         little elsewhere."""
         is_near = 0 <= position - self._block_at <= len(self._block) + _NEAR_BYTES
         wanted = max(size, _NEAR_BYTES if is_near else _GUESS_BYTES)
-        block = self._medium.file.read_at(wanted, position)
+        file = self._medium.file
+        # A damaged size may be any number: memory is asked for what the file has.
+        is_beyond = size > _NEAR_BYTES and size > file.size() - position
+        block = b"" if is_beyond else file.read_at(wanted, position)
         if len(block) < size:
             raise self._medium.log.damaged(position, "the file ends inside a data record")
         self._block, self._block_at = block, position
