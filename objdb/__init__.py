@@ -4,8 +4,8 @@
                     conflicts, together (who commits), undoing, versions, packing,
                     differences, opening by path or URI
     connection/  2  binds objects to one snapshot in one transaction: loading, committing,
-                    connection (views), isolation, savepoints, subtransactions, retry,
-                    outcome, mutations; for asyncio: tasks, workers, prefetch
+                    connection (views), isolation, savepoints, subtransactions, retry
+                    (turns, transactions), outcome, mutations; for asyncio: tasks, workers, prefetch
     records/     3  object state to bytes and back; the only place that pickles
     storage/     4  bytes to revisions: memory, commit, revisions, versions, undo, copying,
                     packing, durability, clock, moments, file/, tables/, sql/, berkeley/, pickled;

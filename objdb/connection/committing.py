@@ -76,6 +76,7 @@ class ObjectCommitter(ObjectLoader):
         # stay with this one, since the objects in its cache refer to theirs.
         self._companions: dict[str, Any] = {self._db.database_name: self}
         self.store_count = 0
+        self.committed_tid: Tid | None = None  # of the last transaction, since it was opened
 
     def _reset_transaction(self) -> None:
         self._transaction: Any = None  # the one this connection has joined
@@ -381,6 +382,7 @@ class ObjectCommitter(ObjectLoader):
                 raise
             raise partial from error
         outcome.note_committed(txn, self)
+        self.committed_tid = tid
         self.store_count += len(self._stored)
         cache = self._cache
         for oid, obj in self._stored.items():

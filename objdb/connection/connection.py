@@ -209,6 +209,7 @@ class Connection(ObjectCommitter):
         self.transaction_manager = manager
         self._owner = get_ident() if is_thread_bound else None
         self._phase = Phase.IDLE
+        self.committed_tid = None
         self._bind_storage()
         self._isolation = isolation if past is None else "snapshot"
         self._past = past

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from objdb.connection.connection import Connection
 from objdb.connection.isolation import require_isolation
-from objdb.connection.retry import Attempts
+from objdb.connection.retry import Attempts, require_done
 from objdb.connection.tasks import bound as bound_to_task
 from objdb.connection.tasks import task_manager
 from objdb.database.pool import ConnectionPool, Holder
@@ -92,4 +92,5 @@ class AsyncDatabase:
                 result = function(connection)
                 if inspect.isawaitable(result):
                     result = await result
+                require_done(result, function)
         return result  # type: ignore[no-any-return]

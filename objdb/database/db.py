@@ -15,9 +15,10 @@ from zope.interface import implementer
 
 from objdb.connection.connection import Connection
 from objdb.connection.isolation import require_isolation
-from objdb.connection.retry import Attempts, Block
+from objdb.connection.retry import Attempts, Block, require_done
 from objdb.connection.tasks import bound as bound_to_task
 from objdb.connection.tasks import later_of
+from objdb.connection.turns import Turns
 from objdb.connection.workers import MOST_THREADS, MOST_TOGETHER, Workers
 from objdb.database.aio import AsyncDatabase
 from objdb.database.caches import DatabaseCaches
@@ -140,6 +141,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         """Set up what belongs to one storage, and to one process."""
         self._pid = os.getpid()
         self.conflicts = ConflictLog()
+        self.turns = Turns()
         self._commits = 0
         self._all_connections: WeakSet[Connection] = WeakSet()
         self._connections_lock = threading.Lock()  # of adding to these, and going through them
@@ -348,10 +350,15 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         version: str = "",
     ) -> Result:
         """Call `function(connection)` in a transaction, again after a conflict, up to *tries*
-        times; return what it returned when its transaction was committed."""
+        times; return what it returned when its transaction was committed. The last try takes its
+        turn: other attempts wait with their commits.
+
+        `UsageError` if what it returns is a coroutine or a generator, which has done nothing yet.
+        """
         for attempt in self.attempts(tries, note, version):
             with attempt as connection:
                 result = function(connection)
+                require_done(result, function)
         return result
 
     def metadata_of(self, txn: Any) -> TransactionMetaData:
