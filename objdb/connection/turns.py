@@ -4,9 +4,9 @@
     the last attempt   ─► its turn ──work──► commit      nobody else commits meanwhile
 
 A last attempt has its connection already when it takes its turn, behind those that wait, and when
-the commits under way have ended. Then nothing that it reads or writes can change until it has committed: it is served, not
-starved. Others work on meanwhile, and wait with their commits, at most `PATIENCE_SECONDS`, so that
-one which a last attempt waits for cannot wait for that for ever.
+the commits under way have ended. Then nothing that it reads or writes can change until it has
+committed: it is served, not starved. Others work on meanwhile, and wait with their commits, at most
+`PATIENCE_SECONDS`, so that one which a last attempt waits for cannot wait for that for ever.
 
 Attempts are those of one database in one process: of `db.transaction`, `run`, `attempts` and their
 asynchronous forms. Commits by other ways, and of other processes, do not wait.
