@@ -78,6 +78,7 @@ class PickledMappingStorage(MappingStorage):
         self._lock: Lock | None = None if read_only else take_lock(self._files, path)
         try:
             super().__init__(path, self._read(must_exist=read_only))
+            self._sort_key = os.path.realpath(path)
         except BaseException:
             self._let_go()
             raise

@@ -87,7 +87,7 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
         require_at_least(0, preallocate_bytes=preallocate_bytes)
         require_at_least(1, checkpoint_records=checkpoint_records)
         path = path_given(path, "file")
-        super().__init__(path, read_only=read_only)
+        super().__init__(path, read_only=read_only, path=path)
         self._files = files or OSFiles()
         self._durability = durability
         self._preallocate_bytes = preallocate_bytes

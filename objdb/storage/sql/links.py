@@ -210,7 +210,10 @@ class Links:
 
 def _end_all(links: Iterable[Link], seconds: float) -> bool:
     until = time.monotonic() + seconds
-    return all([link.end(max(until - time.monotonic(), 0)) for link in links])
+    are_closed = True
+    for link in links:
+        are_closed &= link.end(max(until - time.monotonic(), 0))
+    return are_closed
 
 
 class Forkable(Protocol):

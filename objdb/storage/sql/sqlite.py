@@ -107,7 +107,7 @@ class SQLiteStorage(SQLStorage):
         )
         self._busy_seconds = busy_seconds
         keeps = open_database(path, history, create and not read_only, read_only, busy_seconds)
-        super().__init__(path, read_only=read_only, keeps_history=keeps)
+        super().__init__(path, read_only=read_only, keeps_history=keeps, path=path)
         if keeps:
             alsoProvides(self, IStorageHistory, IStorageUndoable, IStorageVersions)
         self._open()
