@@ -38,7 +38,7 @@ from objdb.errors import (
     UsageError,
     require_at_least,
 )
-from objdb.ids import ROOT_OID, Oid, Tid
+from objdb.ids import ROOT_OID, Oid, Tid, format_tid
 from objdb.interfaces import (
     IStorageHistory,
     IStorageSelfCheck,
@@ -214,9 +214,10 @@ class SQLiteStorage(SQLStorage):
             found = None
         if found is not None:
             _, tid_number, data, own = found
-            serial = tid_number.to_bytes(8, "big")
-            if own is None and data is not None and serial < tid and serial < self._visible_before:
-                return data, serial, None
+            if own is None and type(data) is bytes and type(tid_number) is int and tid_number >= 0:
+                serial = tid_number.to_bytes(8, "big")
+                if serial < tid and serial < self._visible_before:
+                    return data, serial, None
         return super().loadBefore(oid, tid, version)
 
     def getSize(self) -> int:
@@ -255,6 +256,11 @@ class SQLiteStorage(SQLStorage):
             tid = name_of(tid_number)
             if own is not None and tid >= own:
                 return own if last > number(own) else None
+            if type(oids) is not bytes:
+                raise CorruptedDataError(
+                    f"{self._name}: the row of transaction {format_tid(tid)} is damaged: its oids "
+                    f"are {oids!r:.40}", path=self._path,
+                )
             if hasattr(self._db, "invalidate"):
                 self._db.invalidate(tid, [oids[i : i + 8] for i in range(0, len(oids), 8)])
             self._publish(tid)
@@ -281,7 +287,7 @@ class SQLiteStorage(SQLStorage):
                 "UPDATE facts SET value = max(value, ?) + ? WHERE name = 'last_oid'",
                 [(self._max_oid, self._oids_at_a_time)],
             )
-            (until,) = self._find("SELECT value FROM facts WHERE name = 'last_oid'")
+            until = self._fact("last_oid", None)
         with self._oid_lock:
             self._max_oid = max(self._max_oid, until - self._oids_at_a_time)
             self._oids_until = until
