@@ -22,7 +22,7 @@ from operator import itemgetter
 from typing import Any
 
 from objdb.errors import CorruptedDataError
-from objdb.ids import NO_TID, Oid, Tid, format_oid, format_tid
+from objdb.ids import Oid, Tid, format_oid, format_tid
 from objdb.storage.tables.pack import Chain, Rows, Transactions
 from objdb.storage.tables.rows import Place, Row, TransactionRow
 from objdb.storage.tables.storage import Entry, TableStorage
