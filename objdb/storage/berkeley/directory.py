@@ -24,7 +24,7 @@ from objdb.errors import (
     StorageLockedError,
     UsageError,
 )
-from objdb.storage.files import Lock, OSFiles, sync_path, take_lock
+from objdb.storage.files import Lock, OSFiles, require_regular, sync_path, take_lock
 
 FORMAT = 1
 TABLES = ("current", "old", "transactions", "versions")
@@ -53,7 +53,10 @@ def lock_directory(path: str, create: bool) -> Lock:
     """
     try:
         _require_usable(path, create)
-        return take_lock(OSFiles(), os.path.join(path, _LOCK))
+        for name in os.listdir(path):
+            if not os.path.isdir(os.path.join(path, name)):
+                require_regular(os.path.join(path, name))
+        return take_lock(OSFiles(), os.path.join(path, _LOCK), path)
     except PermissionError as error:
         raise no_permission(path, error) from error
     except StorageLockedError as error:

@@ -57,6 +57,8 @@ class Environment:
         create: bool = False, is_backup: bool = False,
     ) -> None:
         self.path = path
+        # The paths stay what they are when the process changes its directory.
+        self._home = os.path.abspath(path)
         self._keep_logs = keep_logs
         self.handle: Any = None
         self.current: Any = None
@@ -96,17 +98,16 @@ class Environment:
         # Without set_lk_max_locks the lock table grows as a transaction needs it.
         parts = bdb.DB_INIT_MPOOL | bdb.DB_INIT_LOCK | bdb.DB_INIT_LOG | bdb.DB_INIT_TXN
         recover = bdb.DB_RECOVER_FATAL if is_backup else bdb.DB_RECOVER
-        # The paths stay what they are when the process changes its directory. The engine's home is
-        # an empty directory: in another one it would obey what it finds in a file DB_CONFIG.
-        home = os.path.abspath(self.path)
-        handle.set_data_dir(home)
+        # The engine's home is an empty directory: in another one it would obey what it finds in a
+        # file DB_CONFIG.
+        handle.set_data_dir(self._home)
         with tempfile.TemporaryDirectory(prefix="objdb-berkeley-") as self._empty:
             flags = parts | bdb.DB_CREATE | bdb.DB_THREAD | bdb.DB_PRIVATE | recover
             handle.open(self._empty, flags)
         handle.set_flags(bdb.DB_TXN_NOSYNC, 1)  # nor does opening a table wait for the medium
         flags = bdb.DB_AUTO_COMMIT | bdb.DB_THREAD | bdb.DB_READ_UNCOMMITTED
         for name in TABLES if not create else ():
-            require_no_blank_pages(os.path.join(home, file_of(name)))
+            require_no_blank_pages(os.path.join(self._home, file_of(name)))
         for name in TABLES:
             table = bdb.DB(handle)
             setattr(self, name, table)
@@ -239,7 +240,7 @@ class Environment:
     def find_blank_pages(self) -> list[str]:
         """Return what is wrong with pages that are zeros on the medium; if there are some, nothing
         can be read from now on, since that might go on for ever."""
-        files = [os.path.join(self.path, file_of(name)) for name in TABLES]
+        files = [os.path.join(self._home, file_of(name)) for name in TABLES]
         found = {file: positions for file in files if (positions := blank_pages(file))}
         if found:  # maybe pages that were not written yet
             self.checkpoint()

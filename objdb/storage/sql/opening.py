@@ -22,7 +22,7 @@ from objdb.errors import (
     StorageWriteError,
     UsageError,
 )
-from objdb.storage.files import require_folder, sync_path
+from objdb.storage.files import require_folder, require_regular, sync_path
 from objdb.storage.sql.links import is_open_in_parent
 from objdb.storage.sql.storage import SCHEMA
 
@@ -159,6 +159,8 @@ def _require_openable(path: str, create: bool) -> None:
         if not create:
             raise FileNotFoundError(errno.ENOENT, "there is no such database", path)
         return
+    for ending in ("", ".lock", "-wal", "-shm"):
+        require_regular(path + ending)
     with open(path, "rb") as file:
         magic = file.read(16)
     if not magic:

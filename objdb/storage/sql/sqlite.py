@@ -440,7 +440,7 @@ class SQLiteStorage(SQLStorage):
         """
         self._require_open()
         try:
-            back_up(self._connect, path_given(path, "backup"), progress)
+            back_up(self._connect, self._path, path_given(path, "backup"), progress)
         except sqlite3.Error as error:
             raise self._explained(error) from error
 
