@@ -153,7 +153,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         self._pool = ConnectionPool(size, wait, self._make_connection)
         self._pool.record_stacks = record_stacks
         self._past = HistoricalPool(*self._historical_options, self._make_historical_connection)
-        self._version_pools = VersionPools(self._make_version_pool)
+        self._version_pools = VersionPools(self._make_version_pool, self.versions)
         self.invalidations = InvalidationLog(self.storage.lastTransaction())
         self.storage.registerDB(self)
         self._require_root()

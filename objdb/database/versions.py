@@ -4,7 +4,8 @@
     db.commitVersion("plan") ─► VersionRequest joins the transaction ─► storage.commitVersion
                              ─► with all others of the database ─► connections are told
 
-The pool of a version goes when the version is committed or aborted, unless a connection is out.
+The pool of a version goes when the version is committed or aborted, unless a connection is out;
+once there are many pools, those of versions without changes go.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 from objdb.connection.connection import Connection
 from objdb.database.pool import ConnectionPool
@@ -23,6 +25,8 @@ from objdb.interfaces import IStorageHistory, IStorageVersions
 from objdb.records.differences import changed_attributes
 from objdb.records.references import record_class_name
 from objdb.storage.versions import require_name, require_two
+
+_MANY_POOLS = 16
 
 
 class VersionChange(NamedTuple):
@@ -42,27 +46,48 @@ class VersionChange(NamedTuple):
 
 
 class VersionPools:
-    """A pool of connections for every version that is worked in; *make* makes a pool.
+    """A pool of connections for every version that is worked in; *make* makes a pool, *changed*
+    returns the names of the versions that have changes.
 
-    `_lock` covers `_pools`.
+    `_lock` covers the attributes below it. `_alive` has pools that were let go as well, while
+    somebody uses them.
     """
 
-    def __init__(self, make: Callable[[str], ConnectionPool]) -> None:
+    def __init__(
+        self, make: Callable[[str], ConnectionPool], changed: Callable[[], Iterable[str]]
+    ) -> None:
         self._make = make
+        self._changed = changed
         self._lock = threading.Lock()
         self._pools: dict[str, ConnectionPool] = {}
+        self._alive: WeakSet[ConnectionPool] = WeakSet()
+        self._many = _MANY_POOLS  # from how many on those are looked for that can go
 
     def of(self, version: str) -> ConnectionPool:
         """Return the pool of a version."""
+        pool = self._pools.get(version)
+        if pool is not None:
+            return pool
+        if len(self._pools) >= self._many:
+            self._remove_unused()
         with self._lock:
             if version not in self._pools:
-                self._pools[version] = self._make(version)
+                self._pools[version] = pool = self._make(version)
+                self._alive.add(pool)
             return self._pools[version]
+
+    def _remove_unused(self) -> None:
+        """Let the pools of versions without changes go; twice as many as then remain are many."""
+        changed = set(self._changed())
+        for version in self._pools.keys() - changed:
+            self.remove(version)
+        with self._lock:
+            self._many = max(_MANY_POOLS, 2 * len(self._pools))
 
     def all(self) -> list[ConnectionPool]:
         """Return the pools there are."""
         with self._lock:
-            return list(self._pools.values())
+            return list(self._alive)
 
     def remove(self, version: str) -> None:
         """Let the pool of a version go, unless a connection is out."""

@@ -10,6 +10,7 @@ A record is the length of the original (4 bytes, big-endian), the original, the 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Lock
@@ -20,6 +21,8 @@ from berkeleydb import db as bdb
 from objdb.errors import CorruptedDataError, SafeError, StorageClosedError, StorageFailedError
 from objdb.safe.gate import Gate
 from objdb.safe.table import Row, abandon
+from objdb.storage.berkeley.pages import require_no_blank_pages
+from objdb.storage.files import sync_path
 
 Result = TypeVar("Result")
 
@@ -27,6 +30,7 @@ FILE_NAME = "safe.bdb"
 CACHE_BYTES = 4 << 20
 LOG_FILE_BYTES = 1 << 20
 CHECKPOINT_BYTES = 4 << 20
+PAGE_BYTES = 512  # of a new table: what every medium writes as a whole or not at all
 _RECORD_OVERHEAD = 256  # about what a small change takes in the log
 _PLAIN = bytes(4)  # how the record of a key without an original begins
 
@@ -48,6 +52,7 @@ class BerkeleyTable:
         self._table: Any = None
         self._is_closed = False
         self._written = 0
+        self._log_file = 0  # the number of the last one whose name is on the medium
         try:
             self._run(_nothing)
         except BaseException:
@@ -138,6 +143,11 @@ class BerkeleyTable:
 
     def _open(self, gate: Gate) -> None:
         self._abandon()
+        if os.path.lexists(self._folder / "DB_CONFIG"):
+            raise SafeError(
+                f"{self._folder} has a file DB_CONFIG, whose settings Berkeley DB would obey. No "
+                "safe has one: remove it", path=str(self._folder),
+            )
         recover = gate.needs_recovery()
         gate.enter()
         if recover:
@@ -153,8 +163,11 @@ class BerkeleyTable:
             environment.open(
                 str(self._folder), parts | bdb.DB_CREATE | (bdb.DB_RECOVER if recover else 0)
             )
+            if recover and (self._folder / FILE_NAME).exists():
+                require_no_blank_pages(str(self._folder / FILE_NAME))
             table = bdb.DB(environment)
             table.set_flags(bdb.DB_CHKSUM)
+            table.set_pagesize(PAGE_BYTES)
             table.open(FILE_NAME, None, bdb.DB_BTREE, bdb.DB_CREATE | bdb.DB_AUTO_COMMIT)
         except BaseException:
             abandon(environment, table)
@@ -275,7 +288,12 @@ class BerkeleyTable:
         return rows
 
     def _wrote(self, key: bytes, value: Any) -> None:
-        """Bound the log, and with it the time of a recovery."""
+        """Put the name of a new log file on the medium, which the engine does not; bound the log,
+        and with it the time of a recovery."""
+        number = self._environment.log_stat()["cur_file"]
+        if number != self._log_file:
+            sync_path(str(self._folder))
+            self._log_file = number
         self._written += len(key) + len(value) + _RECORD_OVERHEAD
         if self._written > CHECKPOINT_BYTES:
             self._environment.txn_checkpoint()

@@ -8,17 +8,19 @@ that loses power, tears writes and fills up on command. Positions and sizes are 
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import mmap
 import os
 import socket
+import stat
 from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakSet
 
 import zc.lockfile
 
-from objdb.errors import StorageClosedError, StorageLockedError, UsageError
+from objdb.errors import FileFormatError, StorageClosedError, StorageLockedError, UsageError
 
 # What is added to the name of a backup until it is whole; nothing else is called so, and what is
 # left of one is removed.
@@ -61,6 +63,13 @@ class File(Protocol):
 class Lock(Protocol):
     """A held lock."""
 
+    def hold(self, path: str) -> bool:
+        """Lock the file or directory at *path* itself as well; False if another has it. What was
+        held before stays so until `settle`."""
+
+    def settle(self) -> None:
+        """Let go of the files that were locked by `hold`, but the last."""
+
     def release(self) -> None:
         """Let go of the lock."""
 
@@ -79,6 +88,13 @@ class Files(Protocol):
 
     def is_directory(self, path: str) -> bool:
         """Whether *path* is a directory."""
+
+    def real_path(self, path: str) -> str:
+        """Return where the file is that the symbolic link at *path* leads to; *path* if it is no
+        link."""
+
+    def keep_mode(self, path: str, model: str) -> None:
+        """Give the file at *path* the owner, group and permissions of *model*, if that is there."""
 
     def rename(self, old: str, new: str) -> None:
         """Put *old* in the place of *new*, at once, surviving a crash."""
@@ -99,15 +115,39 @@ class Files(Protocol):
         """
 
 
+# What is made has a name that anybody can foretell: a link that was put there is not followed.
+_FLAGS = {"r": os.O_RDONLY, "w": os.O_RDWR, "c": os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW}
+_KINDS = {
+    stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device", stat.S_IFDIR: "a directory",
+}
+
+
+def require_regular(path: str) -> None:
+    """Raise `FileFormatError` if there is something at *path* that is no regular file: to open it
+    might wait for ever."""
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except OSError:  # told, if it matters, by opening it
+        return
+    if kind != stat.S_IFREG:
+        raise FileFormatError(
+            f"{path} is {_KINDS.get(kind, 'something')}, and no regular file. Name another one",
+            path=path,
+        )
+
+
 class OSFile:
     """A file of the operating system. Its path is relative to *folder*."""
 
     def __init__(self, path: str, mode: str, folder: str = "") -> None:
-        flags = {"r": os.O_RDONLY, "w": os.O_RDWR, "c": os.O_RDWR | os.O_CREAT}[mode]
         self.path = path
         self._folder = folder
         where = os.path.join(folder, path)
-        self._fd = _Descriptor(os.open(where, flags | getattr(os, "O_CLOEXEC", 0), 0o644))
+        require_regular(where)
+        self._fd = _Descriptor(os.open(where, _FLAGS[mode] | os.O_CLOEXEC | os.O_NONBLOCK, 0o644))
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # it has just been put there
+            raise FileFormatError(f"{path} is no regular file", path=path)
         self.read_at: Callable[[int, int], bytes] = functools.partial(os.pread, self._fd)
 
     def write_at(self, data: Any, position: int) -> None:
@@ -188,6 +228,13 @@ class OSFiles:
     def is_directory(self, path: str) -> bool:
         return os.path.isdir(self._at(path))
 
+    def real_path(self, path: str) -> str:
+        where = self._at(path)
+        return os.path.realpath(where) if os.path.islink(where) else path
+
+    def keep_mode(self, path: str, model: str) -> None:
+        keep_mode(self._at(path), self._at(model))
+
     def rename(self, old: str, new: str) -> None:
         os.replace(self._at(old), self._at(new))
         self._sync_folder_of(new)
@@ -211,8 +258,9 @@ class OSFiles:
 
     def lock(self, path: str, content: str) -> Lock | str:
         path = self._at(path)
+        require_regular(path)
         try:
-            return OSLock(zc.lockfile.LockFile(path, content))
+            return OSLock(zc.lockfile.LockFile(path, content), self._at)
         except zc.lockfile.LockError:
             with open(path, encoding="utf-8", errors="replace") as file:
                 return file.read().strip()
@@ -222,18 +270,46 @@ class OSLock:
     """A lock file, locked by the operating system for as long as this process lives. A forked
     child lets go of it, and has no say in it."""
 
-    def __init__(self, lock: Any) -> None:
+    def __init__(self, lock: Any, at: Callable[[str], str]) -> None:
         self._lock = lock
+        self._at = at
+        # Of the locked files themselves. An flock belongs to what was opened here, unlike a lock
+        # of fcntl, which ends when anybody in the process closes the file.
+        self._held: list[int] = []
         _locks.add(self)
+
+    def hold(self, path: str) -> bool:
+        where = self._at(path)
+        kind = os.O_RDONLY if os.path.isdir(where) else os.O_RDWR
+        descriptor = os.open(where, kind | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                return False
+            raise
+        self._held.append(descriptor)
+        return True
+
+    def settle(self) -> None:
+        self._let_go(self._held[:-1])
+
+    def _let_go(self, held: list[int]) -> None:
+        for descriptor in held:
+            self._held.remove(descriptor)
+            os.close(descriptor)
 
     def leave_to_parent(self) -> None:
         """Close the file in the child, without unlocking it: else the lock would be held for as
         long as the child lives."""
         self._lock._fp.close()
         self._lock._fp = None  # what zc.lockfile takes for unlocked
+        self._let_go(list(self._held))
 
     def release(self) -> None:
         _locks.discard(self)
+        self._let_go(list(self._held))
         # The file stays: removing it could remove the one that the next opener has locked.
         self._lock.close()
 
@@ -277,6 +353,23 @@ def free_bytes(folder: str) -> int:
     return found.f_bavail * found.f_frsize
 
 
+def keep_mode(path: str, model: str) -> None:
+    """Give the file at *path* the owner, group and permissions of *model*, as far as this process
+    may, if that is there."""
+    try:
+        like = os.stat(model)
+    except FileNotFoundError:
+        return
+    mode = stat.S_IMODE(like.st_mode)
+    there = os.stat(path)
+    if (there.st_uid, there.st_gid) != (like.st_uid, like.st_gid):
+        try:
+            os.chown(path, like.st_uid, like.st_gid)
+        except PermissionError:
+            mode &= ~0o070  # of a group that is another one
+    os.chmod(path, mode)
+
+
 def sync_path(path: str) -> None:
     """Make what was written to a file, or made, renamed and removed in a directory, survive a loss
     of power."""
@@ -287,10 +380,13 @@ def sync_path(path: str) -> None:
         os.close(descriptor)
 
 
-def write_file(files: Files, path: str, content: bytes) -> None:
-    """Make *content* all that the file at *path* has, on the medium. Not all at once."""
+def write_file(files: Files, path: str, content: bytes, model: str | None = None) -> None:
+    """Make *content* all that the file at *path* has, on the medium; *model*: the file whose owner
+    and mode it gets. Not all at once."""
     file = files.open(path, "c")
     try:
+        if model is not None:
+            files.keep_mode(path, model)
         file.truncate(0)
         file.write_at(content, 0)
         file.sync()
@@ -298,11 +394,16 @@ def write_file(files: Files, path: str, content: bytes) -> None:
         file.close()
 
 
-def take_lock(files: Files, path: str) -> Lock:
-    """Take the lock of the file; `StorageLockedError` says who has it."""
+def take_lock(files: Files, path: str, itself: str | None = None) -> Lock:
+    """Take the lock of the file, and lock *itself* (default: the file, if it is there), which has
+    one lock under all its names; `StorageLockedError` says who has it."""
     host = socket.gethostname()
     lock = files.lock(path + ".lock", f"{os.getpid()};{host}")
     if not isinstance(lock, str):
+        if itself is None and files.exists(path):
+            itself = path
+        if itself is not None:
+            hold_or_release(lock, itself)
         return lock
     pid_text, _, owner_host = (part.strip() for part in lock.partition(";"))
     pid = int(pid_text) if pid_text.isdigit() else None
@@ -314,3 +415,19 @@ def take_lock(files: Files, path: str) -> Lock:
         "read_only=True",
         path=path, pid=pid, host=owner_host or None,
     )
+
+
+def hold_or_release(lock: Lock, path: str) -> None:
+    """Lock the file at *path* itself; let go of *lock* and raise `StorageLockedError` if another
+    has it."""
+    is_held = False
+    try:
+        is_held = lock.hold(path)
+    finally:
+        if not is_held:
+            lock.release()
+    if not is_held:
+        raise StorageLockedError(
+            f"{path} is open for writing already, under another name of it (a link), or with its "
+            ".lock removed. Close it there, or open it here with read_only=True", path=path,
+        )

@@ -65,8 +65,8 @@ class PickledMappingStorage(MappingStorage):
     ) -> None:
         if not (isinstance(every_seconds, (int, float)) and every_seconds >= 0):
             raise UsageError(f"every_seconds is {every_seconds!r}; it is a number, 0 or more")
-        self._path = path = path_given(path, "file")
         self._files = files or OSFiles()
+        self._path = path = self._files.real_path(path_given(path, "file"))
         self._is_large = False
         if self._files.is_directory(path):
             raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
@@ -78,6 +78,7 @@ class PickledMappingStorage(MappingStorage):
         self._lock: Lock | None = None if read_only else take_lock(self._files, path)
         try:
             super().__init__(path, self._read(must_exist=read_only))
+            self._sort_key = os.path.realpath(path)
         except BaseException:
             self._let_go()
             raise
@@ -135,7 +136,7 @@ class PickledMappingStorage(MappingStorage):
                 stacklevel=2,
             )
         try:
-            write_file(self._files, self._path + ".new", content)
+            write_file(self._files, self._path + ".new", content, self._path)
         except OSError as error:
             self._remove_new()
             raise StorageWriteError(
@@ -151,7 +152,11 @@ class PickledMappingStorage(MappingStorage):
 
     def _replace(self) -> None:
         try:
+            if self._lock is not None:
+                self._lock.hold(self._path + ".new")
             self._files.rename(self._path + ".new", self._path)
+            if self._lock is not None:
+                self._lock.settle()
         except OSError as error:
             self._failed = (
                 f"{self._path} could not be replaced by what was written: {error}. Whether the "

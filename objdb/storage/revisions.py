@@ -14,6 +14,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from objdb.errors import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 # How long closing waits for a transaction that has voted to be finished.
 _CLOSE_SECONDS = 5.0
 MAX_RECORD_BYTES = 2**31 - 1
+_count = count()
 _STATUSES = (" ", "p", "u")  # committed, packed, undone (old)
 
 Resolve = Callable[[Oid, "bytes | None", bytes, bytes, tuple[Tid, Tid]], bytes]
@@ -69,10 +71,15 @@ class RevisionStorage(ABC):
 
     `_oid_lock` covers `_max_oid`. `_places_lock` is held where places of revisions are used
     outside the commit slot; a pack, which changes them all, takes it first and then the slot.
+    *path*: of the file or directory, where there is one.
     """
 
-    def __init__(self, name: str, *, read_only: bool = False) -> None:
+    def __init__(
+        self, name: str, *, read_only: bool = False, path: str | None = None
+    ) -> None:
         self._name = name
+        # Where everybody spells it alike; else no two of this process are alike.
+        self._sort_key = os.path.realpath(path) if path else f"{name}:{next(_count)}"
         self._is_read_only = read_only
         self._slot = CommitSlot(name)
         self._resolve: Resolve = resolve_nothing
@@ -91,8 +98,9 @@ class RevisionStorage(ABC):
         return self._name
 
     def sortKey(self) -> str:
-        """Return the text that orders storages in a two-phase commit over several."""
-        return self._name
+        """Return the text that orders storages in a two-phase commit over several: in all
+        processes alike for those that have a path, however that was spelt."""
+        return self._sort_key
 
     def isReadOnly(self) -> bool:
         """Whether the storage was opened for reading only."""

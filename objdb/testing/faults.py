@@ -86,6 +86,12 @@ class FaultyFiles:
     def free_space(self, path: str) -> int:
         return self.free_bytes
 
+    def real_path(self, path: str) -> str:
+        return path
+
+    def keep_mode(self, path: str, model: str) -> None:
+        """There are no permissions."""
+
     def lock(self, path: str, content: str) -> Any:
         if path in self.locked:
             return self.locked[path]
@@ -294,6 +300,12 @@ class _Lock:
     def __init__(self, locked: dict[str, str], path: str) -> None:
         self._locked = locked
         self._path = path
+
+    def hold(self, path: str) -> bool:
+        return True
+
+    def settle(self) -> None:
+        """There is nothing but the lock file."""
 
     def release(self) -> None:
         self._locked.pop(self._path, None)

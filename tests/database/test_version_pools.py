@@ -203,3 +203,29 @@ def test_read_only(tmp_path: Path) -> None:
             commit_version(db, "other")
             assert ages(reader, "", "other") == [32, 32]
             assert reader.versions() == []
+
+
+def test_pools_of_versions_without_changes_go(people: objdb.DB) -> None:
+    """However many names of versions are opened, the pools that stay are those of versions with
+    changes, those in use, and some."""
+    change(people, "plan", age=31)
+    used = people.open("used")
+    kept = people.open("plan")
+    kept.close()
+    for number in range(200):
+        people.open(f"visitor {number}").close()
+    pools = people._version_pools
+    assert len(pools._pools) < 40 and {"plan", "used"} <= pools._pools.keys()
+    assert people.open("plan") is kept
+    used.close()
+    kept.close()
+
+
+def test_a_connection_of_a_pool_that_went(people: objdb.DB) -> None:
+    """A connection that was taken from a pool while that was let go is closed with its database."""
+    pool = people._version_pools.of("plan")
+    people.removeVersionPool("plan")
+    connection = pool.take()
+    assert pool in people._version_pools.all() and people._version_pools.of("plan") is not pool
+    people.close()
+    assert connection.pool is pool and pool._is_closed

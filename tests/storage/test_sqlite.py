@@ -20,6 +20,7 @@ from objdb.check import check
 from objdb.errors import (
     ConflictError,
     POSKeyError,
+    StorageClosedError,
     StorageForkedError,
     StorageLockedError,
 )
@@ -358,9 +359,11 @@ def test_a_fork_in_the_middle_of_a_read(path: Path, monkeypatch: pytest.MonkeyPa
 
     with SQLiteStorage(path) as storage:
         storage.load(ROOT_OID)
-        storage._links.local.link.is_busy = True
+        lock = storage._links.local.link.lock
+        lock.acquire()
         told = in_child(lambda: [opened(), in_child(opened), in_child(opened)])
         assert told == str(["refused"] * 3)
+        lock.release()
         assert storage.load(ROOT_OID) and in_child(opened) == "opened"
 
 
@@ -413,3 +416,143 @@ def test_the_parent_is_killed_during_a_commit(path: Path) -> None:
         process.wait(60)
         with SQLiteStorage(path, busy_seconds=5) as storage:
             commit(storage, {storage.new_oid(): (NO_TID, b"more")})
+
+
+# -- threads
+
+
+def test_what_others_commit_behind_ones_own(path: Path) -> None:
+    """A view that begins after another process's commit has returned sees it, also if that came
+    behind a transaction of this process that is not shown yet."""
+    fill(path)
+    with SQLiteStorage(path) as one, SQLiteStorage(path) as two:
+        tids, seen = [], []
+
+        def look() -> None:
+            one.poll()
+            seen.append(one.lastTransaction())
+
+        looking = threading.Thread(target=look)
+
+        def decided(tid: bytes) -> None:
+            tids.append(commit(two, {two.new_oid(): (NO_TID, b"behind")}))
+            looking.start()
+            looking.join(0.2)
+
+        metadata = TransactionMetaData()
+        one.tpc_begin(metadata)
+        one.store(one.new_oid(), NO_TID, b"before", "", metadata)
+        one.tpc_vote(metadata)
+        one.tpc_finish(metadata, decided)
+        looking.join()
+        assert seen == tids and len(tids) == 1
+
+
+def test_closing_under_a_call(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection is not closed under a call of SQLite, which is interrupted; if that does not
+    end, who has called closes the connection behind it."""
+    monkeypatch.setattr("objdb.storage.sql.sqlite._CLOSE_SECONDS", 0.01)
+    fill(path)
+    storage = SQLiteStorage(path)
+    links, is_in, may_end = [], threading.Event(), threading.Event()
+
+    def stay() -> int:
+        is_in.set()
+        return int(may_end.wait(30))
+
+    def call() -> None:
+        storage.load(ROOT_OID)
+        links.append(storage._links.local.link)
+        links[0].connection.create_function("stay", 0, stay)
+        with pytest.raises(StorageClosedError):
+            storage._find_all("SELECT stay() FROM objects, objects, objects")
+
+    calling = threading.Thread(target=call)
+    calling.start()
+    assert is_in.wait(30)
+    storage.close()
+    assert not links[0].is_closed
+    may_end.set()
+    calling.join()
+    assert links[0].is_closed
+
+
+def test_the_link_of_a_thread_that_ends(path: Path) -> None:
+    """The connection of a thread that has ended is closed, once nobody is at it."""
+    fill(path)
+    with SQLiteStorage(path) as storage:
+        links = []
+
+        def call() -> None:
+            storage.load(ROOT_OID)
+            links.append(storage._links.local.link)
+
+        def call_and_lock() -> None:
+            call()
+            links[-1].lock.acquire()  # as the clock does
+
+        for each in (call, call_and_lock):
+            thread = threading.Thread(target=each)
+            thread.start()
+            thread.join()
+        assert [link.is_closed for link in links] == [True, False]
+        links[1].lock.release()
+        links[1].end_if_told()
+        assert links[1].is_closed
+        storage._links.rest()
+        assert not storage._links._all & set(links)
+
+
+CLOSER = """
+import random, sys, threading, time, transaction, objdb
+import objdb.storage.sql.sqlite as module
+from objdb.storage.sql.sqlite import SQLiteStorage
+module._CLOCK_SECONDS = 0.001
+wrong = []
+for number in range(8):
+    db = objdb.DB(SQLiteStorage(sys.argv[1], durability="os"), pool_size=20)
+    with db.transaction() as connection:
+        connection.root().update({i: objdb.PersistentMapping(n=0) for i in range(5)})
+
+    def work(i):
+        try:
+            while True:
+                with db.transaction() as connection:
+                    connection.root()[i]["n"] += 1
+                list(db.storage.iterator())
+                db.storage.history(bytes(8), 5)
+                thread = threading.Thread(target=visit)
+                thread.start()
+                thread.join()
+        except (objdb.StorageClosedError, objdb.ConnectionStateError):
+            pass
+        except Exception as error:
+            wrong.append(error)
+
+    def visit():
+        try:
+            db.storage.load(bytes(8))
+            db.storage.poll()
+        except objdb.StorageClosedError:
+            pass
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    threads[0].join(random.random() * 0.1)
+    db.close()
+    for thread in threads:
+        thread.join()
+sys.exit(repr(wrong) if wrong else 0)
+"""
+
+
+def test_closing_while_threads_work(path: Path) -> None:
+    """Threads that read, commit, iterate, list, poll and end while the database is closed are
+    told that it is closed."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSER, str(path)], capture_output=True, text=True, timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

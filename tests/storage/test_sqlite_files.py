@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+from contextlib import closing, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from objdb.check import check
 from objdb.errors import (
     CorruptedDataError,
     FileFormatError,
+    ObjdbError,
     ReadOnlyError,
     StorageError,
     StorageWriteError,
@@ -25,7 +27,7 @@ from objdb.errors import (
 from objdb.ids import NO_TID, ROOT_OID, format_tid
 from objdb.storage.sql import opening
 from objdb.storage.sql.sqlite import SQLiteStorage
-from objdb.testing.helpers import commit, contents
+from objdb.testing.helpers import commit, contents, undo
 from tests.models import Person
 from tests.storage.test_sqlite import fill
 
@@ -261,3 +263,46 @@ def test_what_a_program_sees(path: Path) -> None:
     assert program.execute("SELECT count(*) FROM revisions WHERE oid = 0").fetchone() == (2,)
     program.close()
     assert int.from_bytes(b"objd", "big") == opening.APPLICATION_ID
+
+
+_DAMAGE = (
+    ("objects", "tid", "'x'"), ("objects", "tid", "x'00'"), ("objects", "data", "'text'"),
+    ("objects", "data", "5"), ("objects", "version", "x'ff'"), ("objects", "outside", "'x'"),
+    ("objects", "repeat", "1.5"), ("objects", "follows_gap", "'x'"),
+    ("objects", "tid", "cast(x'fffe' AS TEXT)"), ("objects", "version", "cast(x'ff' AS TEXT)"),
+    ("old_revisions", "data", "'text'"), ("old_revisions", "version", "5.5"),
+    ("transactions", "status", "''"), ("transactions", "status", "x'20'"),
+    ("transactions", "user", "cast(x'ff' AS TEXT)"), ("transactions", "description", "x'ff'"),
+    ("transactions", "extension", "'x'"), ("transactions", "oids", "x'00'"),
+    ("transactions", "oids", "'text'"), ("transactions", "size", "'x'"),
+    ("facts", "value", "'x'"),
+)
+
+
+@pytest.mark.parametrize(("table", "column", "value"), _DAMAGE)
+def test_damaged_rows(path: Path, table: str, column: str, value: str) -> None:
+    """A value of a kind that no column has is a named error wherever it is met, if any: never
+    another exception."""
+    with SQLiteStorage(path) as storage:
+        tid = commit(storage, {ROOT_OID: (NO_TID, b"one")})
+        tid = commit(storage, {ROOT_OID: (tid, b"two")})
+    with closing(sqlite3.connect(path)) as tables:
+        tables.execute(f"UPDATE {table} SET {column} = {value}")
+        tables.commit()
+
+    def call(action: Any) -> None:
+        with suppress(ObjdbError), SQLiteStorage(path) as storage:
+            action(storage)
+
+    for action in (
+        lambda storage: storage.load(ROOT_OID), lambda storage: storage.loadSerial(ROOT_OID, tid),
+        lambda storage: storage.loadBefore(ROOT_OID, tid), lambda storage: storage.poll(),
+        lambda storage: [list(each) for each in storage.iterator()],
+        lambda storage: storage.history(ROOT_OID, 9), lambda storage: storage.undoLog(0, 9),
+        lambda storage: storage.pack(tid, lambda record: []), lambda storage: storage.new_oid(),
+        lambda storage: storage.versions(), lambda storage: storage.packed_tid,
+        lambda storage: undo(storage, tid), lambda storage: storage.self_check(),
+        lambda storage: commit(storage, {ROOT_OID: (tid, b"three")}),
+        lambda storage: objdb.DB(storage).close(),
+    ):
+        call(action)

@@ -3,8 +3,8 @@
     objdb.json           format, and whether it keeps history; written first, and again when the
                          tables are made
     objdb.lock           locked by the process that has it open; has its pid and host
-    DB_CONFIG            settings for the engine, and for its own programs: where the log is, if
-                         it is elsewhere; whatever an administrator adds
+    DB_CONFIG            settings for the engine's own programs. Of these objdb takes where the log
+                         is, if it is elsewhere; nothing else is obeyed
     current.bdb …        the tables
     log.0000000001 …     the write-ahead log
 """
@@ -24,7 +24,7 @@ from objdb.errors import (
     StorageLockedError,
     UsageError,
 )
-from objdb.storage.files import Lock, OSFiles, sync_path, take_lock
+from objdb.storage.files import Lock, OSFiles, require_regular, sync_path, take_lock
 
 FORMAT = 1
 TABLES = ("current", "old", "transactions", "versions")
@@ -53,7 +53,10 @@ def lock_directory(path: str, create: bool) -> Lock:
     """
     try:
         _require_usable(path, create)
-        return take_lock(OSFiles(), os.path.join(path, _LOCK))
+        for name in os.listdir(path):
+            if not os.path.isdir(os.path.join(path, name)):
+                require_regular(os.path.join(path, name))
+        return take_lock(OSFiles(), os.path.join(path, _LOCK), path)
     except PermissionError as error:
         raise no_permission(path, error) from error
     except StorageLockedError as error:
@@ -145,7 +148,12 @@ def settle_log_directory(path: str, given: str | None, is_new: bool) -> str:
     it was *given*; `CorruptedDataError` if it is not there."""
     there = _log_directory(path)
     if there is not None and not os.path.isdir(os.path.join(path, there)):
-        raise FileNotFoundError(errno.ENOENT, "the log directory does not exist", there)
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f"the log directory of {path} does not exist. Bring its disk back; or, if it was "
+            f"moved, change {_LOG_DIRECTORY} in {path}/{_CONFIG} to the directory that has its "
+            "files log.*; it is", os.path.abspath(os.path.join(path, there)),
+        )
     if given is not None:
         wanted = os.path.abspath(given)
         if is_new and there is None:
@@ -173,12 +181,13 @@ def settle_log_directory(path: str, given: str | None, is_new: bool) -> str:
 
 
 def _log_directory(path: str) -> str | None:
+    found = None
     with suppress(FileNotFoundError), open(os.path.join(path, _CONFIG), encoding="utf-8") as file:
         for line in file:
-            name, _, value = line.strip().partition(" ")
-            if name == _LOG_DIRECTORY:
-                return value.strip()
-    return None
+            name, *value = line.split(maxsplit=1) or [""]
+            if name == _LOG_DIRECTORY and value:
+                found = value[0].strip()  # the last one counts, as with the engine
+    return found
 
 
 def no_permission(path: str, error: BaseException) -> StorageError:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,13 +29,15 @@ from typing import Any, TypeVar
 from objdb.errors import CorruptedDataError, StorageWriteError
 from objdb.storage.berkeley.directory import TABLES, file_of
 from objdb.storage.berkeley.engine import DIRTY, abandon, bdb, explained, is_panic
-from objdb.storage.files import free_bytes
+from objdb.storage.berkeley.pages import blank_pages, describe_blank, require_no_blank_pages
+from objdb.storage.files import free_bytes, sync_path
 
 Result = TypeVar("Result")
 Found = tuple[bytes, bytes]
 
-# As large as a file system's pages: what is written as a whole or not at all.
-PAGE_BYTES = 4096
+# What every medium writes as a whole or not at all, of new tables: the log cannot restore a page
+# that a loss of power has torn.
+PAGE_BYTES = 512
 # Opening reads the last log file to its end.
 _LOG_FILE_BYTES, _LOG_BUFFER_BYTES = 1 << 20, 1 << 18
 _PIECE_BYTES = 1 << 20
@@ -54,12 +57,16 @@ class Environment:
         create: bool = False, is_backup: bool = False,
     ) -> None:
         self.path = path
+        # The paths stay what they are when the process changes its directory.
+        self._home = os.path.abspath(path)
         self._keep_logs = keep_logs
         self.handle: Any = None
         self.current: Any = None
         self.old: Any = None
         self.transactions: Any = None
         self.versions: Any = None
+        self._log_file = 0  # the number of the last one whose name is on the medium
+        self._damage: str | None = None  # why nothing can be read any more
         try:
             self._open(log_directory, cache_bytes, create, is_backup)
         except BaseException as error:
@@ -82,7 +89,8 @@ class Environment:
     def _open(self, log_directory: str, cache_bytes: int, create: bool, is_backup: bool) -> None:
         handle = self.handle = bdb.DBEnv()
         handle.set_cachesize(cache_bytes >> 30, cache_bytes & ((1 << 30) - 1), 1)
-        handle.set_lg_dir(os.path.abspath(log_directory))
+        self._log_directory = os.path.abspath(log_directory)
+        handle.set_lg_dir(self._log_directory)
         handle.set_lg_max(_LOG_FILE_BYTES)
         handle.set_lg_bsize(_LOG_BUFFER_BYTES)
         handle.set_lk_detect(bdb.DB_LOCK_DEFAULT)
@@ -90,11 +98,16 @@ class Environment:
         # Without set_lk_max_locks the lock table grows as a transaction needs it.
         parts = bdb.DB_INIT_MPOOL | bdb.DB_INIT_LOCK | bdb.DB_INIT_LOG | bdb.DB_INIT_TXN
         recover = bdb.DB_RECOVER_FATAL if is_backup else bdb.DB_RECOVER
-        # The paths stay what they are when the process changes its directory.
-        home = os.path.abspath(self.path)
-        handle.open(home, parts | bdb.DB_CREATE | bdb.DB_THREAD | bdb.DB_PRIVATE | recover)
+        # The engine's home is an empty directory: in another one it would obey what it finds in a
+        # file DB_CONFIG.
+        handle.set_data_dir(self._home)
+        with tempfile.TemporaryDirectory(prefix="objdb-berkeley-") as self._empty:
+            flags = parts | bdb.DB_CREATE | bdb.DB_THREAD | bdb.DB_PRIVATE | recover
+            handle.open(self._empty, flags)
         handle.set_flags(bdb.DB_TXN_NOSYNC, 1)  # nor does opening a table wait for the medium
         flags = bdb.DB_AUTO_COMMIT | bdb.DB_THREAD | bdb.DB_READ_UNCOMMITTED
+        for name in TABLES if not create else ():
+            require_no_blank_pages(os.path.join(self._home, file_of(name)))
         for name in TABLES:
             table = bdb.DB(handle)
             setattr(self, name, table)
@@ -112,6 +125,8 @@ class Environment:
 
     def read(self, action: Callable[..., Result], *args: Any) -> Result:
         """Call *action*, which reads, until it says something."""
+        if self._damage is not None:
+            raise CorruptedDataError(self._damage, path=self.path)
         for tries in range(_MOST_TRIES):
             while True:
                 try:
@@ -222,11 +237,31 @@ class Environment:
                 found = cursor.prev()
         return rows
 
+    def find_blank_pages(self) -> list[str]:
+        """Return what is wrong with pages that are zeros on the medium; if there are some, nothing
+        can be read from now on, since that might go on for ever."""
+        files = [os.path.join(self._home, file_of(name)) for name in TABLES]
+        found = {file: positions for file in files if (positions := blank_pages(file))}
+        if found:  # maybe pages that were not written yet
+            self.checkpoint()
+        problems = [
+            describe_blank(file, sorted(still)) for file, positions in found.items()
+            if (still := {*positions}.intersection(blank_pages(file)))
+        ]
+        if problems:
+            self._damage = problems[0]
+        return problems
+
     # -- the log
 
     def flush(self) -> None:
-        """Put what is committed on the medium."""
+        """Put what is committed on the medium, and the name of a new log file, which the engine
+        does not sync."""
         self.handle.log_flush()
+        number = self.handle.log_stat()["cur_file"]
+        if number != self._log_file:
+            sync_path(self._log_directory)
+            self._log_file = number
 
     def checkpoint(self, kbytes: int = 0, minutes: int = 0) -> None:
         """Put the tables on the medium, if the log has grown by *kbytes* since the last time, or
@@ -241,6 +276,7 @@ class Environment:
         """Copy the tables and the log to the directory *target*, which is made, while others
         write."""
         self._remove_logs(False)
+        os.mkdir(self._empty, 0o700)  # the engine looks there as well
         try:
             self.flush()
             flags = bdb.DB_CREATE | bdb.DB_EXCL | bdb.DB_BACKUP_SINGLE_DIR
@@ -248,6 +284,7 @@ class Environment:
         except (bdb.DBError, MemoryError) as error:
             raise explained(error, self.path) from error
         finally:
+            os.rmdir(self._empty)
             self._remove_logs(True)
 
     # -- the end

@@ -152,10 +152,11 @@ class BerkeleyRows(TableStorage):
 
     def self_check(self) -> list[str]:
         """See `IStorageSelfCheck`: every page is read, and, if nobody is committing, the objects
-        are counted."""
+        are counted. Pages of zeros are looked for first."""
         self._require_open()
-        facts, problems, count, is_quiet = self._facts, [], 0, True
-        for table in TABLES:
+        facts, count, is_quiet = self._facts, 0, True
+        problems: list[str] = self._environment.find_blank_pages()
+        for table in TABLES if not problems else ():
             start = b""
             try:
                 while piece := self._environment.piece(table, start, _LAST_KEY, _PIECE):

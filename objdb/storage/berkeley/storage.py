@@ -119,7 +119,7 @@ class BerkeleyStorage(BerkeleyRows):
             marker = read_marker(path, history)
             self._home = os.path.abspath(path)
             self._log_directory = settle_log_directory(self._home, logs, not marker.is_complete)
-            super().__init__(path, keeps_history=marker.history)
+            super().__init__(path, keeps_history=marker.history, path=path)
             self._open(cache_bytes, keep_logs, marker)
         except BaseException:
             self._lock.release()

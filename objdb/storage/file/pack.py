@@ -34,7 +34,7 @@ from objdb.storage.file.log import Log, LogTicket
 from objdb.storage.file.medium import Medium, Published
 from objdb.storage.file.survey import Survey
 from objdb.storage.file.transfer import Transfer
-from objdb.storage.files import Files
+from objdb.storage.files import Files, Lock
 from objdb.storage.packing import (
     MOST_PLANS,
     Elsewhere,
@@ -64,6 +64,7 @@ class PackableFile(FileHistory):
     _group: GroupCommit[LogTicket]
     _checkpoint_lock: threading.Lock
     _pack_lock: threading.Lock
+    _lock: Lock | None
     _durability: str
     _since_checkpoint: int
     _packer = 0  # the thread that packs
@@ -170,10 +171,13 @@ class PackableFile(FileHistory):
                 remove_leftovers(self._files, self._name)
 
     def _new_medium(self) -> Medium:
-        file = self._files.open(self._name + ".pack", "c")
+        files, path = self._files, self._name
+        file = files.open(path + ".pack", "c")
         try:
-            index_file = self._files.open(self._name + ".oidx.pack", "c")
+            files.keep_mode(path + ".pack", path)
+            index_file = files.open(path + ".oidx.pack", "c")
             try:
+                files.keep_mode(path + ".oidx.pack", path)
                 return Medium(file, Log(file), Index(index_file, writable=True), is_shared=False)
             except BaseException:
                 index_file.close()
@@ -232,6 +236,14 @@ class PackableFile(FileHistory):
     def _put_in_place(self, medium: Medium, target: Medium, keep_old: bool) -> None:
         """Rename the files. When this raises OSError, the old file is the one in place."""
         files, path = self._files, self._name
+        if not (files.exists(path) and medium.file.is_in_place()):
+            raise PackError(
+                f"{path} was removed, or replaced by another file, while it was open: the packed "
+                "one is not put there. Copy what is open to a new storage (copyTransactionsFrom) "
+                "before it is closed"
+            )
+        if self._lock is not None:
+            self._lock.hold(path + ".pack")
         if keep_old:
             medium.log.truncate(medium.end)
             files.link(path, path + ".old")
@@ -250,6 +262,8 @@ class PackableFile(FileHistory):
                 "it again"
             ) from error
         target.file.path = path
+        if self._lock is not None:
+            self._lock.settle()
         try:
             files.rename(path + ".oidx.pack", path + ".oidx")
         except OSError as error:

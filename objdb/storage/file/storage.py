@@ -53,7 +53,14 @@ from objdb.storage.file.medium import Medium, Published
 from objdb.storage.file.opening import create_file, require_openable
 from objdb.storage.file.pack import PackableFile, remove_leftovers
 from objdb.storage.file.recovery import LogState, cut_tail, open_log, tail_problem
-from objdb.storage.files import Files, Lock, OSFiles, path_given, take_lock
+from objdb.storage.files import (
+    Files,
+    Lock,
+    OSFiles,
+    hold_or_release,
+    path_given,
+    take_lock,
+)
 
 DURABILITIES = ("sync", "os")
 # How often, and how long apart, what lies behind the last transaction is looked at.
@@ -90,9 +97,9 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
             raise UsageError(f"durability is {durability!r}; it can be {' or '.join(DURABILITIES)}")
         require_at_least(0, preallocate_bytes=preallocate_bytes)
         require_at_least(1, checkpoint_records=checkpoint_records)
-        path = path_given(path, "file")
-        super().__init__(path, read_only=read_only)
         self._files = files or OSFiles()
+        path = self._files.real_path(path_given(path, "file"))
+        super().__init__(path, read_only=read_only, path=path)
         self._durability = durability
         self._preallocate_bytes = preallocate_bytes
         self._checkpoint_records = checkpoint_records
@@ -117,6 +124,8 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
         files, read_only = self._files, self._is_read_only
         if create and not files.exists(path):
             create_file(files, path)
+            if self._lock is not None:
+                hold_or_release(self._lock, path)
         if not read_only:
             remove_leftovers(files, path)
         medium = self._open_current(path) if read_only else self._open_medium(path)

@@ -133,6 +133,11 @@ class DemoStorage(UndoableStorage):
 
     # -- facts
 
+    def sortKey(self) -> str:
+        """See `RevisionStorage.sortKey`: that of the changes, which is what is written."""
+        key: str = self.changes.sortKey()
+        return key
+
     @property
     def packed_tid(self) -> Tid:
         """See `IStoragePacked`: of the base, or of the changes."""

@@ -12,39 +12,42 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
 from weakref import WeakSet
 
 from objdb.ids import Tid
 from objdb.storage.sql.storage import AHEAD, CURRENT, CurrentRow
 
 _FORK_SECONDS = 5.0  # how long a fork waits for what is under way
-_LOOK_SECONDS = 0.0001
+_REST_SECONDS = 0.01  # how long the clock waits for a link
 _AHEAD_OBJECTS, _NEAR = 31, 4
 _MAX_OID = 2**63 - 1
 
 
 class Link:
     """A connection to the database, and the last transaction known when its read transaction
-    began. One thread uses it, which sets `is_busy` meanwhile; another one may end its read
-    transaction, or close it while it is not busy.
+    began. `lock` is held during each call of SQLite, and by who closes it; so no connection is
+    closed under a call. Who meets a link in use marks it (`end`), and its user closes it.
 
     `ahead` has rows that were not asked for yet: what is loaded in the order it was stored in is
     read some objects at a time.
     """
 
     __slots__ = (
-        "__weakref__", "_last_oid", "ahead", "connection", "execute", "is_busy", "is_closed", "tid",
+        "_last_oid", "_pid", "ahead", "connection", "execute", "is_closed", "is_ending", "lock",
+        "tid",
     )
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self.execute = connection.cursor().execute
-        self.is_busy = self.is_closed = False
+        self.lock = threading.Lock()
+        self.is_ending = self.is_closed = False
         self.ahead: dict[int, CurrentRow] = {}
         self._last_oid = 0
+        self._pid = os.getpid()
         self.tid: Tid | None = None
 
     def find(self, oid: int) -> CurrentRow | None:
@@ -69,91 +72,148 @@ class Link:
 
     def renew(self, tid: Tid) -> None:
         """Begin a read transaction in which *tid* can be seen."""
-        with suppress(sqlite3.OperationalError):  # it was ended meanwhile
-            if self.connection.in_transaction:
-                self.connection.execute("COMMIT")
-            self.connection.execute("BEGIN")
+        if self.connection.in_transaction:
+            self.connection.execute("COMMIT")
+        self.connection.execute("BEGIN")
         self.see(tid)
 
-    def rest(self) -> None:
-        """End the read transaction. Reading goes on, and begins another one."""
-        with suppress(sqlite3.Error):
-            if self.connection.in_transaction:
-                self.connection.execute("COMMIT")
-        self.tid = None
+    def rest(self, seconds: float) -> None:
+        """End the read transaction, unless the link is in use for *seconds*. Reading goes on, and
+        begins another one."""
+        if self.lock.acquire(timeout=seconds):
+            try:
+                with suppress(sqlite3.Error):
+                    if self.connection.in_transaction:
+                        self.connection.execute("COMMIT")
+                self.tid = None
+            finally:
+                self.lock.release()
+            self.end_if_told()
 
-    def close(self) -> None:
-        """Close the connection."""
-        self.is_closed = True
-        self.connection.close()
+    def end_if_told(self) -> None:
+        """Close the connection if another thread wanted to while it was in use."""
+        if self.is_ending:
+            self.end()
 
-    __del__ = close
+    def end(self, seconds: float = 0) -> bool:
+        """Close the connection, or let its user do it, if it is in use for longer than *seconds*.
+        Return whether it is closed."""
+        self.is_ending = True
+        if self._pid != os.getpid():
+            _abandoned.append(self.connection)
+            return False
+        if not self.lock.acquire(timeout=seconds):
+            return False
+        try:
+            if not self.is_closed:
+                self.is_closed = True
+                self.connection.close()
+        finally:
+            self.lock.release()
+        return True
+
+    __del__ = end
+
+
+class _Own:
+    """A thread's hold on its link, which is closed when the thread ends."""
+
+    __slots__ = ("link",)
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    def __del__(self) -> None:
+        self.link.end()
 
 
 class Links:
     """The links of all threads; made with *connect*. `_lock` is held while the list changes, and
-    during a fork."""
+    during a fork. `local` has of each thread its `link`, None while another is `lent` to it."""
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
         self._lock = threading.Lock()
-        self._all: WeakSet[Link] = WeakSet()
-        self.local = threading.local()  # `link` is that of the thread
+        self._all: set[Link] = set()
+        self._is_closed = False
+        self.local = threading.local()
 
-    def open(self) -> Link:
-        """Return a link for this thread, which becomes its own."""
+    def open(self) -> Link | None:
+        """Return a link for this thread, which becomes its own; None after `close`."""
         with self._lock:
+            if self._is_closed:
+                return None
             link = Link(self._connect())
             self._all.add(link)
+            self.local.own = _Own(link)
             self.local.link = link
             return link
 
     def lend(self, link: Link) -> None:
-        """Let this thread use *link*, until `give_back`."""
-        local = self.local
-        local.own = getattr(local, "link", None)
-        local.link = link
+        """Let this thread use *link*, which nobody else can use until `give_back`."""
+        link.lock.acquire()
+        self.local.link, self.local.lent = None, link
 
     def give_back(self) -> None:
         """Let this thread use its own link again, if it was lent another."""
         local = self.local
+        lent: Link | None = getattr(local, "lent", None)
+        if lent is None:
+            return
+        local.lent = None
+        lent.lock.release()
+        lent.end_if_told()
         if hasattr(local, "own"):
-            local.link = local.own
-            del local.own
-            if local.link is not None:
-                local.link.tid = None  # what was lent may have seen more
+            local.link = local.own.link
+            local.link.tid = None  # what was lent may have seen more
+
+    @contextmanager
+    def using(self, link: Link) -> Iterator[None]:
+        """Use *link*, which is no thread's own, whether it is lent to this thread or not."""
+        if getattr(self.local, "lent", None) is link:
+            yield
+            return
+        with link.lock:
+            yield
+        link.end_if_told()
 
     def rest(self) -> None:
-        """End all read transactions."""
-        with self._lock:
-            links = list(self._all)
-        for link in links:
-            link.rest()
+        """End all read transactions that are not in use."""
+        for link in self._listed():
+            link.rest(_REST_SECONDS)
 
-    def close(self) -> None:
-        """Close all links."""
+    def _listed(self) -> list[Link]:
         with self._lock:
-            links, self._all, self.local = list(self._all), WeakSet(), threading.local()
+            self._all = {link for link in self._all if not link.is_closed}
+            return list(self._all)
+
+    def close(self, seconds: float) -> None:
+        """Close all links. Who is in a call is interrupted, and waited for: after so many seconds
+        it closes its link itself."""
+        links = self._listed()
+        self._is_closed = True
         for link in links:
-            link.close()
+            with suppress(sqlite3.Error):
+                link.connection.interrupt()
+        _end_all(links, seconds)
 
     def pause(self, seconds: float) -> bool:
-        """Close all links, when they are not busy; nobody gets one until `go_on`. Return whether
-        all were closed: after so many seconds it is given up."""
+        """Close all links, when they are not in use; nobody gets one until `go_on`. Return
+        whether all were closed: after so many seconds it is given up."""
         self._lock.acquire()
-        links, self._all, self.local = list(self._all), WeakSet(), threading.local()
-        until = time.monotonic() + seconds
-        for link in links:
-            while link.is_busy and time.monotonic() < until:
-                time.sleep(_LOOK_SECONDS)
-            if link.is_busy:
-                return False
-            link.close()
-        return True
+        return _end_all(list(self._all), seconds)
 
     def go_on(self) -> None:
         """Let everybody have links again."""
         self._lock.release()
+
+
+def _end_all(links: Iterable[Link], seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    are_closed = True
+    for link in links:
+        are_closed &= link.end(max(until - time.monotonic(), 0))
+    return are_closed
 
 
 class Forkable(Protocol):
@@ -218,6 +278,6 @@ def _in_child() -> None:
     _paused.clear()
 
 
-_abandoned: list[Forkable] = []  # the parent's: closing what they have open would harm it
+_abandoned: list[Any] = []  # the parent's: closing what they have open would harm it
 
 os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -22,7 +22,7 @@ from objdb.errors import (
     StorageWriteError,
     UsageError,
 )
-from objdb.storage.files import require_folder, sync_path
+from objdb.storage.files import require_folder, require_regular, sync_path
 from objdb.storage.sql.links import is_open_in_parent
 from objdb.storage.sql.storage import SCHEMA
 
@@ -159,6 +159,8 @@ def _require_openable(path: str, create: bool) -> None:
         if not create:
             raise FileNotFoundError(errno.ENOENT, "there is no such database", path)
         return
+    for ending in ("", ".lock", "-wal", "-shm"):
+        require_regular(path + ending)
     with open(path, "rb") as file:
         magic = file.read(16)
     if not magic:
@@ -185,8 +187,10 @@ def _look_at(connection: sqlite3.Connection, path: str, history: bool | None) ->
             f"{SCHEMA_VERSION}). Nothing was changed; open it with that release", path=path,
         )
     found = connection.execute("SELECT value FROM facts WHERE name = 'keeps_history'").fetchone()
-    if found is None:
-        raise CorruptedDataError(f"{path}: the table facts has no keeps_history", path=path)
+    if found is None or found[0] not in (0, 1):
+        raise CorruptedDataError(
+            f"{path}: the table facts has no keeps_history that is 0 or 1: {found!r:.40}", path=path
+        )
     if history is not None and bool(found[0]) is not history:
         raise UsageError(
             f"{path} was made with history={bool(found[0])}, and that stays. Leave the argument "
@@ -250,7 +254,7 @@ def explained(error: sqlite3.Error, path: str) -> ObjdbError:
             f"{path}: another program holds the database for longer than this one waits "
             f"({error}). End its transaction, or raise busy_seconds", path=path,
         )
-    if code in (_CORRUPT, _NOTADB):
+    if code in (_CORRUPT, _NOTADB) or "decode" in str(error):
         return CorruptedDataError(
             f"{path} is damaged: SQLite says {str(error)!r}. Put a backup in its place, or try "
             "`sqlite3 FILE .recover`", path=path,

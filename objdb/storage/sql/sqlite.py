@@ -23,6 +23,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from zope.interface import alsoProvides, implementer
@@ -37,7 +38,7 @@ from objdb.errors import (
     UsageError,
     require_at_least,
 )
-from objdb.ids import ROOT_OID, Oid, Tid
+from objdb.ids import ROOT_OID, Oid, Tid, format_tid
 from objdb.interfaces import (
     IStorageHistory,
     IStorageSelfCheck,
@@ -47,13 +48,15 @@ from objdb.interfaces import (
 )
 from objdb.storage.clock import Clock
 from objdb.storage.commit import Staged
-from objdb.storage.files import UNFINISHED, free_bytes, path_given, require_folder, sync_path
+from objdb.storage.files import free_bytes, path_given
+from objdb.storage.sql.backup import back_up
 from objdb.storage.sql.links import Link, Links, unwatch, watch
 from objdb.storage.sql.opening import ProcessLock, connect, explained, open_database
 from objdb.storage.sql.storage import SQLStorage, name_of, number
 from objdb.storage.tables.rows import Row, TransactionRow
 
 _CLOCK_SECONDS = 1.0
+_CLOSE_SECONDS = 5.0  # how long closing waits for a call of SQLite
 _LONG_LOG_BYTES = 4 << 20
 _FIRST_OIDS, _MOST_OIDS = 50, 12_800  # how many oids are set aside at a time
 # What a commit of some bytes may take.
@@ -104,14 +107,14 @@ class SQLiteStorage(SQLStorage):
         )
         self._busy_seconds = busy_seconds
         keeps = open_database(path, history, create and not read_only, read_only, busy_seconds)
-        super().__init__(path, read_only=read_only, keeps_history=keeps)
+        super().__init__(path, read_only=read_only, keeps_history=keeps, path=path)
         if keeps:
             alsoProvides(self, IStorageHistory, IStorageUndoable, IStorageVersions)
         self._open()
 
     def _open(self) -> None:
         self._failed: str | None = None
-        self._poll_lock = threading.Lock()
+        self._poll_lock = threading.Condition(threading.Lock())
         self._links = Links(self._connect)
         self._process_lock = ProcessLock(self._path + ".lock", self._busy_seconds)
         self._open_own()
@@ -146,8 +149,9 @@ class SQLiteStorage(SQLStorage):
     # -- reading
 
     def _link(self) -> Link:
+        """Return the link of this thread, which may be closed at any moment."""
         link: Link | None = getattr(self._links.local, "link", None)
-        if link is None:
+        if link is None or link.is_ending:
             self._require_open()
             if self._pid != os.getpid():
                 raise StorageForkedError(
@@ -155,9 +159,8 @@ class SQLiteStorage(SQLStorage):
                     "fork. Open the storage in the child"
                 )
             link = self._links.open()
-        link.is_busy = True
-        if link.tid is not self._last_tid:
-            link.renew(self._last_tid)
+            if link is None:
+                raise self._closed_error()
         return link
 
     def _find(self, statement: str, *parameters: Any) -> Any:
@@ -170,23 +173,28 @@ class SQLiteStorage(SQLStorage):
     def _ask(
         self, statement: str, parameters: Sequence[Any], fetch: Callable[[sqlite3.Cursor], Any]
     ) -> Any:
-        while True:
-            link = None
-            try:
+        try:
+            lent: Link | None = getattr(self._links.local, "lent", None)
+            if lent is not None:
+                return fetch(lent.execute(statement, parameters))
+            while True:
                 link = self._link()
-                return fetch(link.execute(statement, parameters))
-            except sqlite3.Error as error:
-                # It was closed for a fork, just before it was used.
-                if link is getattr(self._links.local, "link", None) or self._closed:
-                    raise self._explained(error) from error
-            finally:
-                if link is not None:
-                    link.is_busy = False
+                with link.lock:
+                    if link.is_closed:  # at this moment, for a fork
+                        continue
+                    if link.tid is not self._last_tid:
+                        link.renew(self._last_tid)
+                    found = fetch(link.execute(statement, parameters))
+                link.end_if_told()
+                return found
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
 
     def _explained(self, error: sqlite3.Error) -> ObjdbError:
-        if self._closed:
-            return StorageClosedError(f"{self._name} is closed. Open it again to use it")
-        return explained(error, self._name)
+        return self._closed_error() if self._closed else explained(error, self._name)
+
+    def _closed_error(self) -> StorageClosedError:
+        return StorageClosedError(f"{self._name} is closed. Open it again to use it")
 
     def loadBefore(
         self, oid: Oid, tid: Tid, version: str = ""
@@ -194,22 +202,22 @@ class SQLiteStorage(SQLStorage):
         """See `VersionedStorage.loadBefore`."""
         try:
             link = self._links.local.link
-            link.is_busy = True
-            if link.tid is not self._last_tid:
-                link.renew(self._last_tid)
-            key = int.from_bytes(oid, "big", signed=True)
-            found = link.ahead.pop(key, None) or link.find(key)
-            link.is_busy = False
-        except AttributeError:  # the first time in this thread
-            found = None
-        except sqlite3.Error:  # told, or got over, by what is slower
-            link.is_busy = False
+            with link.lock:
+                if link.tid is not self._last_tid:
+                    link.renew(self._last_tid)
+                key = int.from_bytes(oid, "big", signed=True)
+                found = link.ahead.pop(key, None) or link.find(key)
+            if link.is_ending:
+                link.end()
+        except (AttributeError, sqlite3.Error):
+            # The first time in this thread, or in a vote; or told, or got over, by what is slower.
             found = None
         if found is not None:
             _, tid_number, data, own = found
-            serial = tid_number.to_bytes(8, "big")
-            if own is None and data is not None and serial < tid and serial < self._visible_before:
-                return data, serial, None
+            if own is None and type(data) is bytes and type(tid_number) is int and tid_number >= 0:
+                serial = tid_number.to_bytes(8, "big")
+                if serial < tid and serial < self._visible_before:
+                    return data, serial, None
         return super().loadBefore(oid, tid, version)
 
     def getSize(self) -> int:
@@ -224,27 +232,39 @@ class SQLiteStorage(SQLStorage):
         """See `IStoragePolling`."""
         try:
             with self._poll_lock:
-                self._take_in(self._polling)
+                # What others committed behind a transaction of this process is seen with it.
+                while (own := self._take_in(self._polling)) is not None:
+                    self._poll_lock.wait_for(partial(self._is_shown, own))
         except sqlite3.Error as error:
             raise self._explained(error) from error
+
+    def _is_shown(self, tid: Tid) -> bool:
+        return self._own_tid != tid
 
     def _is_foreign(self, tid: Tid) -> bool:
         return tid != self._own_tid
 
-    def _take_in(self, connection: sqlite3.Connection) -> None:
-        """Note what was committed, up to a transaction of this process. `_poll_lock` is held."""
+    def _take_in(self, connection: sqlite3.Connection) -> Tid | None:
+        """Note what was committed, up to a transaction of this process that is decided and not
+        shown yet; return that if others have committed behind it. `_poll_lock` is held."""
         last = connection.execute("SELECT max(tid) FROM transactions").fetchone()[0]
         if last is None or last == number(self._last_tid):
-            return
-        own = None if self._own_tid is None else number(self._own_tid)
+            return None
+        own = self._own_tid
         new = "SELECT tid, oids FROM transactions WHERE tid > ? ORDER BY tid"
-        for tid, oids in connection.execute(new, (number(self._last_tid),)).fetchall():
+        for tid_number, oids in connection.execute(new, (number(self._last_tid),)).fetchall():
+            tid = name_of(tid_number)
             if own is not None and tid >= own:
-                return
+                return own if last > number(own) else None
+            if type(oids) is not bytes:
+                raise CorruptedDataError(
+                    f"{self._name}: the row of transaction {format_tid(tid)} is damaged: its oids "
+                    f"are {oids!r:.40}", path=self._path,
+                )
             if hasattr(self._db, "invalidate"):
-                changed = [oids[i : i + 8] for i in range(0, len(oids), 8)]
-                self._db.invalidate(name_of(tid), changed)
-            self._publish(name_of(tid))
+                self._db.invalidate(tid, [oids[i : i + 8] for i in range(0, len(oids), 8)])
+            self._publish(tid)
+        return None
 
     # -- oids
 
@@ -267,7 +287,7 @@ class SQLiteStorage(SQLStorage):
                 "UPDATE facts SET value = max(value, ?) + ? WHERE name = 'last_oid'",
                 [(self._max_oid, self._oids_at_a_time)],
             )
-            (until,) = self._find("SELECT value FROM facts WHERE name = 'last_oid'")
+            until = self._fact("last_oid", None)
         with self._oid_lock:
             self._max_oid = max(self._max_oid, until - self._oids_at_a_time)
             self._oids_until = until
@@ -287,11 +307,13 @@ class SQLiteStorage(SQLStorage):
     def _begin_vote(self) -> None:
         if self._failed is not None:
             raise StorageFailedError(self._failed)
-        self._begin_writing()
         self._links.lend(self._writer)  # until the end of the vote
+        self._begin_writing()
 
     def _begin_writing(self) -> None:
-        """Keep all other processes from writing, and take in what they wrote."""
+        """Keep all other processes from writing, and take in what they wrote. The writer is lent
+        to this thread."""
+        self._require_open()
         self._process_lock.acquire()
         try:
             self._writer.execute("BEGIN IMMEDIATE")
@@ -306,17 +328,18 @@ class SQLiteStorage(SQLStorage):
 
     def _end_writing(self, how: str) -> None:
         try:
-            if self._writer.connection.in_transaction:
-                self._writer.execute(how)
+            with self._links.using(self._writer):
+                if self._writer.connection.in_transaction:
+                    self._writer.execute(how)
         finally:
             self._process_lock.release()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         with self._slot.held():
-            self._begin_writing()
             self._links.lend(self._writer)
             try:
+                self._begin_writing()
                 yield
                 self._end_writing("COMMIT")
             except BaseException as error:
@@ -370,12 +393,14 @@ class SQLiteStorage(SQLStorage):
         self._own_tid = staged.tid
 
     def _decide(self) -> None:
+        if self._writer.is_closed:  # it took too long
+            raise self._closed_error()
         try:
             self._end_writing("COMMIT")
         except sqlite3.Error as error:
             self._own_tid = None
-            if self._writer.connection.in_transaction:
-                self._writer.connection.rollback()
+            with suppress(sqlite3.Error):
+                self._end_writing("ROLLBACK")
             told = self._explained(error)
             self._failed = (
                 f"{self._name}: a commit failed ({told}). Whether the transaction is on the "
@@ -386,13 +411,14 @@ class SQLiteStorage(SQLStorage):
 
     def _take_back(self) -> None:
         self._own_tid = None
-        if self._writer.connection.in_transaction:
+        if not self._writer.is_closed:
             self._end_writing("ROLLBACK")
 
     def _show(self, tid: Tid) -> None:
         with self._poll_lock:
             self._publish(tid)
             self._own_tid = None
+            self._poll_lock.notify_all()
 
     # -- maintenance
 
@@ -413,31 +439,10 @@ class SQLiteStorage(SQLStorage):
         `progress(pages, of)` is called now and then. FileExistsError if there is such a file.
         """
         self._require_open()
-        target = path_given(path, "backup")
-        require_folder(target, "backup")
-        if os.path.lexists(target):
-            raise FileExistsError(17, "there is such a file already", target)
-        temporary = target + UNFINISHED
-        with suppress(FileNotFoundError):
-            os.remove(temporary)
         try:
-            source, copy = self._connect(), sqlite3.connect(temporary)
-            try:
-                tell = progress or (lambda done, of: None)
-                source.backup(
-                    copy, pages=1000, progress=lambda _, left, of: tell(of - left, of)
-                )
-            finally:
-                copy.close()
-                source.close()
-            sync_path(temporary)
-            os.rename(temporary, target)
-            sync_path(os.path.dirname(os.path.abspath(target)))
+            back_up(self._connect, self._path, path_given(path, "backup"), progress)
         except sqlite3.Error as error:
             raise self._explained(error) from error
-        finally:
-            with suppress(FileNotFoundError):
-                os.remove(temporary)
 
     def self_check(self) -> list[str]:
         """Return what SQLite finds wrong with the file."""
@@ -454,11 +459,10 @@ class SQLiteStorage(SQLStorage):
         unwatch(self)
         if self._pid != os.getpid():
             return  # the connections are the parent's
-        self._links.close()
-        self._polling.close()
-        if self._writer.connection.in_transaction:
-            self._writer.connection.rollback()
-        self._writer.close()
+        self._links.close(_CLOSE_SECONDS)
+        with self._poll_lock:
+            self._polling.close()
+        self._writer.end(_CLOSE_SECONDS)  # which takes back what was not decided
         self._process_lock.close()
 
     # -- forks
@@ -477,7 +481,7 @@ class SQLiteStorage(SQLStorage):
         self._forking.callback(self._links.go_on)
         is_unused = self._links.pause(seconds)
         if is_quiet:
-            self._writer.close()
+            self._writer.end()
         self._polling.close()
         return is_quiet and is_unused
 

@@ -21,7 +21,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from objdb.ids import NO_TID, Oid, Tid
+from objdb.errors import CorruptedDataError
+from objdb.ids import Oid, Tid, format_oid, format_tid
 from objdb.storage.tables.pack import Chain, Rows, Transactions
 from objdb.storage.tables.rows import Place, Row, TransactionRow
 from objdb.storage.tables.storage import Entry, TableStorage
@@ -50,6 +51,10 @@ SCHEMA = (
     "CREATE VIEW revisions AS SELECT oid, tid, version, data FROM objects"
     " UNION ALL SELECT oid, tid, version, data FROM old_revisions",
 )
+
+# What the columns of sound rows have in them.
+_NONE = type(None)
+_NUMBER, _TEXT, _DATA, _TEXTS = {int, _NONE}, {str, _NONE}, {bytes, _NONE}, {str, bytes}
 
 CurrentRow = tuple[int, int, "bytes | None", "str | None"]
 CURRENT = "SELECT oid, tid, data, version FROM objects WHERE oid = ?"
@@ -104,7 +109,6 @@ _NOTE_PACKED = (
     "INSERT INTO facts (name, value) VALUES ('packed_tid', ?) ON CONFLICT (name)"
     " DO UPDATE SET value = excluded.value WHERE excluded.value > facts.value"
 )
-_PACKED = "SELECT value FROM facts WHERE name = 'packed_tid'"
 _REVISION_TABLES = ("objects", "old_revisions")
 
 
@@ -122,12 +126,30 @@ def _optional(tid: Tid | None) -> int | None:
     return None if tid is None else number(tid)
 
 
-def _row(values: Sequence[Any]) -> Row:
+def _row(oid: Oid, values: Sequence[Any]) -> Row:
     tid, data, version, outside, repeat, follows_gap = values
+    if not (
+        type(tid) is int and type(data) in _DATA and type(version) in _TEXT
+        and type(outside) in _NUMBER and type(repeat) in _NUMBER and type(follows_gap) in _NUMBER
+    ):
+        raise CorruptedDataError(
+            f"the row of a revision of object {format_oid(oid)} is damaged: it has columns "
+            f"{[type(value).__name__ for value in values]}"
+        )
     return Row(
         name_of(tid), data, version or "", None if outside is None else name_of(outside),
         None if repeat is None else name_of(repeat), bool(follows_gap),
     )
+
+
+def _place(values: Sequence[Any]) -> Place:
+    oid, tid, version = values
+    if type(oid) is not int or type(tid) is not int or type(version) not in _TEXT:
+        raise CorruptedDataError(
+            f"the row of a revision of object {oid!r} is damaged: its transaction is {tid!r:.40}, "
+            f"its version {version!r:.40}"
+        )
+    return Place(name_of(oid), name_of(tid), version or "")
 
 
 def _facts(row: Row) -> tuple[Any, ...]:
@@ -153,6 +175,15 @@ def _bytes(text: str | bytes) -> bytes:
 
 def _transaction(values: Sequence[Any]) -> TransactionRow:
     tid, status, user, description, extension, oids, size = values
+    if not (
+        type(status) is str and len(status) == 1 and type(user) in _TEXTS
+        and type(description) in _TEXTS and type(extension) is bytes and type(size) is int
+        and type(oids) is bytes and len(oids) % 8 == 0
+    ):
+        raise CorruptedDataError(
+            f"the row of transaction {format_tid(name_of(tid))} is damaged: it has columns "
+            f"{[type(value).__name__ for value in values]}, or a status or oids that are none"
+        )
     return TransactionRow(
         name_of(tid), status, _bytes(user), _bytes(description), extension,
         [oids[i : i + 8] for i in range(0, len(oids), 8)], size,
@@ -193,22 +224,29 @@ class SQLStorage(TableStorage):
         self._require_open()
         return int(self._find("SELECT count(*) FROM objects")[0])
 
+    def _fact(self, name: str, default: int | None) -> int:
+        found = self._find("SELECT value FROM facts WHERE name = ?", name)
+        value = default if found is None else found[0]
+        if type(value) is not int:
+            raise CorruptedDataError(f"{self._name}: the fact {name} is damaged: {value!r:.40}")
+        return value
+
     # -- rows
 
     def _row(self, oid: Oid, tid: Tid) -> Row | None:
         keys = number(oid), number(tid)
         found = self._find(_ROW, *keys, *keys)
-        return None if found is None else _row(found)
+        return None if found is None else _row(oid, found)
 
     def _row_before(self, oid: Oid, tid: Tid) -> Row | None:
         keys = number(oid), _bound(tid)
         found = self._find(_BEFORE, *keys, *keys)
-        return None if found is None else _row(found)
+        return None if found is None else _row(oid, found)
 
     def _row_after(self, oid: Oid, tid: Tid) -> Row | None:
         keys = number(oid), _bound(tid)
         found = self._find(_AFTER, *keys, *keys)
-        return None if found is None else _row(found)
+        return None if found is None else _row(oid, found)
 
     def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, Entry | None]:
         oids = list(oids)
@@ -228,15 +266,15 @@ class SQLStorage(TableStorage):
                     f"SELECT oid, tid, version FROM objects WHERE oid IN ({marks})",
                     *numbers[start : start + size],
                 )
-                for oid_number, tid_number, version in rows:
-                    oid, tid = name_of(oid_number), name_of(tid_number)
-                    found[oid] = Place(oid, tid, version or ""), tid
+                for row in rows:
+                    place = _place(row)
+                    found[place.oid] = place, place.tid
                 start += size
         return found
 
     def _places_in_versions(self) -> list[Place]:
         rows = self._find_all("SELECT oid, tid, version FROM objects WHERE version IS NOT NULL")
-        return [Place(name_of(oid), name_of(tid), version) for oid, tid, version in rows]
+        return [_place(row) for row in rows]
 
     def _has_versions(self) -> bool:
         return any(
@@ -258,7 +296,8 @@ class SQLStorage(TableStorage):
                 " WHERE oid BETWEEN ? AND ? ORDER BY oid, tid", start, last,
             )
             for oid, group in groupby(rows, itemgetter(0)):
-                yield name_of(oid), [(name_of(tid), size) for _, tid, size in group]
+                places = [(_place((oid, tid, None)).tid, size) for _, tid, size in group]
+                yield name_of(oid), places
             if last == 2**63 - 1:
                 return
             start = last + 1
@@ -313,8 +352,7 @@ class SQLStorage(TableStorage):
     @property
     def packed_tid(self) -> Tid:
         """See `IStoragePacked`; by any process, or before it was copied here."""
-        found = self._find(_PACKED)
-        return max(super().packed_tid, NO_TID if found is None else name_of(found[0]))
+        return max(super().packed_tid, name_of(self._fact("packed_tid", 0)))
 
     def _note_packed(self, tid: Tid) -> None:
         self._change(_NOTE_PACKED, [(number(tid),)])

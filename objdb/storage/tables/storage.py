@@ -71,8 +71,11 @@ class TableStorage(TablePack, UndoableStorage):
     `docs/writing-a-storage.md` builds one; `memory` is another.
     """
 
-    def __init__(self, name: str, *, read_only: bool = False, keeps_history: bool = True) -> None:
-        super().__init__(name, read_only=read_only)
+    def __init__(
+        self, name: str, *, read_only: bool = False, keeps_history: bool = True,
+        path: str | None = None,
+    ) -> None:
+        super().__init__(name, read_only=read_only, path=path)
         self._keeps_history = keeps_history
         self._visible_before: Tid = next_tid(NO_TID)
         self._pack_lock = threading.Lock()

@@ -1,0 +1,43 @@
+"""Copying an SQLite database while others write."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+
+from objdb.storage.files import UNFINISHED, keep_mode, require_folder, sync_path
+
+_PAGES = 1000  # copied at a time
+
+
+def back_up(
+    connect: Callable[[], sqlite3.Connection], path: str, target: str,
+    progress: Callable[[int, int], object] | None,
+) -> None:
+    """Write a copy of the database at *path*, which *connect* opens, to the new file *target*; it
+    is there as a whole or not at all. FileExistsError if there is such a file; sqlite3.Error."""
+    require_folder(target, "backup")
+    if os.path.lexists(target):
+        raise FileExistsError(17, "there is such a file already", target)
+    temporary = target + UNFINISHED
+    with suppress(FileNotFoundError):
+        os.remove(temporary)
+    try:
+        source, copy = connect(), sqlite3.connect(temporary)
+        try:
+            keep_mode(temporary, path)
+            tell = progress or (lambda done, of: None)
+            source.backup(
+                copy, pages=_PAGES, progress=lambda _, left, of: tell(of - left, of)
+            )
+        finally:
+            copy.close()
+            source.close()
+        sync_path(temporary)
+        os.rename(temporary, target)
+        sync_path(os.path.dirname(os.path.abspath(target)))
+    finally:
+        with suppress(FileNotFoundError):
+            os.remove(temporary)
