@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from objdb.errors import UsageError
+from objdb.ids import tid_from_text
 from objdb.storage.file.storage import FileStorage
 from objdb.storage.layers.before import BeforeStorage
 from objdb.storage.layers.compressed import CompressedStorage
@@ -130,13 +131,8 @@ def _before(base: Any, parameters: dict[str, Any]) -> Any:
 
 
 def _moment(text: str) -> bytes | str:
-    """Return a tid, if *text* is its 16 hexadecimal digits, else the text: a time."""
-    digits = text.removeprefix("0x")
-    try:
-        tid = bytes.fromhex(digits)
-    except ValueError:
-        tid = b""
-    return tid if len(tid) == 8 else text
+    """Return the tid that *text* stands for, else the text: a time."""
+    return tid_from_text(text) or text
 
 
 def _key(text: str, folder: str) -> bytes:

@@ -107,6 +107,8 @@ def _open_one(path: str, name: str, options: Any, databases: dict[str, Any]) -> 
             f"{path}: [{name}] has {', '.join(sorted(unknown))}; known are storage, "
             f"{', '.join(OPTIONS)}"
         )
-    storage, given = open_storage(where, os.path.dirname(os.path.abspath(path)))
+    storage, given = open_storage(
+        where, os.path.dirname(os.path.abspath(path)), read_only=bool(options.get("read_only"))
+    )
     given.pop("database_name", None)
     DB(storage, **{**options, **given}, databases=databases, database_name=name)
