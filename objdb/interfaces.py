@@ -227,15 +227,18 @@ class IStoragePackable(IStoragePacked):
     """A storage that can forget what is old, and what nothing leads to any more."""
 
     def pack(
-        time, referencesf, gc=True, *, progress=None, keep_old=False, dry_run=False, roots=None
+        time, referencesf, gc=True, *, progress=None, keep_old=False, dry_run=False, roots=None,
+        elsewhere=None
     ):
         """Keep of each object the revision that was current at *time*, and everything later.
 
         *time*: seconds since 1970, or a tid. With *gc*, objects go that cannot be reached: not
         from the root at that time, nor by anything that a later transaction changed or refers
         to. `referencesf(record)` gives the oids that a record refers to; `roots()` further oids
-        that stay. Transactions up to *time* can be undone no more; one of which nothing is left
-        is gone, unless it is the last of them.
+        that stay. Where there is a reference to an object that does not exist, and of which
+        `elsewhere(oid)` does not say that it is in another storage, no object goes, but PackError
+        is raised: what is missing could have led to it. Transactions up to *time* can be undone no
+        more; one of which nothing is left is gone, unless it is the last of them.
 
         `progress(phase, done, total)` is called now and then; what it raises ends the pack, with
         everything as it was. *keep_old*: keep what there was before, where the storage has a

@@ -61,6 +61,7 @@ class TransactionMetaData:
 
     @user.setter
     def user(self, user: str | bytes) -> None:
+        """Set it; `UsageError` for text that has no UTF-8."""
         self._user = _as_bytes("user", user)
 
     @property
@@ -70,6 +71,7 @@ class TransactionMetaData:
 
     @description.setter
     def description(self, description: str | bytes) -> None:
+        """Set it; `UsageError` for text that has no UTF-8."""
         self._description = _as_bytes("description", description)
 
     @property
@@ -84,6 +86,7 @@ class TransactionMetaData:
 
     @extension.setter
     def extension(self, extension: dict[Any, Any] | bytes | None) -> None:
+        """Set it, as a dict or its pickle."""
         is_pickled = isinstance(extension, bytes)
         self._pickled = extension if isinstance(extension, bytes) else b""
         self._extension = None if is_pickled else extension or {}

@@ -22,11 +22,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from objdb.errors import UsageError
-from objdb.ids import NO_TID, Oid, Tid, format_tid, tid_after, time_from_tid
+from objdb.errors import PackError, UsageError
+from objdb.ids import NO_TID, Oid, Tid, format_oid, format_tid, tid_after, time_from_tid
 
 References = Callable[[bytes], Iterable[Oid]]
 Progress = Callable[[str, int, int], object]
+Elsewhere = Callable[[Oid], bool]
 # Tids are finer than the times people give.
 _RESOLUTION_SECONDS = 2e-6
 # How long the interpreter is kept at a time, while others want it and while they do not; and how
@@ -147,8 +148,7 @@ class Pacer:
             self._rest()
 
     def _rest(self) -> None:
-        if self._require_wanted is not None:
-            self._require_wanted()
+        self.require_wanted()
         before = time.process_time() - time.thread_time()
         time.sleep(_PAUSE_SECONDS)
         used = time.process_time() - time.thread_time() - before
@@ -157,6 +157,11 @@ class Pacer:
         else:
             self._slice = max(self._short, min(self._slice * 1.2, _LONG_SECONDS))
         self._until = time.perf_counter() + self._slice
+
+    def require_wanted(self) -> None:
+        """Raise what ends the work, if it is no longer wanted."""
+        if self._require_wanted is not None:
+            self._require_wanted()
 
     def hurry(self) -> None:
         """Work twice as long at a time from now on, however much others want to."""
@@ -179,6 +184,26 @@ class Pacer:
         if now >= self._report_at or done >= total:
             self._report_at = now + _BETWEEN_REPORTS_SECONDS
             self._progress(phase, done, total)
+
+
+def require_none_missing(name: str, missing: list[Oid]) -> None:
+    """Raise `PackError` if a pack of the storage *name* has met references to objects that do not
+    exist: what those referred to is not known, and would be dropped as garbage."""
+    if not missing:
+        return
+    shown = ", ".join(map(format_oid, sorted(missing)[:5]))
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    raise PackError(
+        f"{name} was not packed: {shown}{more} are referred to, and do not exist. Were they lost, "
+        "what only they refer to would be dropped as garbage, for good. See objdb check for who "
+        "refers to them; restore them, or remove the references; or pack with gc=False, which "
+        "drops old revisions only"
+    )
+
+
+def nowhere_else(oid: Oid) -> bool:
+    """No object is in another storage that this one is laid over."""
+    return False
 
 
 def no_roots() -> Iterable[Oid]:

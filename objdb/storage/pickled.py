@@ -177,11 +177,12 @@ class PickledMappingStorage(MappingStorage):
         self, time: Any, referencesf: References, gc: bool = True, *,
         progress: Progress | None = None, keep_old: bool = False, dry_run: bool = False,
         roots: Callable[[], Iterable[Oid]] | None = None,
+        elsewhere: Callable[[Oid], bool] | None = None,
     ) -> PackResult:
         """See `IStoragePackable`. The file is written once, at the end."""
         result = super().pack(
             time, referencesf, gc, progress=progress, keep_old=keep_old, dry_run=dry_run,
-            roots=roots,
+            roots=roots, elsewhere=elsewhere,
         )
         if not dry_run:
             with self._slot.held():

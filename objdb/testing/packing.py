@@ -22,7 +22,7 @@ from objdb.errors import (
     UndoError,
     UsageError,
 )
-from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, next_tid, time_from_tid
+from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, format_oid, next_tid, time_from_tid
 from objdb.interfaces import (
     IStorageHistory,
     IStoragePackable,
@@ -192,11 +192,27 @@ class PackConformance(VersionPackConformance):
         assert len(packable) == 1
 
     def test_dangling(self, packable: Any) -> None:
-        """A reference to what does not exist is no obstacle."""
+        """A reference to what does not exist is no obstacle, where nothing goes."""
         missing = packable.new_oid()
         commit(packable, {ROOT_OID: (packable.getTid(ROOT_OID), record("root", missing))})
         self.pack(packable)
         assert len(packable) == 1
+
+    def test_dangling_and_garbage(self, packable: Any) -> None:
+        """Where an object is missing, none is dropped as garbage: the missing one may have led to
+        it. Without collecting, old revisions go."""
+        missing, garbage = packable.new_oid(), packable.new_oid()
+        tid = commit(packable, {garbage: (NO_TID, record("garbage"))})
+        tid = commit(packable, {ROOT_OID: (packable.getTid(ROOT_OID), record("root", missing))})
+        commit(packable, {ROOT_OID: (tid, record("root", missing))})
+        before = contents(packable)
+        for dry_run in (True, False):
+            with pytest.raises(PackError, match=format_oid(missing)):
+                packable.pack(packable.lastTransaction(), refer, dry_run=dry_run)
+        assert contents(packable) == before
+        packable.pack(packable.lastTransaction(), refer, gc=False)
+        assert packable.load(garbage)[0] == record("garbage")
+        assert len(packable) == 2
 
     # -- what is linked again
 

@@ -22,7 +22,8 @@ from objdb.tools.terminal import (
 from objdb.tools.words import MomentType
 
 _PHASES = {
-    "mark": "finding what stays", "copy": "copying what stays",
+    "verify": "verifying what there is", "mark": "finding what stays",
+    "copy": "copying what stays",
     "follow": "copying what was committed meanwhile",
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from objdb.errors import ObjdbError
+from objdb.storage.file import recovery
 from objdb.storage.file.log import Log
 from objdb.storage.file.storage import FileStorage
 from objdb.testing.faults import FaultyFile
@@ -37,12 +38,12 @@ def nothing(*args: Any, **kwargs: Any) -> None:
     ("owner", "name"),
     [
         (FileStorage, "_sync"), (FileStorage, "_take_back"), (FileStorage, "_fail"),
-        (Log, "check_crc"), (Log, "decide"), (FaultyFile, "sync"),
+        (recovery, "check_crc"), (Log, "decide"), (FaultyFile, "sync"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_a_storage_that_forgets_is_found_out(
-    monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
     """A storage that leaves out a step of its commits is caught by one of a few sweeps."""
     monkeypatch.setattr(owner, name, nothing)

@@ -18,6 +18,7 @@ from objdb.storage.commit import (
     Repeat,
     TransactionMetaData,
 )
+from objdb.storage.file.checksums import check_crc
 from objdb.storage.file.format import COMMITTED, PACKED, START, visible_extension
 from objdb.storage.file.log import POSITION, Header, Log, Record
 from objdb.storage.file.medium import Medium
@@ -134,7 +135,7 @@ class FileHistory(UndoableStorage):
         header = medium.log.header_before(position)
         if header.tid != tid:
             return None
-        medium.log.check_crc(header)
+        check_crc(medium.log, header)
         return header.status.decode("ascii"), [
             Change(oid, record.place, record.previous or None)
             for oid, record in medium.last_records(header).items()

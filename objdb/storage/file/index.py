@@ -171,6 +171,10 @@ class Index(PageTable):
         first, second = _PAIR.unpack_from(self.map, _SYNCED_AT)
         return first if first == second else 0
 
+    def sync(self) -> None:
+        """Put what was written so far on the medium."""
+        self._file.sync()
+
     def write_checkpoint(
         self, position: int, tid: Tid, max_oid: int, objects: int, *, synced: bool = True
     ) -> None:

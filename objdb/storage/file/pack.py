@@ -1,5 +1,6 @@
 """Packing a FileStorage: a new file is written beside the old one, and takes its place.
 
+    verify   what there is: checksums, and the index     readers and writers go on
     survey   what stays                                  readers and writers go on
     copy     what stays, to <path>.pack                  readers and writers go on
     rounds   what was committed meanwhile, until that    readers and writers go on
@@ -36,11 +37,13 @@ from objdb.storage.file.transfer import Transfer
 from objdb.storage.files import Files
 from objdb.storage.packing import (
     MOST_PLANS,
+    Elsewhere,
     Pacer,
     PackResult,
     Progress,
     References,
     no_roots,
+    nowhere_else,
     pack_tid,
 )
 
@@ -85,6 +88,7 @@ class PackableFile(FileHistory):
         self, time: Any, referencesf: References, gc: bool = True, *,
         progress: Progress | None = None, keep_old: bool = False, dry_run: bool = False,
         roots: Callable[[], Iterable[Oid]] | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> PackResult:
         """See `IStoragePackable`. With *keep_old*, the file as it was is kept as `<path>.old`."""
         if dry_run:
@@ -105,7 +109,9 @@ class PackableFile(FileHistory):
             pacer = Pacer(progress, self._require_open)
             for attempt in range(MOST_PLANS + 1):
                 references = referencesf if gc and attempt < MOST_PLANS else None
-                survey = Survey(medium, pack_to, begin, references, pacer)
+                survey = Survey(
+                    medium, pack_to, begin, references, pacer, elsewhere or nowhere_else
+                )
                 found = roots or no_roots
                 survey.run(medium.published.end, found())
                 if dry_run:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 from objdb.errors import CorruptedDataError
 from objdb.ids import NO_TID, Oid, Tid, format_tid
+from objdb.storage.file.checksums import check_crc
 from objdb.storage.file.format import NUMBER, START, TRANSACTION, VOTED
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import POSITION, Header, Log
@@ -92,6 +93,9 @@ def _require_undecided(
     commit that was not decided; where they are only read, a warning does, as far as it is sure
     that no whole transaction is behind them."""
     size = log.file.size()
+    found = find_transaction(log, state)
+    if found is None and _is_undecided(log, state):
+        return
     if state.end == START:
         raise CorruptedDataError(
             f"{log.file.path} has no transaction that is whole: it is damaged, or a copy of a "
@@ -99,9 +103,6 @@ def _require_undecided(
             f"{damage.position}; the file has {size} bytes). Nothing was removed. Copy it again, "
             "or restore it from a backup", path=log.file.path, position=damage.position,
         ) from damage
-    found = find_transaction(log, state)
-    if found is None and _is_undecided(log, state):
-        return
     if found is None and read_only:
         logger.warning("%s", _tail_text(log, state.end, state.tid, damage))
         return
@@ -224,7 +225,7 @@ def next_transaction(log: Log, position: int, size: int, last_tid: Tid) -> Heade
         raise log.damaged(position, "a transaction that was not finished, with others behind it")
     if header.tid <= last_tid:
         raise log.damaged(position, f"transaction {format_tid(header.tid)} is not in order")
-    return header._replace(has_checksum=True) if log.check_crc(header) else header
+    return header._replace(has_checksum=True) if check_crc(log, header) else header
 
 
 class _Progress:
@@ -263,7 +264,7 @@ def find_transaction(log: Log, state: LogState) -> int | None:
             if found[1] > state.tid and _fits(block, at, size - position):
                 with suppress(CorruptedDataError):
                     header = log.header(position + at, size)
-                    has_crc = log.check_crc(header)
+                    has_crc = check_crc(log, header)
                     if has_crc | sum(1 for _ in log.records(header)):
                         return position + at
         position += max(len(block) - TRANSACTION.size, 1)

@@ -45,6 +45,7 @@ from objdb.storage.durability import GroupCommit
 from objdb.storage.file.checking import check_structure
 from objdb.storage.file.copying import FileCopying
 from objdb.storage.file.following import FollowingFile
+from objdb.storage.file.format import START
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import POSITION, Before, Log, LogTicket, Written
 from objdb.storage.file.lookup import IN_VERSION
@@ -131,8 +132,9 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
             index = self._open_index(path + ".oidx")
             state = open_log(log, index, read_only=read_only)
             if not read_only:
+                was_closed = file.size() == state.end > START and not state.replayed
                 cut_tail(log, files, state)
-                self._after_recovery(index, state)
+                self._after_recovery(index, state, was_closed)
         except BaseException:
             file.close()
             if index is not None:
@@ -155,8 +157,10 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
         mode = "r" if self._is_read_only else "c"
         return Index(self._files.open(path, mode), writable=not self._is_read_only)
 
-    def _after_recovery(self, index: Index, state: LogState) -> None:
-        """Make durable what the replay found out, if it was much, or nothing was known."""
+    def _after_recovery(self, index: Index, state: LogState, was_closed: bool) -> None:
+        """Make durable what the replay found out, if it was much, or nothing was known; and what
+        the index says, unless the file *was_closed* in order: a process that was killed may have
+        left it to the operating system only."""
         self._since_checkpoint = state.replayed
         checkpoint = index.checkpoint
         unsynced = self._durability == "os"
@@ -166,6 +170,8 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
                 state.end, state.tid, state.max_oid, state.objects, synced=not unsynced
             )
             self._since_checkpoint = 0
+        elif not was_closed:
+            index.sync()
 
     # -- reading
 

@@ -12,12 +12,20 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator
 
-from objdb.ids import ROOT_OID, Oid, Tid, format_oid, oid_from_int
-from objdb.storage.file.format import RECORD
+from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, format_oid, oid_from_int
+from objdb.storage.file.format import RECORD, START
 from objdb.storage.file.log import POSITION, Record
 from objdb.storage.file.medium import Medium
 from objdb.storage.file.recovery import next_transaction
-from objdb.storage.packing import OidSet, OidTable, Pacer, References
+from objdb.storage.file.walking import Walk
+from objdb.storage.packing import (
+    Elsewhere,
+    OidSet,
+    OidTable,
+    Pacer,
+    References,
+    require_none_missing,
+)
 
 _NOWHERE = 1  # a position where no record can be
 _AT_ONCE = 256  # records put in order
@@ -58,12 +66,14 @@ class Survey:
     """
 
     def __init__(
-        self, medium: Medium, pack_to: Tid, begin: int, references: References | None, pacer: Pacer
+        self, medium: Medium, pack_to: Tid, begin: int, references: References | None, pacer: Pacer,
+        elsewhere: Elsewhere,
     ) -> None:
         self._medium = medium
         self.pack_to = self._end_tid = pack_to
         self._references = references
         self._pacer = pacer
+        self._elsewhere = elsewhere
         self._block, self._block_at = b"", 0  # the bytes read last
         self._seen = OidSet()
         self._before = OidTable()  # of the objects changed later: where they were before
@@ -74,15 +84,39 @@ class Survey:
         self.stays = PositionSet()
         self.orphans: set[int] = set()  # those of `stays` that are none of the objects' last ones
         self._uncreated: set[int] = set()  # last ones that stay because of orphans
+        self._missing: list[Oid] = []  # what is referred to, and does not exist
         self.size = 0
         self.objects = 0  # with those of the later transactions
 
     def run(self, end: int, roots: Iterable[Oid]) -> None:
         """Go through the transactions up to *end*, and from there, and *roots*, through all that
-        can be reached."""
+        can be reached. `CorruptedDataError` for damage; `PackError` where a reference leads
+        nowhere."""
+        self._verify()
         self.look_at_later(end)
         everything = self._references is None
         self.reach_all(self._medium.index.oids() if everything else (ROOT_OID, *roots))
+        if self.objects < self._medium.published.objects:
+            require_none_missing(self._medium.file.path, self._missing)
+
+    def _verify(self) -> None:
+        """Raise `CorruptedDataError` unless the transactions up to the pack time are as they were
+        written, and the index has each of their records, or a later one of the object: what it
+        does not have would be dropped, and what is copied gets a new checksum."""
+        log, get = self._medium.log, self._medium.index.get
+        walk = Walk(log, START, self.begin, NO_TID)
+        for header in walk:
+            for oid, place in walk.places(header)[0].items():
+                entry = get(oid)
+                if entry is None or entry[0] & POSITION < place & POSITION:
+                    self._pacer.require_wanted()
+                    raise log.damaged(
+                        place & POSITION, f"the index does not have the record of "
+                        f"{format_oid(oid)} that is here. The file itself is whole so far: remove "
+                        "the index beside it (.oidx), which is built again then", oid,
+                    )
+            self._pacer.pace()
+            self._pacer.report("verify", header.end, self.begin)
 
     def reach_all(self, oids: Iterable[Oid]) -> bool:
         """Let objects stay, and what they refer to; return whether that is more than before."""
@@ -186,6 +220,8 @@ class Survey:
                 place = self._place(oid)
                 if place is not None:
                     places.append((place[0], oid, place[1]))
+                elif self._medium.index.get(oid) is None and not self._elsewhere(oid):
+                    self._missing.append(oid)
             del waiting[-_AT_ONCE:]
             places.sort()
             for first in range(0, len(places), _BETWEEN_PAUSES):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from objdb.ids import Oid, Tid
+from objdb.storage.file.checksums import check_crc
 from objdb.storage.file.format import (
     COMMITTED,
     NUMBER,
@@ -45,7 +46,8 @@ class Walk:
 
     def __init__(self, log: Log, position: int, end: int, last: Tid) -> None:
         self._log = log
-        self._position = position
+        self._position = self._start = position
+        self._verified = set[int]()  # transactions before the start that were led to
         self._end = end
         self._last = last
         self._window: tuple[int, bytes] = position, b""
@@ -111,12 +113,30 @@ class Walk:
         for found, record in self._runs(header, plain_revisions, RevisionRecord):
             yield from found
             if record is not None:
-                data = log.data(record)
-                target = None if record.size or data is None else log.target(record)
+                target = self._target(record)
+                data = log.data(record if target is None else target)
                 yield RevisionRecord(
                     record.oid, record.tid, data, record.version,
                     None if target is None else target.tid,
                 )
+
+    def _target(self, record: Record) -> Record | None:
+        """Return the record that one leads to whose data it repeats, None where there is none. All
+        on the way are in transactions that are verified: what is given out has been, wherever it
+        lies."""
+        log, target = self._log, None
+        found = None if record.size else log.target(record)
+        while found is not None:
+            position = found.transaction
+            if position < self._start and position not in self._verified:
+                header = log.header(position, self._end)
+                if not header.body <= found.position < header.end:
+                    raise log.damaged(found.position, "a record belongs to another transaction")
+                check_crc(log, header)
+                self._verified.add(position)
+            target = found if target is None else target
+            found = None if found.size else log.target(found)
+        return target
 
     def places(self, header: Header) -> tuple[dict[Oid, int], dict[Oid, str]]:
         """Return where the records of a transaction are, by oid, as the index has it; and the

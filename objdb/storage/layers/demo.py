@@ -41,7 +41,7 @@ from objdb.storage.commit import Repeat, Staged, TransactionMetaData
 from objdb.storage.iteration import RevisionRecord, TransactionRecord
 from objdb.storage.layers.chains import Chains, InBase
 from objdb.storage.memory import MappingStorage
-from objdb.storage.packing import PackResult, Progress, References, no_roots
+from objdb.storage.packing import Elsewhere, PackResult, Progress, References, no_roots
 from objdb.storage.undo import Change, UndoableStorage
 
 _GONE, _AS_IN_BASE = b".-", b".<"
@@ -389,6 +389,7 @@ class DemoStorage(UndoableStorage):
         self, time: Any, referencesf: References, gc: bool = True, *,
         progress: Progress | None = None, keep_old: bool = False, dry_run: bool = False,
         roots: Callable[[], Iterable[Oid]] | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> PackResult:
         """See `IStoragePackable`. Packs the changes only: of the base's objects, what was changed
         stays, and with it all that it refers to."""
@@ -401,6 +402,9 @@ class DemoStorage(UndoableStorage):
         result: PackResult = self.changes.pack(
             time, lambda data: () if _stands_for_base(data) else referencesf(data), gc,
             progress=progress, keep_old=keep_old, dry_run=dry_run, roots=kept,
+            elsewhere=lambda oid: (
+                self._find_in_base(oid) is not None or (elsewhere is not None and elsewhere(oid))
+            ),
         )
         if not dry_run:
             with self._places_lock, self._slot.held():

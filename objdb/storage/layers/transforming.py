@@ -19,7 +19,7 @@ from objdb.storage.commit import TransactionMetaData
 from objdb.storage.copying import CopyProgress, copy_transactions
 from objdb.storage.iteration import RevisionRecord
 from objdb.storage.layers.layer import Layer
-from objdb.storage.packing import PackResult, Progress, References
+from objdb.storage.packing import Elsewhere, PackResult, Progress, References
 from objdb.storage.revisions import MAX_RECORD_BYTES, resolve_nothing, same_bytes
 from objdb.storage.undo import UndoneObject
 
@@ -174,11 +174,13 @@ class TransformingStorage(Layer):
         self, time: Any, referencesf: References, gc: bool = True, *,
         progress: Progress | None = None, keep_old: bool = False, dry_run: bool = False,
         roots: Callable[[], Iterable[Oid]] | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> PackResult:
         """See `IStoragePackable`."""
         result: PackResult = self.base.pack(
             time, lambda data: self.references(data, referencesf) if data else (), gc,
             progress=progress, keep_old=keep_old, dry_run=dry_run, roots=roots,
+            elsewhere=elsewhere,
         )
         return result
 

@@ -21,13 +21,16 @@ from weakref import WeakSet
 from objdb.errors import PackError, Unsupported
 from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, next_tid
 from objdb.storage.packing import (
+    Elsewhere,
     OidSet,
     Pacer,
     PackResult,
     Progress,
     References,
     no_roots,
+    nowhere_else,
     pack_tid,
+    require_none_missing,
 )
 from objdb.storage.tables.rows import Place, Row, TransactionRow
 from objdb.storage.tables.view import View
@@ -51,6 +54,7 @@ class _Marks:
         self.reached = OidSet()
         self.count = 0
         self.beside: dict[Oid, set[Tid]] = {}
+        self.missing: list[Oid] = []  # what is referred to, and does not exist
 
     def reach(self, oids: Iterable[Oid], pacer: Pacer | None = None) -> None:
         """Mark these objects, and what can be reached from them."""
@@ -59,7 +63,10 @@ class _Marks:
             oid = waiting.pop()
             if self.reached.add(oid):
                 self.count += 1
-                for row in self._staying(oid):
+                staying = self._staying(oid)
+                if not staying and self._storage._row_after(oid, NO_TID) is None:
+                    self.missing.append(oid)
+                for row in staying:
                     waiting += self.referred(row)
             if pacer is not None:
                 pacer.report("mark", self.count, self.count + len(waiting))
@@ -184,6 +191,7 @@ class TablePack:
         self, time: Any, referencesf: References, gc: bool = True, *,
         progress: Progress | None = None, keep_old: bool = False, dry_run: bool = False,
         roots: Callable[[], Iterable[Oid]] | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> PackResult:
         """See `IStoragePackable`. There is no place to keep the old revisions in."""
         if dry_run:
@@ -200,7 +208,8 @@ class TablePack:
         try:
             pack_to = min(pack_tid(time, self._last_tid), self._last_tid)
             pacer = Pacer(progress, self._require_open)
-            run = _Pack(self, pack_to, referencesf if gc else None, pacer)
+            references = referencesf if gc else None
+            run = _Pack(self, pack_to, references, pacer, elsewhere or nowhere_else)
             return run.estimate(roots or no_roots) if dry_run else run.run(roots or no_roots)
         finally:
             self._pack_lock.release()
@@ -210,7 +219,8 @@ class _Pack:
     """One pack of *storage*, up to *pack_to*; of all objects that exist, without *references*."""
 
     def __init__(
-        self, storage: TablePack, pack_to: Tid, references: References | None, pacer: Pacer
+        self, storage: TablePack, pack_to: Tid, references: References | None, pacer: Pacer,
+        elsewhere: Elsewhere,
     ) -> None:
         from BTrees.QQBTree import QQTreeSet  # not before somebody packs
 
@@ -219,6 +229,7 @@ class _Pack:
         self._collects = references is not None
         self._marks = _Marks(storage, pack_to, references)
         self._pacer = pacer
+        self._elsewhere = elsewhere
         self._seen = pack_to  # the last transaction whose objects are marked
         self._had_some = QQTreeSet()  # transactions that had revisions when this began
         self._lost_some: set[Tid] = set()  # those that have lost some
@@ -229,7 +240,9 @@ class _Pack:
         self._mark(roots)
         going: list[Oid] = []
         for done, (oid, chain) in enumerate(storage._iter_chains()):
-            if self._going(oid, chain):
+            goes = self._going(oid, chain)
+            if goes:
+                self._drops(chain, goes)
                 going.append(oid)
             self._had_some.update(int.from_bytes(tid, "big") for tid, _ in chain)
             self._pacer.report("copy", done, before[1])
@@ -253,7 +266,7 @@ class _Pack:
         for oid, chain in storage._iter_chains():
             going = self._going(oid, chain)
             freed += sum(bytes_ for _, bytes_ in going)
-            gone += len(going) == len(chain)
+            gone += self._drops(chain, going)
         return PackResult(size, max(size - freed, 0), count, count - gone)
 
     def _mark(self, roots: Callable[[], Iterable[Oid]]) -> None:
@@ -264,6 +277,15 @@ class _Pack:
             marks.reach((oid for oid, _ in storage._iter_chains()), self._pacer)
         self._mark_later()
         self._pacer.report("mark", marks.count, marks.count)
+
+    def _drops(self, chain: Chain, going: Chain) -> bool:
+        """Return whether an object goes wholly; `PackError` if it exists and something else is
+        missing, which may have led to it."""
+        goes = len(going) == len(chain)
+        if goes and chain[-1][1] > 0 and self._collects:
+            missing = [oid for oid in self._marks.missing if not self._elsewhere(oid)]
+            require_none_missing(self._storage._name, missing)
+        return goes
 
     def _mark_later(self) -> None:
         """Mark what transactions after the pack time changed, and what they refer to."""
