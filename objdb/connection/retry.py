@@ -13,7 +13,6 @@ commit, and between attempts.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from typing import Any, Literal
@@ -190,7 +189,9 @@ class Attempts:
         if self._is_over():
             raise StopAsyncIteration
         if self._number:
-            await asyncio.sleep(self._pause())
+            from asyncio import sleep
+
+            await sleep(self._pause())
         return self._next()
 
     def _is_over(self) -> bool:

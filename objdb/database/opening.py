@@ -27,9 +27,6 @@ from objdb.database.schemes import (
     scheme_named,
 )
 from objdb.errors import UsageError
-from objdb.storage.file.storage import FileStorage
-from objdb.storage.layers.readonly import ReadOnlyStorage
-from objdb.storage.memory import MappingStorage
 
 
 def open_storage(
@@ -48,7 +45,7 @@ def open_storage(
     if isinstance(where, (str, os.PathLike)):
         where = with_parameter(_as_uri(where), "read_only", "true")
     storage, options = _open_storage(where, folder)
-    return storage if storage.isReadOnly() else ReadOnlyStorage(storage), options
+    return storage if storage.isReadOnly() else SCHEMES["readonly"].make(storage, {}), options
 
 
 def _as_uri(where: str | os.PathLike[str]) -> str:
@@ -67,18 +64,24 @@ def _file_uri(path: str) -> str:
 
 def _open_storage(where: Any, folder: str) -> tuple[Any, dict[str, Any]]:
     if where is None:
-        return MappingStorage(), {}
+        return SCHEMES["memory"].make("", {}), {}
     if callable(where):
         return _require_storage(where(), where), {}
     if isinstance(where, os.PathLike):
-        return FileStorage(os.path.join(folder, where)), {}
+        return _file(os.path.join(folder, where)), {}
     if not isinstance(where, str):
         return _require_storage(where), {}
     if not is_uri(where):
         _require_no_layer(where)
-        return FileStorage(os.path.join(folder, where)), {}
+        return _file(os.path.join(folder, where)), {}
     storage, options = _Uri.parse(where).open(folder)
     return _require_storage(storage, where), options
+
+
+def _file(path: Any) -> Any:
+    from objdb.storage.file.storage import FileStorage
+
+    return FileStorage(path)
 
 
 def _require_storage(given: Any, maker: Any = None) -> Any:

@@ -13,7 +13,6 @@ folder of the file) it has arguments of `DB`.
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,7 +30,10 @@ else:
 
 DEFAULT_PATH = "objdb.toml"
 _NOT_IN_A_FILE = {"self", "storage", "databases", "database_name"}
-OPTIONS = sorted(set(inspect.signature(DB.__init__).parameters) - _NOT_IN_A_FILE)
+_CODE = DB.__init__.__code__
+OPTIONS = sorted(
+    set(_CODE.co_varnames[: _CODE.co_argcount + _CODE.co_kwonlyargcount]) - _NOT_IN_A_FILE
+)
 
 
 class Databases(Mapping[str, DB]):
