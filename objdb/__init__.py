@@ -27,23 +27,8 @@ storage → ids, errors, interfaces; safe → storage, database.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from persistent import Persistent
-from persistent.list import PersistentList
-from persistent.mapping import PersistentMapping
-from persistent.wref import WeakRef
-
-from objdb.connection.changes import ObjectState, object_state
-from objdb.connection.committing import LargeRecordWarning
-from objdb.connection.connection import Connection
-from objdb.connection.subtransactions import get_transaction
-from objdb.connection.tasks import TaskTransactionManager, task_manager
-from objdb.database.db import DB, open_database
-from objdb.database.differences import diff
-from objdb.database.packing import AutoPack
-from objdb.database.pool import LeakedConnectionWarning
-from objdb.database.settings import open_databases
 from objdb.errors import (
     BrokenObjectError,
     ConcurrentUseError,
@@ -90,31 +75,90 @@ from objdb.errors import (
     VersionLockError,
     WrongKeyError,
 )
-from objdb.storage.file.storage import FileStorage
-from objdb.storage.layers.before import BeforeStorage
-from objdb.storage.layers.compressed import CompressedStorage
-from objdb.storage.layers.demo import DemoStorage
-from objdb.storage.layers.encrypted import EncryptedStorage
-from objdb.storage.layers.logged import LoggedStorage
-from objdb.storage.layers.readonly import ReadOnlyStorage
-from objdb.storage.memory import MappingStorage
-from objdb.storage.packing import PackResult
 from objdb.version import __version__
 
-open = open_database
+# All else is imported when it is asked for: whoever only wants the errors, or one storage, waits
+# for no other.
+if TYPE_CHECKING:
+    from persistent import Persistent
+    from persistent.list import PersistentList
+    from persistent.mapping import PersistentMapping
+    from persistent.wref import WeakRef
 
-# Those that need more than what is imported here; imported when they are asked for.
+    from objdb.connection.changes import ObjectState, object_state
+    from objdb.connection.committing import LargeRecordWarning
+    from objdb.connection.connection import Connection
+    from objdb.connection.subtransactions import get_transaction
+    from objdb.connection.tasks import TaskTransactionManager, task_manager
+    from objdb.database.db import DB
+    from objdb.database.db import open_database as open
+    from objdb.database.differences import diff
+    from objdb.database.packing import AutoPack
+    from objdb.database.pool import LeakedConnectionWarning
+    from objdb.database.settings import open_databases
+    from objdb.storage.berkeley.storage import BerkeleyStorage
+    from objdb.storage.file.storage import FileStorage
+    from objdb.storage.layers.before import BeforeStorage
+    from objdb.storage.layers.compressed import CompressedStorage
+    from objdb.storage.layers.demo import DemoStorage
+    from objdb.storage.layers.encrypted import EncryptedStorage
+    from objdb.storage.layers.logged import LoggedStorage
+    from objdb.storage.layers.readonly import ReadOnlyStorage
+    from objdb.storage.memory import MappingStorage
+    from objdb.storage.packing import PackResult
+    from objdb.storage.pickled import PickledMappingStorage
+    from objdb.storage.sql.sqlite import SQLiteStorage
+
 _ON_DEMAND = {
+    "AutoPack": "objdb.database.packing",
+    "BeforeStorage": "objdb.storage.layers.before",
     "BerkeleyStorage": "objdb.storage.berkeley.storage",
+    "CompressedStorage": "objdb.storage.layers.compressed",
+    "Connection": "objdb.connection.connection",
+    "DB": "objdb.database.db",
+    "DemoStorage": "objdb.storage.layers.demo",
+    "EncryptedStorage": "objdb.storage.layers.encrypted",
+    "FileStorage": "objdb.storage.file.storage",
+    "LargeRecordWarning": "objdb.connection.committing",
+    "LeakedConnectionWarning": "objdb.database.pool",
+    "LoggedStorage": "objdb.storage.layers.logged",
+    "MappingStorage": "objdb.storage.memory",
+    "ObjectState": "objdb.connection.changes",
+    "PackResult": "objdb.storage.packing",
+    "Persistent": "persistent",
+    "PersistentList": "persistent.list",
+    "PersistentMapping": "persistent.mapping",
     "PickledMappingStorage": "objdb.storage.pickled",
+    "ReadOnlyStorage": "objdb.storage.layers.readonly",
     "SQLiteStorage": "objdb.storage.sql.sqlite",
+    "TaskTransactionManager": "objdb.connection.tasks",
+    "WeakRef": "persistent.wref",
+    "diff": "objdb.database.differences",
+    "get_transaction": "objdb.connection.subtransactions",
+    "object_state": "objdb.connection.changes",
+    "open": "objdb.database.db:open_database",
+    "open_databases": "objdb.database.settings",
+    "task_manager": "objdb.connection.tasks",
+}
+_PARTS = {
+    "check", "conflictfree", "connection", "database", "errors", "ids", "interfaces", "records",
+    "safe", "storage",
 }
 
+if not TYPE_CHECKING:  # which would take every name for one of the package
 
-def __getattr__(name: str) -> Any:
-    if name not in _ON_DEMAND:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_ON_DEMAND[name]), name)
+    def __getattr__(name: str) -> Any:
+        if name in _PARTS:
+            return import_module(f"objdb.{name}")
+        if name not in _ON_DEMAND:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, _, attribute = _ON_DEMAND[name].partition(":")
+        found = globals()[name] = getattr(import_module(module), attribute or name)
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [

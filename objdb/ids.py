@@ -11,6 +11,8 @@ Both are 8 bytes, big-endian, so that comparing the bytes compares the numbers.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import time
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -47,6 +49,19 @@ def format_tid(tid: Tid | None) -> str:
     if tid == NO_TID:
         return "0x0"
     return f"0x{tid.hex()} ({datetime_from_tid(tid):%Y-%m-%d %H:%M:%S.%f}Z)"
+
+
+def tid_from_text(text: str) -> Tid | None:
+    """Return the tid that a text stands for, or None: 16 hexadecimal digits, with or without 0x,
+    or an id of `undoLog` (12 characters of base64)."""
+    try:
+        if len(text) == 12:
+            tid = base64.b64decode(text.encode("ascii"), b"-_", validate=True)
+        else:
+            tid = bytes.fromhex(text.removeprefix("0x").removeprefix("0X"))
+    except (ValueError, binascii.Error):
+        return None
+    return tid if len(tid) == 8 and " " not in text else None
 
 
 def tid_after(last: Tid, now: float | None = None) -> Tid:

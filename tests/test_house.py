@@ -152,9 +152,57 @@ def test_import_is_light() -> None:
     ).stdout
     for name in (
         "click", "rich", "ZODB", "pytest", "hypothesis", "berkeleydb", "sqlite3", "cryptography",
-        "zstandard",
+        "zstandard", "asyncio", "BTrees",
     ):
         assert repr(name) not in loaded
+
+
+IN_USE = """
+import sys, objdb
+with objdb.DB("a.fs") as db:
+    db.run(lambda connection: connection.root().update(x=objdb.PersistentMapping()))
+    connection = db.open()
+    connection.close()
+unwanted = "asyncio BTrees ZODB rich click cryptography sqlite3".split()
+layers = "compressed encrypted demo before logged readonly".split()
+unwanted += [f"objdb.storage.layers.{name}" for name in layers]
+unwanted += ["objdb.storage.tables.storage", "objdb.database.settings"]
+sys.exit(", ".join(name for name in unwanted if name in sys.modules) or 0)
+"""
+
+
+def test_what_is_not_used_is_not_imported(tmp_path: Path) -> None:
+    """A program of threads on a file imports neither asyncio, nor layers, nor other storages."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_USE], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_plugin_is_light() -> None:
+    """The plugin that pytest loads in every project imports no part of objdb that it does not
+    need until a storage is named."""
+    script = (
+        "import sys, pytest, objdb.testing.plugin\n"
+        "print([m for m in sys.modules if m.startswith('objdb.') and m.count('.') > 1], "
+        "'asyncio' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "['objdb.testing.plugin'] False\n"
+
+
+def test_names_on_demand() -> None:
+    """Each public name, and each part that a program may reach, is there after `import objdb`
+    alone; a name that there is not is an AttributeError."""
+    script = (
+        "import objdb\n"
+        "for name in objdb.__all__: getattr(objdb, name)\n"
+        "objdb.errors.ObjdbError, objdb.storage, objdb.ids, objdb.database, objdb.check.check\n"
+        "assert set(objdb.__all__) <= set(dir(objdb)) and not hasattr(objdb, 'nonsense')"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_interfaces_are_described() -> None:

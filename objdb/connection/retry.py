@@ -14,7 +14,6 @@ commit, and between attempts.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import random
 import time
@@ -261,7 +260,9 @@ class Attempts:
         if self._is_over():
             raise StopAsyncIteration
         if self._number:
-            await asyncio.sleep(self._pause())
+            from asyncio import sleep
+
+            await sleep(self._pause())
         return self._next()
 
     def _is_over(self) -> bool:

@@ -19,25 +19,32 @@ for whatever other data managers do.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import weakref
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transaction
 from transaction.interfaces import ITransactionManager
 from zope.interface import implementer
 
 from objdb.connection.loading import ObjectLoader
+from objdb.connection.loops import running_loop
 from objdb.connection.workers import Job, run_elsewhere
 from objdb.errors import StorageFailedError
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 def current_task() -> asyncio.Task[Any] | None:
     """Return the task that is running in this thread, or None."""
-    loop = asyncio._get_running_loop()
-    return None if loop is None else asyncio.current_task(loop)
+    loop = running_loop()
+    if loop is None:
+        return None
+    from asyncio import current_task as task_in
+
+    return task_in(loop)
 
 
 # -- commit

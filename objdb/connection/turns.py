@@ -14,7 +14,6 @@ asynchronous forms. Commits by other ways, and of other processes, do not wait.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections import deque
@@ -87,9 +86,11 @@ class Turns:
             self._end(owner)
 
     async def _until(self, is_so: Any) -> None:
+        from asyncio import sleep  # not before a coroutine needs it
+
         end = time.monotonic() + PATIENCE_SECONDS
         while not is_so() and time.monotonic() < end:
-            await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
+            await sleep(_BETWEEN_LOOKS_SECONDS)
 
     def _is_free(self, owner: Any) -> bool:
         """Whether the turn of *owner* has come."""

@@ -15,14 +15,16 @@ then, and what came of it is known. Only then is the cancellation raised.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from objdb.errors import StorageClosedError
+
+if TYPE_CHECKING:
+    import asyncio
 
 # How many calls that are not commits run at a time.
 MOST_THREADS = 16
@@ -41,7 +43,9 @@ class Job:
     def __init__(
         self, call: Callable[[], Any], later: list[Callable[[], None]] | None = None
     ) -> None:
-        self.loop = asyncio.get_running_loop()
+        from asyncio import get_running_loop
+
+        self.loop = get_running_loop()
         self.result: Any = None
         self.error: BaseException | None = None
         self._call = call
@@ -79,11 +83,13 @@ class Job:
         When cancelled: call *cancel*, wait for the call to end all the same, and raise
         CancelledError, from the error of the call if there was one.
         """
-        cancelled: asyncio.CancelledError | None = None
+        from asyncio import CancelledError
+
+        cancelled: CancelledError | None = None
         while not self._has_ended:
             try:
                 await self._future
-            except asyncio.CancelledError as error:
+            except CancelledError as error:
                 cancelled = error
                 self._future = self.loop.create_future()
                 if cancel is not None:

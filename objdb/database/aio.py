@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -86,11 +85,13 @@ class AsyncDatabase:
         The event loop goes on while this waits for a connection, for the commit, or between
         tries. When it is cancelled during the commit, the commit may have happened.
         """
+        from inspect import isawaitable
+
         result: Any = None
         async for attempt in self.attempts(tries, note, version):
             async with attempt as connection:
                 result = function(connection)
-                if inspect.isawaitable(result):
+                if isawaitable(result):
                     result = await result
                 require_done(result, function)
         return result  # type: ignore[no-any-return]

@@ -73,7 +73,9 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
     that moment, for how many seconds, and how many objects each keeps loaded.
     *version_pool_size*, *version_cache_size*: how many connections can be out at once in each
     version, and how many objects each keeps loaded. *autopack*: when the database packs itself
-    (an `AutoPack`, or a dict of its arguments; default: never).
+    (an `AutoPack`, or a dict of its arguments; default: never). *read_only*: change nothing: open
+    the storage for reading only, beside the process that writes it; one that is open for writing
+    already is shown through a `ReadOnlyStorage`.
 
     After `os.fork()`, a database made with a callable, or whose storage several processes can
     share, opens a storage of its own in the child, when it is first used there; any other raises
@@ -89,11 +91,11 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         database_name: str = "unnamed", record_stacks: bool = False, detect_mutations: bool = False,
         historical_pool_size: int = 3, historical_timeout: float = 300,
         historical_cache_size: int = 1000, version_pool_size: int = 3,
-        version_cache_size: int = 100, autopack: Any = None,
+        version_cache_size: int = 100, autopack: Any = None, read_only: bool = False,
     ) -> None:
         self.databases = {} if databases is None else databases
-        self._factory = storage if callable(storage) else None
-        self.storage, given = open_storage(storage)
+        self._factory = partial(_opened, storage, read_only) if callable(storage) else None
+        self.storage, given = open_storage(storage, read_only=read_only)
         self.name: str = self.storage.getName()
         self.database_name: str = given.get("database_name", database_name)
         if self.database_name in self.databases:
@@ -466,6 +468,10 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
 
     def __repr__(self) -> str:
         return f"<DB {self.name}{', closed' if self._is_closed else ''}>"
+
+
+def _opened(storage: Callable[[], Any], read_only: bool) -> Any:
+    return open_storage(storage, read_only=read_only)[0]
 
 
 class _OneTransaction:

@@ -27,29 +27,61 @@ from objdb.database.schemes import (
     scheme_named,
 )
 from objdb.errors import UsageError
-from objdb.storage.file.storage import FileStorage
-from objdb.storage.memory import MappingStorage
 
 
-def open_storage(where: Any, folder: str = "") -> tuple[Any, dict[str, Any]]:
+def open_storage(
+    where: Any, folder: str = "", *, read_only: bool = False
+) -> tuple[Any, dict[str, Any]]:
     """Return (storage, database parameters) for a storage, a path, a URI, None (memory) or a
     callable that makes a storage. Relative paths are relative to *folder*.
 
+    *read_only*: open it for reading only; a storage that was opened for writing, or knows no
+    other way, is shown through a `ReadOnlyStorage`.
+
     `UsageError` for an unknown scheme, parameter or value; the storage's own errors.
     """
+    if not read_only:
+        return _open_storage(where, folder)
+    if isinstance(where, (str, os.PathLike)):
+        where = with_parameter(_as_uri(where), "read_only", "true")
+    storage, options = _open_storage(where, folder)
+    return storage if storage.isReadOnly() else SCHEMES["readonly"].make(storage, {}), options
+
+
+def _as_uri(where: str | os.PathLike[str]) -> str:
+    """Return the URI for a path, or a URI as it is."""
+    if isinstance(where, os.PathLike):
+        return _file_uri(os.fsdecode(where))
+    if is_uri(where):
+        return where
+    _require_no_layer(where)
+    return _file_uri(where)
+
+
+def _file_uri(path: str) -> str:
+    return "file:" + quote(path, errors="surrogateescape")
+
+
+def _open_storage(where: Any, folder: str) -> tuple[Any, dict[str, Any]]:
     if where is None:
-        return MappingStorage(), {}
+        return SCHEMES["memory"].make("", {}), {}
     if callable(where):
         return _require_storage(where(), where), {}
     if isinstance(where, os.PathLike):
-        return FileStorage(os.path.join(folder, where)), {}
+        return _file(os.path.join(folder, where)), {}
     if not isinstance(where, str):
         return _require_storage(where), {}
     if not is_uri(where):
         _require_no_layer(where)
-        return FileStorage(os.path.join(folder, where)), {}
+        return _file(os.path.join(folder, where)), {}
     storage, options = _Uri.parse(where).open(folder)
     return _require_storage(storage, where), options
+
+
+def _file(path: Any) -> Any:
+    from objdb.storage.file.storage import FileStorage
+
+    return FileStorage(path)
 
 
 def _require_storage(given: Any, maker: Any = None) -> Any:
@@ -81,12 +113,12 @@ def _require_no_layer(path: str) -> None:
 
 
 def with_parameter(where: str, name: str, value: str) -> str:
-    """Return the URI for *where* (a path or URI) with a parameter more, if its storage has it."""
-    if not is_uri(where):
-        _require_no_layer(where)
-    uri = where if is_uri(where) else "file:" + quote(where)
+    """Return the URI for *where* (a path or URI) with a parameter more, if its storage has it, and
+    it is not given yet."""
+    uri = _as_uri(where)
     parsed = _Uri.parse(uri)
-    if name not in parsed.schemes[-1].parameters:
+    given = {each for each, _ in parse_qsl(parsed.query, keep_blank_values=True)}
+    if name not in parsed.schemes[-1].parameters or name in given:
         return uri
     return f"{uri}{'&' if parsed.has_query else '?'}{name}={value}"
 
@@ -134,7 +166,8 @@ class _Uri(NamedTuple):
             raise UsageError(f"{uri}: a host cannot be given; write file:///absolute/path")
         if parts.fragment:
             raise UsageError(f"{uri}: a # in a path is written %23")
-        return cls(uri, names, schemes, unquote(parts.path), [], parts.query, "?" in rest)
+        path = unquote(parts.path, errors="surrogateescape")
+        return cls(uri, names, schemes, path, [], parts.query, "?" in rest)
 
     def open(self, folder: str) -> tuple[Any, dict[str, Any]]:
         """Return (storage, database parameters)."""

@@ -6,7 +6,6 @@ asyncio tasks wait in one line.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 import traceback
@@ -14,11 +13,15 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from objdb.connection.connection import Connection
+from objdb.connection.loops import running_loop
 from objdb.connection.tasks import TaskTransactions, current_task
 from objdb.errors import PoolTimeoutError, StorageClosedError, UsageError
+
+if TYPE_CHECKING:
+    import asyncio
 
 # How often who waits looks for connections of threads and tasks that have ended.
 _LOOK_SECONDS = 1.0
@@ -100,7 +103,9 @@ class _TaskWaiter(_Waiter):
 
     def __init__(self, holder: Holder) -> None:
         super().__init__(holder)
-        self._loop = asyncio.get_running_loop()
+        from asyncio import get_running_loop
+
+        self._loop = get_running_loop()
         self._future: asyncio.Future[None] | None = None
 
     def is_gone(self) -> bool:
@@ -108,7 +113,7 @@ class _TaskWaiter(_Waiter):
 
     def tell(self) -> None:
         try:
-            if asyncio._get_running_loop() is self._loop:
+            if running_loop() is self._loop:
                 self._wake()
             else:
                 self._loop.call_soon_threadsafe(self._wake)
@@ -251,7 +256,7 @@ class ConnectionPool:
 
     def _blocks_holders(self) -> bool:
         """Whether every connection is held by a task that cannot go on while this thread waits."""
-        loop = asyncio._get_running_loop()
+        loop = running_loop()
         if loop is None:
             return False
         with self._lock:

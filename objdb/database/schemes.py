@@ -11,14 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from objdb.errors import UsageError
-from objdb.storage.file.storage import FileStorage
-from objdb.storage.layers.before import BeforeStorage
-from objdb.storage.layers.compressed import CompressedStorage
-from objdb.storage.layers.demo import DemoStorage
-from objdb.storage.layers.encrypted import KEY_BYTES, EncryptedStorage
-from objdb.storage.layers.logged import LoggedStorage
-from objdb.storage.layers.readonly import ReadOnlyStorage
-from objdb.storage.memory import MappingStorage
+from objdb.ids import tid_from_text
 
 Parser = Callable[[str], Any]
 GROUP = "objdb.storages"
@@ -84,10 +77,14 @@ def _path(scheme: str, path: str, suffix: str) -> str:
 
 
 def _file(path: str, parameters: dict[str, Any]) -> Any:
+    from objdb.storage.file.storage import FileStorage
+
     return FileStorage(_path("file", path, "fs"), **parameters)
 
 
 def _memory(name: str, parameters: dict[str, Any]) -> Any:
+    from objdb.storage.memory import MappingStorage
+
     return MappingStorage(name or "MappingStorage")
 
 
@@ -104,6 +101,8 @@ def _sqlite(path: str, parameters: dict[str, Any]) -> Any:
 
 
 def _compressed(base: Any, parameters: dict[str, Any]) -> Any:
+    from objdb.storage.layers.compressed import CompressedStorage
+
     return CompressedStorage(base, **parameters)
 
 
@@ -116,6 +115,8 @@ def _require_key(parameters: dict[str, Any]) -> None:
 
 
 def _encrypted(base: Any, parameters: dict[str, Any]) -> Any:
+    from objdb.storage.layers.encrypted import EncryptedStorage
+
     keys = [*parameters.pop("key", []), *parameters.pop("passphrase", [])]
     return EncryptedStorage(base, keys, **parameters)
 
@@ -126,20 +127,19 @@ def _require_moment(parameters: dict[str, Any]) -> None:
 
 
 def _before(base: Any, parameters: dict[str, Any]) -> Any:
+    from objdb.storage.layers.before import BeforeStorage
+
     return BeforeStorage(base, parameters["before"])
 
 
 def _moment(text: str) -> bytes | str:
-    """Return a tid, if *text* is its 16 hexadecimal digits, else the text: a time."""
-    digits = text.removeprefix("0x")
-    try:
-        tid = bytes.fromhex(digits)
-    except ValueError:
-        tid = b""
-    return tid if len(tid) == 8 else text
+    """Return the tid that *text* stands for, else the text: a time."""
+    return tid_from_text(text) or text
 
 
 def _key(text: str, folder: str) -> bytes:
+    from objdb.storage.layers.encrypted import KEY_BYTES
+
     found = _secret(text, folder)
     try:
         key = found if len(found) == KEY_BYTES else bytes.fromhex(found.decode().strip())
@@ -170,6 +170,25 @@ def _berkeley(path: str, parameters: dict[str, Any]) -> Any:
     return BerkeleyStorage(_path("berkeley", path, "db"), **parameters)
 
 
+def _readonly(base: Any, parameters: dict[str, Any]) -> Any:
+    from objdb.storage.layers.readonly import ReadOnlyStorage
+
+    return ReadOnlyStorage(base)
+
+
+def _logged(base: Any, parameters: dict[str, Any]) -> Any:
+    from objdb.storage.layers.logged import LoggedStorage
+
+    return LoggedStorage(base)
+
+
+def _demo(base: Any, parameters: dict[str, Any]) -> Any:
+    from objdb.storage.layers.demo import DemoStorage
+
+    return DemoStorage(base, parameters.get("changes"))
+
+
+# Makers import what they make: few programs need more than one of them.
 SCHEMES = {
     "file": Scheme(_file, {
         "create": boolean, "read_only": boolean, "durability": str, "preallocate_bytes": int,
@@ -192,12 +211,10 @@ SCHEMES = {
         {"key": InFolder(_key), "passphrase": InFolder(_passphrase), "plain": str},
         many=("key", "passphrase"), check=_require_key, most_below=1,
     ),
-    "readonly": Scheme(lambda base, _: ReadOnlyStorage(base), most_below=1),
+    "readonly": Scheme(_readonly, most_below=1),
     "before": Scheme(_before, {"before": _moment}, check=_require_moment, most_below=1),
-    "logged": Scheme(lambda base, _: LoggedStorage(base), most_below=1),
-    "demo": Scheme(
-        lambda base, parameters: DemoStorage(base, parameters.get("changes")), most_below=2
-    ),
+    "logged": Scheme(_logged, most_below=1),
+    "demo": Scheme(_demo, most_below=2),
 }
 DATABASE_PARAMETERS: Mapping[str, Parser | InFolder] = {
     "pool_size": int, "pool_wait": float, "cache_size": int, "cache_size_bytes": int,

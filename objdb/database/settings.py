@@ -13,7 +13,6 @@ folder of the file) it has arguments of `DB`.
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,7 +30,10 @@ else:
 
 DEFAULT_PATH = "objdb.toml"
 _NOT_IN_A_FILE = {"self", "storage", "databases", "database_name"}
-OPTIONS = sorted(set(inspect.signature(DB.__init__).parameters) - _NOT_IN_A_FILE)
+_CODE = DB.__init__.__code__
+OPTIONS = sorted(
+    set(_CODE.co_varnames[: _CODE.co_argcount + _CODE.co_kwonlyargcount]) - _NOT_IN_A_FILE
+)
 
 
 class Databases(Mapping[str, DB]):
@@ -107,6 +109,8 @@ def _open_one(path: str, name: str, options: Any, databases: dict[str, Any]) -> 
             f"{path}: [{name}] has {', '.join(sorted(unknown))}; known are storage, "
             f"{', '.join(OPTIONS)}"
         )
-    storage, given = open_storage(where, os.path.dirname(os.path.abspath(path)))
+    storage, given = open_storage(
+        where, os.path.dirname(os.path.abspath(path)), read_only=bool(options.get("read_only"))
+    )
     given.pop("database_name", None)
     DB(storage, **{**options, **given}, databases=databases, database_name=name)

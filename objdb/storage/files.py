@@ -394,6 +394,16 @@ def write_file(files: Files, path: str, content: bytes, model: str | None = None
         file.close()
 
 
+def why_locked(pid: int | None) -> str:
+    """Return what often is the reason why *pid* has the lock of a file, as sentences."""
+    if pid == os.getpid():
+        return "The program opens it twice: one DB is enough for all its threads."
+    return (
+        "That is often a web server's reloader, which runs the program twice, or another worker "
+        "of the server, each with a DB of its own; SQLite lets several processes write (sqlite:)."
+    )
+
+
 def take_lock(files: Files, path: str, itself: str | None = None) -> Lock:
     """Take the lock of the file, and lock *itself* (default: the file, if it is there), which has
     one lock under all its names; `StorageLockedError` says who has it."""
@@ -411,8 +421,8 @@ def take_lock(files: Files, path: str, itself: str | None = None) -> Lock:
     if pid == os.getpid():
         owner = f"this process ({pid})"
     raise StorageLockedError(
-        f"{path} is open for writing in {owner}. Close it there, or open it here with "
-        "read_only=True",
+        f"{path} is open for writing in {owner}. {why_locked(pid)} Close it there, or open it here "
+        "with read_only=True",
         path=path, pid=pid, host=owner_host or None,
     )
 

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from objdb.errors import UsageError
-from objdb.ids import NO_TID, Tid, format_tid, next_tid, tid_after, time_from_tid
+from objdb.ids import NO_TID, Tid, format_tid, next_tid, tid_after, tid_from_text, time_from_tid
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MINUTE = 60_000_000  # in microseconds
@@ -20,15 +20,17 @@ _MINUTE = 60_000_000  # in microseconds
 def bound(at: Any, before: Any, last: Tid) -> Tid | None:
     """Return the tid that a view of the past ends before, or None if neither is given.
 
-    *at* or *before*: a tid (8 bytes), seconds since 1970, a datetime with a time zone, or one in
-    ISO form. *last*: the last tid there is. `UsageError` for both, for a moment in the future,
-    and for what is no moment.
+    *at* or *before*: a tid (8 bytes, or as text), seconds since 1970, a datetime with a time
+    zone, or one in ISO form. *last*: the last tid there is. `UsageError` for both, for a moment
+    in the future, and for what is no moment.
     """
     if at is None and before is None:
         return None
     if at is not None and before is not None:
         raise UsageError("give `at` or `before`, not both: at is inclusive, before exclusive")
     moment = before if at is None else at
+    if isinstance(moment, str):
+        moment = tid_from_text(moment) or moment
     if isinstance(moment, bytes):
         if len(moment) != 8:
             raise UsageError(f"{moment!r} is no tid: those are 8 bytes")

@@ -21,14 +21,13 @@ in one see what those before them made.
 from __future__ import annotations
 
 import base64
-import binascii
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 from objdb.errors import ConflictError, MultipleUndoErrors, UndoError
-from objdb.ids import ROOT_OID, Oid, Tid, format_oid, format_tid
+from objdb.ids import ROOT_OID, Oid, Tid, format_oid, format_tid, tid_from_text
 from objdb.storage.commit import Repeat, Staged, TransactionMetaData
 from objdb.storage.iteration import undo_entry
 from objdb.storage.spans import span
@@ -62,15 +61,15 @@ def transaction_id(tid: Tid) -> str:
 
 
 def tid_from_id(transaction_id: Any) -> Tid:
-    """Return the tid that an id, as text or bytes, stands for; a tid is one itself. `UndoError`
-    for what is neither."""
+    """Return the tid that an id stands for, as text or bytes; a tid, or its hexadecimal digits,
+    is one itself. `UndoError` for what is neither."""
     if isinstance(transaction_id, bytes) and len(transaction_id) == 8:
         return transaction_id
-    try:
-        tid = base64.b64decode(transaction_id, b"-_", validate=True)
-    except (TypeError, ValueError, binascii.Error):
-        tid = b""
-    if len(tid) != 8:
+    text = transaction_id
+    if isinstance(text, bytes):
+        text = text.decode("ascii", "replace")
+    tid = tid_from_text(text) if isinstance(text, str) else None
+    if tid is None:
         raise UndoError(
             f"{transaction_id!r} is no id of a transaction. Take one from undoLog",
             reason="it is no id of a transaction",

@@ -79,7 +79,7 @@ def may_lose(
     """Return whether a pack that leaves what is *expected* drops an object while another one is
     missing, which may have led to it; None if it drops only objects that were un-created."""
     history, stay = past_of(before), {oid for oid, _ in expected}
-    referred = {oid for data in expected.values() for oid in refer(data or b"")}
+    referred = {ROOT_OID, *(oid for data in expected.values() for oid in refer(data or b""))}
     going = {oid for oid in history if oid not in stay}
     if referred <= history.keys() or not going:
         return False

@@ -12,14 +12,22 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from objdb.check import check
 from objdb.database.opening import open_storage
 from objdb.errors import UsageError
-from objdb.ids import NO_TID, Tid, format_tid, next_tid
+from objdb.ids import NO_TID, Tid, next_tid
 from objdb.interfaces import IStorageIteration, IStorageRestoreable
-from objdb.tools.terminal import json_option, progress_bar, reading_uri, show_json
+from objdb.tools.terminal import (
+    echo,
+    json_option,
+    progress_bar,
+    reading_uri,
+    show_json,
+    show_tid,
+)
+from objdb.tools.words import DatabaseType
 
 
 @click.command(epilog="Example: objdb migrate work.fs file:/backup/work.fs")
-@click.argument("source")
-@click.argument("destination")
+@click.argument("source", type=DatabaseType())
+@click.argument("destination", type=DatabaseType())
 @click.option("--dry-run", is_flag=True, help="Say how much there is to copy, and copy nothing.")
 @click.option("--verify/--no-verify", default=True, help="Check the whole copy at the end.")
 @json_option
@@ -46,7 +54,7 @@ def migrate(source: str, destination: str, dry_run: bool, verify: bool, as_json:
     if as_json:
         show_json(facts)
     else:
-        click.echo("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
+        echo("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
     sys.exit(1 if facts.get("problems") else 0)
 
 
@@ -72,7 +80,7 @@ def _remaining(origin: Any, last: bytes) -> dict[str, Any]:
     """Return how many transactions come after the tid *last*."""
     start = None if last == NO_TID else next_tid(last)
     count = sum(1 for _ in origin.iterator(start))
-    return {"transactions_to_copy": count, "after": format_tid(last)}
+    return {"transactions_to_copy": count, "after": show_tid(last)}
 
 
 def _copy(origin: Any, target: Any, verify: bool) -> dict[str, Any]:
@@ -90,7 +98,7 @@ def _copy(origin: Any, target: Any, verify: bool) -> dict[str, Any]:
         count = target.copyTransactionsFrom(origin, tell)
         facts: dict[str, Any] = {
             "transactions_copied": count, "objects": len(target),
-            "last_transaction": format_tid(target.lastTransaction()),
+            "last_transaction": show_tid(target.lastTransaction()),
         }
         if verify:
             progress.update(task, description="checking the copy")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 
 import click
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from objdb.check import check as check_storage
 from objdb.database.differences import diff as diff_revisions
-from objdb.ids import NO_TID, Oid, Tid, format_oid, format_tid, time_from_tid
+from objdb.ids import NO_TID, Oid, Tid, format_oid, time_from_tid
 from objdb.records.broken import class_name
 from objdb.tools.terminal import (
-    OidType,
-    TidType,
     database_argument,
+    echo,
+    escaped,
     json_option,
     limit_option,
     open_database,
@@ -24,8 +25,10 @@ from objdb.tools.terminal import (
     show_changes,
     show_json,
     show_table,
+    show_tid,
     show_time,
 )
+from objdb.tools.words import MomentType, OidType
 
 
 @click.command(epilog="Example: objdb info calendar.fs")
@@ -46,9 +49,9 @@ def info(database: str, as_json: bool) -> None:
     if as_json:
         show_json(facts)
         return
-    click.echo(f"{facts['name']} ({facts['storage']})")
-    click.echo(f"{facts['objects']:,} objects, {show_bytes(int(str(facts['size_bytes'])))}")
-    click.echo(f"last change: {facts['last_change']} (tid {facts['last_tid']})")
+    echo(f"{escaped(facts['name'])} ({facts['storage']})")
+    echo(f"{facts['objects']:,} objects, {show_bytes(int(str(facts['size_bytes'])))}")
+    echo(f"last change: {facts['last_change']} (tid {facts['last_tid']})")
 
 
 @click.command(epilog="Example: objdb check calendar.fs && cp calendar.fs /backup/")
@@ -76,18 +79,18 @@ def check(database: str, as_json: bool) -> None:
             }
         )
     else:
-        click.echo(
-            f"{report.name}: {report.transactions:,} transactions, {report.revisions:,} "
+        echo(
+            f"{escaped(report.name)}: {report.transactions:,} transactions, {report.revisions:,} "
             f"revisions, {report.objects:,} objects, {report.garbage:,} of them unreachable"
         )
         if report.unverified:
-            click.echo(
+            echo(
                 f"{report.unverified:,} transactions carry no checksum, as those written by ZODB, "
                 "and could not be verified; objdb pack gives checksums to what it keeps"
             )
         for problem in report.problems:
-            click.echo(f"  {problem}")
-        click.echo(f"{len(report.problems)} problems" if report.problems else "no problems")
+            echo(f"  {escaped(problem)}")
+        echo(f"{len(report.problems)} problems" if report.problems else "no problems")
     sys.exit(1 if report.problems else 0)
 
 
@@ -115,30 +118,39 @@ def history(database: str, oid: Oid, limit: int, as_json: bool) -> None:
     )
 
 
-@click.command(epilog="Example: objdb diff calendar.fs 0x2a 03ff2a8e1f000000 03ff2a9100000000")
+@click.command(epilog="Example: objdb diff calendar.fs 0x2a yesterday 03ff2a9100000000")
 @database_argument
 @click.argument("oid", type=OidType())
-@click.argument("old", type=TidType())
-@click.argument("new", type=TidType())
+@click.argument("old", type=MomentType())
+@click.argument("new", type=MomentType(), required=False)
 @json_option
-def diff(database: str, oid: Oid, old: Tid, new: Tid, as_json: bool) -> None:
-    """Show which attributes and items of an object differ between two transactions, named by
-    tid.
+def diff(
+    database: str, oid: Oid, old: Tid | datetime, new: Tid | datetime | None, as_json: bool
+) -> None:
+    """Show what was changed in an object after OLD, up to and with NEW (default: all).
 
-    `objdb history` lists those that changed it.
+    Both are transactions (`objdb history` lists those that changed the object) or times.
+    Attributes and items are shown as they were at OLD, and as they were at NEW.
     """
-    with (
-        open_database(database) as db, db.open(at=old) as past, db.open(at=new) as present,
-    ):
-        obj = present.get(oid)
-        found = diff_revisions(past.get(oid), obj)
+    with open_database(database) as db:
+        new = new or db.storage.lastTransaction()
+        with db.open(at=old) as past, db.open(at=new) as present:
+            obj = present.get(oid)
+            found = diff_revisions(past.get(oid), obj)
     if as_json:
         show_json(plain_changes(found))
         return
-    click.echo(
-        f"{class_name(type(obj))} {format_oid(oid)}, from {format_tid(old)} to {format_tid(new)}"
-    )
+    moments = f"at {_moment(old)} and at {_moment(new)}"
+    name = f"{escaped(class_name(type(obj)))} {format_oid(oid)}"
+    if not found:
+        echo(f"{name} is the same {moments}")
+        return
+    echo(f"{name} {moments}")
     show_changes(found)
+
+
+def _moment(moment: Tid | datetime) -> str:
+    return show_tid(moment) if isinstance(moment, bytes) else show_time(moment.timestamp())
 
 
 COMMANDS = (info, check, history, diff)

@@ -9,13 +9,17 @@ import click
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from objdb.errors import UsageError
+from objdb.ids import Tid
+from objdb.interfaces import IStorageHistory
+from objdb.storage.packing import PackResult
 from objdb.tools.terminal import (
-    TimeType,
     database_argument,
+    echo,
     open_database,
     progress_bar,
     show_bytes,
 )
+from objdb.tools.words import MomentType
 
 _PHASES = {
     "verify": "verifying what there is", "mark": "finding what stays",
@@ -26,22 +30,27 @@ _PHASES = {
 
 @click.command(epilog="Example: objdb pack calendar.fs --days 7")
 @database_argument
-@click.option("--days", type=click.FloatRange(0), help="Keep all history of so many days.")
-@click.option("--before", type=TimeType(), help="Keep all history from this time on.")
+@click.option(
+    "--days", type=click.FloatRange(0), help="Keep all history of so many days (default: 1)."
+)
+@click.option(
+    "--before", type=MomentType(), help="Keep all history from this time, or transaction, on."
+)
+@click.option("--now", is_flag=True, help="Keep no history at all.")
 @click.option("--no-gc", is_flag=True, help="Keep objects that nothing leads to.")
 @click.option("--keep-old", is_flag=True, help="Keep the file as it was, as DATABASE.old.")
 @click.option("--dry-run", is_flag=True, help="Say what would be gained, and change nothing.")
 def pack(
-    database: str, days: float | None, before: datetime | None, no_gc: bool, keep_old: bool,
-    dry_run: bool,
+    database: str, days: float | None, before: Tid | datetime | None, now: bool, no_gc: bool,
+    keep_old: bool, dry_run: bool,
 ) -> None:
     """Forget revisions that are not current, and objects that nothing leads to any more.
 
-    Without --days or --before, only what is current stays. What is gone cannot be undone. A
-    program that has the file open packs it itself: db.pack().
+    The history of the last day stays, or what --days, --before or --now say. What is gone cannot be
+    undone. A program that has the file open packs it itself: db.pack().
     """
-    if days is not None and before is not None:
-        raise UsageError("--days and --before are two ways to say it: give one")
+    if (days is not None) + (before is not None) + now > 1:
+        raise UsageError("--days, --before and --now are three ways to say it: give one")
     columns = (
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     )
@@ -56,17 +65,29 @@ def pack(
                 tasks[phase] = progress.add_task(_PHASES[phase])
             progress.update(tasks[phase], completed=done, total=total)
 
+        if days is None:
+            days = 0 if now or before is not None else 1
         result = db.pack(
-            before, days or 0, gc=not no_gc, keep_old=keep_old, dry_run=dry_run, progress=tell
+            before, days, gc=not no_gc, keep_old=keep_old, dry_run=dry_run, progress=tell
         )
-    gained = show_bytes(result.size_before - result.size_after)
-    objects = result.objects_before - result.objects_after
-    what = "About {} and {:,} objects would go" if dry_run else "{} and {:,} objects are gone"
-    click.echo(
-        f"{what.format(gained, objects)}: {show_bytes(result.size_before)} -> "
-        f"{show_bytes(result.size_after)}, {result.objects_before:,} -> "
-        f"{result.objects_after:,} objects"
+        has_history = IStorageHistory.providedBy(db.storage)
+    echo(_told(result, dry_run))
+    if has_history and days:
+        echo(f"the history of {days:g} {'day' if days == 1 else 'days'} stays; --now drops it, too")
+
+
+def _told(result: PackResult, dry_run: bool) -> str:
+    """Return what a pack has done, as a sentence; what others commit meanwhile is in it."""
+    sizes = (
+        f"{show_bytes(result.size_before)} -> {show_bytes(result.size_after)}, "
+        f"{result.objects_before:,} -> {result.objects_after:,} objects"
     )
+    gained = result.size_before - result.size_after
+    objects = result.objects_before - result.objects_after
+    if gained < 0 or objects < 0:
+        return f"Packed; more was committed meanwhile, or stays, than is gone: {sizes}"
+    what = "About {} and {:,} objects would go" if dry_run else "{} and {:,} objects are gone"
+    return f"{what.format(show_bytes(gained), objects)}: {sizes}"
 
 
 COMMANDS = (pack,)

@@ -13,7 +13,15 @@ import click
 from objdb.errors import ObjdbError
 from objdb.safe import Safe, SafeInfo, list_safes, open_safe
 from objdb.safe.naming import directory_of_safes
-from objdb.tools.terminal import json_option, show_bytes, show_json, show_table
+from objdb.tools.terminal import (
+    echo,
+    escaped,
+    json_escaped,
+    json_option,
+    show_bytes,
+    show_json,
+    show_table,
+)
 
 _directory_option = click.option(
     "--directory", type=click.Path(file_okay=False),
@@ -80,7 +88,7 @@ def get(name: str, key: Any, directory: str | None) -> None:
     with _open(name, directory) as found:
         if key not in _hashable(key, found):
             raise click.ClickException(f"there is no key {key!r} in {name}; {_keys(found)}")
-        click.echo(repr(found[key]))
+        echo(repr(found[key]))
 
 
 @safe.command("set", epilog='Example: objdb safe set shop.prices apple "[1, 20]"')
@@ -118,7 +126,7 @@ def export(name: str, form: str, output: TextIO, directory: str | None) -> None:
             else:
                 output.write(line + "\n")
     for key in left_out:
-        click.echo(f"left out: {key!r}, which has no form in {form}", err=True)
+        echo(f"left out: {key!r}, which has no form in {form}", err=True)
     if left_out:
         click.get_current_context().exit(1)
 
@@ -131,7 +139,8 @@ def _as_json(key: Any, value: Any) -> str | None:
     write = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
     text = _same([key, value], write, json.loads)
     # JSON makes text of the keys of dicts, and numbers of truth values, without an error.
-    return text if text and repr(json.loads(text)) == repr([key, value]) else None
+    is_same = text and repr(json.loads(text)) == repr([key, value])
+    return json_escaped(text) if text and is_same else None
 
 
 def _same(pair: Any, write: Callable[[Any], str], read: Callable[[str], Any]) -> str | None:
@@ -158,7 +167,7 @@ def _count(info: SafeInfo) -> int | None:
         with open_safe(info.path, create=False) as found:
             return len(found)
     except (ObjdbError, OSError) as error:
-        click.echo(f"{info.name}: {error}", err=True)
+        echo(f"{escaped(info.name)}: {escaped(error)}", err=True)
         return None
 
 

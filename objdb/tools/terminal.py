@@ -1,8 +1,17 @@
-"""What the subcommands share: opening, arguments, and how things are shown."""
+"""What the subcommands share: opening, and how things are shown.
+
+What comes from a database, such as descriptions, names of classes and values, may have been written
+by somebody who means harm: `escaped` keeps characters that a terminal obeys, or that turn the
+direction of writing, from being printed. `echo` lets no other characters out than those it
+escapes, line ends aside; all output goes through `echo`, `show_table` or `show_json`.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -11,12 +20,15 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn
+from rich.table import Table
+from rich.text import Text
 
 from objdb.database.db import DB
 from objdb.database.opening import with_parameter
-from objdb.ids import Oid, Tid, oid_from_int
+from objdb.ids import NO_TID, Tid, time_from_tid
+from objdb.tools.words import DatabaseType
 
-database_argument = click.argument("database")
+database_argument = click.argument("database", type=DatabaseType())
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 limit_option = click.option(
     "--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many."
@@ -39,52 +51,44 @@ def _existing(where: str) -> str:
     return with_parameter(where, "create", "false")
 
 
-class OidType(click.ParamType):  # type: ignore[type-arg]
-    """An oid as messages print it: 0x2a, or 42."""
-
-    name = "oid"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Oid:
-        """Return the oid that a word stands for."""
-        try:
-            return oid_from_int(int(value, 0))
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no oid, as 0x2a and 42 are", param, ctx)
+# Control and format characters, halves of characters (as in names of files that are no text),
+# and other ends of lines; the two joiners are parts of words and pictures.
+_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_JOINERS = "\u200c\u200d"
+_SUSPECTS = re.compile(r"[^\x20-\x7e]")
 
 
-class TidType(click.ParamType):  # type: ignore[type-arg]
-    """A tid as messages print it: 16 hexadecimal digits."""
-
-    name = "tid"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Tid:
-        """Return the tid that a word stands for."""
-        digits = value.removeprefix("0x")
-        try:
-            tid = bytes.fromhex(digits)
-        except ValueError:
-            tid = b""
-        if len(tid) != 8:
-            self.fail(f"{value!r} is no tid: those are 16 hexadecimal digits", param, ctx)
-        return tid
+def escaped(value: Any, keep: str = "") -> str:
+    """Return a value as text without characters that a terminal obeys: those are written as
+    Python does, `\\x1b` and `\\u202e`. Those in *keep* stay."""
+    return _SUSPECTS.sub(lambda found: _escape(found[0], keep), str(value))
 
 
-class TimeType(click.ParamType):  # type: ignore[type-arg]
-    """A time in ISO form; without a zone, it is local time. Converted to an aware datetime."""
+def _escape(character: str, keep: str) -> str:
+    if character in keep or character in _JOINERS:
+        return character
+    if unicodedata.category(character) not in _CATEGORIES:
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
-    name = "time"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
-        """Return the time that a word stands for."""
-        try:
-            return datetime.fromisoformat(value.replace("Z", "+00:00")).astimezone()
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no time, as 2026-03-01 and 2026-03-01T09:30 are", param, ctx)
+def echo(text: str, *, err: bool = False) -> None:
+    """Print text of one or several lines; what it has from a database is `escaped` before, so
+    that no line is forged."""
+    stream = sys.stderr if err else sys.stdout
+    text = escaped(text, keep="\n")
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    click.echo(text.encode(encoding, "backslashreplace").decode(encoding), err=err)
 
 
 def show_time(seconds: float) -> str:
     """Return a time as it is shown: local, in ISO form, with its zone."""
     return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+
+
+def show_tid(tid: Tid) -> str:
+    """Return a tid as it is shown: its digits, as all subcommands take them, and its time."""
+    return tid.hex() if tid == NO_TID else f"{tid.hex()} ({show_time(time_from_tid(tid))})"
 
 
 def show_bytes(size: int) -> str:
@@ -98,12 +102,25 @@ def show_bytes(size: int) -> str:
 
 
 def show_table(header: list[str], rows: Iterable[list[Any]]) -> None:
-    """Print rows under a header; a row is a line, however long."""
-    lines = [header, *([" ".join(str(cell).splitlines()) for cell in row] for row in rows)]
+    """Print rows under a header. On a terminal, long cells are folded; elsewhere a row is a line,
+    however long."""
+    lines = [header, *([_cell(cell) for cell in row] for row in rows)]
+    if sys.stdout.isatty():
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in header:
+            table.add_column(name, overflow="fold", no_wrap=name in ("id", "tid"))
+        for line in lines[1:]:
+            table.add_row(*(Text(cell) for cell in line))
+        Console().print(table)
+        return
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+        echo("  ".join(cells).rstrip())
+
+
+def _cell(value: Any) -> str:
+    return escaped(" ".join(str(value).splitlines()))
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:
@@ -116,7 +133,28 @@ def progress_bar(*columns: ProgressColumn) -> Progress:
 
 def show_json(value: Any) -> None:
     """Print a value as JSON; bytes as hexadecimal digits, what has no form in JSON as text."""
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False, default=_plain))
+    echo(json_escaped(json.dumps(_with_names(value), indent=1, ensure_ascii=False, default=_plain)))
+
+
+def json_escaped(text: str) -> str:
+    """Return JSON without the characters that `escaped` escapes, as `\\u001b`: those that are left
+    in JSON are inside of strings, line ends of the form aside."""
+    return _SUSPECTS.sub(lambda found: _escape_in_json(found[0]), text)
+
+
+def _escape_in_json(character: str) -> str:
+    if _escape(character, keep="\n") == character:
+        return character
+    return json.dumps(character)[1:-1]
+
+
+def _with_names(value: Any) -> Any:
+    """Return a value in which all keys of dicts are text."""
+    if isinstance(value, dict):
+        return {_name(key): _with_names(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_names(item) for item in value]
+    return value
 
 
 def _plain(value: Any) -> str:
@@ -127,7 +165,7 @@ def show_changes(changes: dict[Any, tuple[Any, Any]]) -> None:
     """Print what attributes were, and are then, a line for each."""
     for name, values in changes.items():
         before, after = ("(nothing)" if value is ... else repr(value) for value in values)
-        click.echo(f"  {_name(name)}: {before} -> {after}")
+        echo(f"  {escaped(_name(name))}: {escaped(before)} -> {escaped(after)}")
 
 
 def plain_changes(changes: dict[Any, tuple[Any, Any]]) -> dict[str, list[str | None]]:

@@ -12,12 +12,12 @@ import transaction
 
 from objdb.database.db import DB
 from objdb.errors import UsageError
-from objdb.ids import Oid, format_oid
+from objdb.ids import Oid, Tid, format_oid, time_from_tid
 from objdb.storage.undo import tid_from_id
 from objdb.tools.terminal import (
-    OidType,
-    TimeType,
     database_argument,
+    echo,
+    escaped,
     json_option,
     limit_option,
     open_database,
@@ -28,6 +28,7 @@ from objdb.tools.terminal import (
     show_table,
     show_time,
 )
+from objdb.tools.words import MomentType, OidType
 
 Condition = Callable[[dict[str, Any]], bool]
 
@@ -45,8 +46,8 @@ _FUNCTIONS = {
 @database_argument
 @click.option("--user", help="Only transactions of this user.")
 @click.option("--text", help="Only those whose description contains this.")
-@click.option("--since", type=TimeType(), help="Only those from this time on.")
-@click.option("--until", type=TimeType(), help="Only those up to this time.")
+@click.option("--since", type=MomentType(), help="Only those from this time on.")
+@click.option("--until", type=MomentType(), help="Only those up to this time.")
 @click.option("--object", "oid", type=OidType(), help="Only those that changed this object.")
 @click.option(
     "--where", metavar="EXPRESSION",
@@ -57,8 +58,8 @@ _FUNCTIONS = {
 @limit_option
 @json_option
 def undolog(
-    database: str, user: str | None, text: str | None, since: datetime | None,
-    until: datetime | None, oid: Oid | None, where: str | None, limit: int, as_json: bool,
+    database: str, user: str | None, text: str | None, since: Tid | datetime | None,
+    until: Tid | datetime | None, oid: Oid | None, where: str | None, limit: int, as_json: bool,
 ) -> None:
     """List transactions that can be undone, newest first, with the ids that `objdb undo` takes."""
     matches = _condition(where) if where else None
@@ -69,8 +70,8 @@ def undolog(
             return (
                 (user is None or _is_user(entry["user_name"], user))
                 and (text is None or text in entry["description"])
-                and (since is None or entry["time"] >= since.timestamp())
-                and (until is None or entry["time"] <= until.timestamp())
+                and (since is None or entry["time"] >= _seconds(since))
+                and (until is None or entry["time"] <= _seconds(until))
                 and (tids is None or tid_from_id(entry["id"]) in tids)
                 and (matches is None or matches(entry))
             )
@@ -89,6 +90,11 @@ def undolog(
             for entry in entries
         ),
     )
+
+
+def _seconds(moment: Tid | datetime) -> float:
+    """Return a moment as seconds since 1970."""
+    return time_from_tid(moment) if isinstance(moment, bytes) else moment.timestamp()
 
 
 def _is_user(user_name: str, user: str) -> bool:
@@ -131,7 +137,7 @@ def _tids_of(db: DB, oid: Oid) -> set[bytes]:
 def undo(
     database: str, ids: tuple[str, ...], dry_run: bool, user: str, note: str | None, as_json: bool
 ) -> None:
-    """Undo the transactions with these IDs, which `objdb undolog` lists.
+    """Undo the transactions with these IDs, which `objdb undolog` lists, or tids.
 
     What is undone can be redone, by undoing the new transaction. Nothing is changed if one object
     cannot be undone.
@@ -152,7 +158,7 @@ def undo(
         db.undoMultiple(list(ids), txn)
         manager.commit()
     if not as_json:
-        click.echo("done")
+        echo("done")
 
 
 def _show_preview(preview: Any, as_json: bool) -> None:
@@ -177,11 +183,11 @@ def _show_preview(preview: Any, as_json: bool) -> None:
         )
         return
     for change in preview.changes:
-        click.echo(f"{change.class_name} {format_oid(change.oid)}")
+        echo(f"{escaped(change.class_name)} {format_oid(change.oid)}")
         show_changes(change.attributes)
     for found in preview.obstacles:
-        what = "" if found.oid is None else f"{found.class_name} {format_oid(found.oid)}: "
-        click.echo(f"in the way: {what}{found.reason}")
+        what = "" if found.oid is None else f"{escaped(found.class_name)} {format_oid(found.oid)}: "
+        echo(f"in the way: {what}{escaped(found.reason)}")
 
 
 COMMANDS = (undolog, undo)

@@ -13,6 +13,8 @@ from objdb.errors import UsageError
 from objdb.ids import format_oid
 from objdb.tools.terminal import (
     database_argument,
+    echo,
+    escaped,
     json_option,
     open_database,
     plain_changes,
@@ -54,7 +56,7 @@ def versions(
         if changes and not dry_run:
             _end(db, version, None if is_abort else destination, user, note)
             if not as_json:
-                click.echo("done")
+                echo("done")
 
 
 def _require_sense(
@@ -116,11 +118,11 @@ def _show(found: list[VersionChange], as_json: bool) -> None:
         return
     for change in found:
         new = ", new" if change.is_new else ""
-        click.echo(f"{change.class_name} {format_oid(change.oid)}{new}")
+        echo(f"{escaped(change.class_name)} {format_oid(change.oid)}{new}")
         show_changes(change.attributes)
         for revision in change.by:
             words = (show_time(revision["time"]), revision["user_name"], revision["description"])
-            click.echo(f"  by {' '.join(filter(None, words))}")
+            echo(f"  by {escaped(' '.join(filter(None, words)))}")
 
 
 def _end(db: DB, version: str, destination: str | None, user: str, note: str | None) -> None:

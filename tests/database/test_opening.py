@@ -15,6 +15,7 @@ from objdb.database import schemes
 from objdb.errors import ReadOnlyError, StorageClosedError, StorageLockedError, UsageError
 from objdb.interfaces import IConnection, IDatabase
 from objdb.storage.commit import TransactionMetaData
+from objdb.storage.files import why_locked
 from tests.conftest import Databases
 from tests.models import Person
 from tests.records.handmade import put, record
@@ -482,3 +483,62 @@ def test_nothing_is_made_in_vain(tmp_path: Path) -> None:
         with pytest.raises(UsageError):
             objdb.DB(uri.format(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+READABLE = ["file:{}/a.fs", "sqlite:{}/a.sqlite", "pickle:{}/a.pickle", "compressed+file:{}/a.fs"]
+
+
+@pytest.mark.parametrize("uri", READABLE)
+def test_read_only(tmp_path: Path, uri: str) -> None:
+    """`DB(…, read_only=True)` opens what is there for reading only; it makes nothing."""
+    where = uri.format(tmp_path)
+    with pytest.raises((OSError, objdb.StorageError)):
+        objdb.DB(where, read_only=True)
+    assert not [found for found in tmp_path.iterdir() if not found.name.endswith(".lock")]
+    with objdb.DB(where) as db:
+        fill(db)
+    require_only_reading(lambda: objdb.DB(where, read_only=True))
+
+
+def require_only_reading(opened: Any) -> None:
+    with opened() as db:
+        with pytest.raises(ReadOnlyError), db.transaction() as connection:
+            connection.root()["p"].name = "q"
+        with pytest.raises((ReadOnlyError, objdb.Unsupported)):
+            db.pack()
+        with db.transaction() as connection:
+            assert connection.root()["p"].name == "p"
+
+
+def test_read_only_beside_a_writer(tmp_path: Path) -> None:
+    """A path that is opened for reading only takes no lock."""
+    path = tmp_path / "a b%20\udcff.fs"
+    with objdb.DB(path) as db:
+        fill(db)
+        for where in (path, str(path), os.fsencode(path)):
+            if isinstance(where, bytes):
+                where = os.fsdecode(where)
+            require_only_reading(lambda where=where: objdb.DB(where, read_only=True))
+
+
+def test_read_only_over_what_is_open(tmp_path: Path) -> None:
+    """A storage that is open for writing, one made by a function, and one whose URI says
+    otherwise, are not written either."""
+    where = f"file:{tmp_path}/a.fs"
+    with objdb.DB(where) as db:
+        fill(db)
+    for storage in (
+        objdb.FileStorage(tmp_path / "a.fs"), lambda: objdb.FileStorage(tmp_path / "a.fs"),
+        where + "?read_only=no", where + "?read_only=yes", f"demo:({where})",
+    ):
+        require_only_reading(lambda storage=storage: objdb.DB(storage, read_only=True))
+    (tmp_path / "objdb.toml").write_text('[main]\nstorage = "a.fs"\nread_only = true\n')
+    with objdb.DB(where), objdb.open_databases(tmp_path / "objdb.toml") as databases:
+        assert databases["main"].storage.isReadOnly()
+
+
+def test_why_a_file_is_locked(tmp_path: Path) -> None:
+    """Who meets a lock reads what often is the reason, and what to do."""
+    with objdb.DB(tmp_path / "a.fs"), pytest.raises(StorageLockedError, match="one DB is enough"):
+        objdb.DB(tmp_path / "a.fs")
+    assert "reloader" in why_locked(1) and "sqlite:" in why_locked(None)

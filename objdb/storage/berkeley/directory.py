@@ -24,7 +24,14 @@ from objdb.errors import (
     StorageLockedError,
     UsageError,
 )
-from objdb.storage.files import Lock, OSFiles, require_regular, sync_path, take_lock
+from objdb.storage.files import (
+    Lock,
+    OSFiles,
+    require_regular,
+    sync_path,
+    take_lock,
+    why_locked,
+)
 
 FORMAT = 1
 TABLES = ("current", "old", "transactions", "versions")
@@ -64,7 +71,8 @@ def lock_directory(path: str, create: bool) -> Lock:
         if error.pid == os.getpid():
             owner = f"this process ({error.pid})"
         raise StorageLockedError(
-            f"{path} is open in {owner}. One process at a time can have it: close it there",
+            f"{path} is open in {owner}. One process at a time can have it. "
+            f"{why_locked(error.pid)} Close it there",
             path=path, pid=error.pid, host=error.host,
         ) from None
 

@@ -407,9 +407,7 @@ class DemoStorage(UndoableStorage):
         result: PackResult = self.changes.pack(
             time, lambda data: () if _stands_for_base(data) else referencesf(data), gc,
             progress=progress, keep_old=keep_old, dry_run=dry_run, roots=kept,
-            elsewhere=lambda oid: (
-                self._find_in_base(oid) is not None or (elsewhere is not None and elsewhere(oid))
-            ),
+            elsewhere=lambda oid: bool(self._find_in_base(oid) or (elsewhere and elsewhere(oid))),
         )
         if not dry_run:
             with self._places_lock, self._slot.held():
