@@ -55,3 +55,25 @@ class AttemptTransactions(transaction.TransactionManager):
         txn = self._txn = AttemptTransaction(self._synchs, self)
         self._synchs.map(lambda synch: synch.newTransaction(txn))
         return txn
+
+
+class OneTransaction:
+    """A transaction manager that knows one transaction, of somebody else's making."""
+
+    explicit = True
+
+    def __init__(self, txn: Any) -> None:
+        self._txn = txn
+
+    def get(self) -> Any:
+        """Return the transaction."""
+        return self._txn
+
+    def abort(self) -> None:
+        """Abort the transaction."""
+        self._txn.abort()
+
+    def registerSynch(self, synch: Any) -> None:
+        """The transaction's end is told by its hooks."""
+
+    unregisterSynch = registerSynch

@@ -18,6 +18,7 @@ from objdb.connection.isolation import require_isolation
 from objdb.connection.retry import Attempts, Block, require_done
 from objdb.connection.tasks import bound as bound_to_task
 from objdb.connection.tasks import later_of
+from objdb.connection.transactions import OneTransaction
 from objdb.connection.turns import Turns
 from objdb.connection.workers import MOST_THREADS, MOST_TOGETHER, Workers
 from objdb.database.aio import AsyncDatabase
@@ -45,7 +46,7 @@ from objdb.records.conflicts import resolve
 from objdb.records.format import PROTOCOL, class_prefix
 from objdb.records.references import references
 from objdb.storage.commit import TransactionMetaData
-from objdb.storage.moments import bound
+from objdb.storage.moments import bound, warn_if_ahead
 from objdb.storage.versions import require_name
 
 Result = TypeVar("Result")
@@ -157,6 +158,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         self._past = HistoricalPool(*self._historical_options, self._make_historical_connection)
         self._version_pools = VersionPools(self._make_version_pool, self.versions)
         self.invalidations = InvalidationLog(self.storage.lastTransaction())
+        warn_if_ahead(self.name, self.storage.lastTransaction())
         self.storage.registerDB(self)
         self._require_root()
         self._pack_thread = None if self._autopack is None else PackThread(self, self._autopack)
@@ -289,7 +291,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         key = id(txn), version, past
         connection = self._for_transaction.get(key)
         if connection is None:
-            manager = _OneTransaction(txn)
+            manager = OneTransaction(txn)
             connection = self.open(
                 version, transaction_manager=manager, isolation=isolation, before=past
             )
@@ -472,26 +474,6 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
 
 def _opened(storage: Callable[[], Any], read_only: bool) -> Any:
     return open_storage(storage, read_only=read_only)[0]
-
-
-class _OneTransaction:
-    """A transaction manager that knows one transaction, of somebody else's making."""
-
-    explicit = True
-
-    def __init__(self, txn: Any) -> None:
-        self._txn = txn
-
-    def get(self) -> Any:
-        return self._txn
-
-    def abort(self) -> None:
-        self._txn.abort()
-
-    def registerSynch(self, synch: Any) -> None:
-        """The transaction's end is told by its hooks."""
-
-    unregisterSynch = registerSynch
 
 
 def open_database(where: Any = None, **options: Any) -> DB:

@@ -50,6 +50,10 @@ class _PatientUnpickler(pickle.Unpickler):
         return attribute if found is getattr else found
 
 
+# How the layers' data begin; no pickle does.
+_LAYERS = {b".e": "an encrypted"} | dict.fromkeys((b".=", b".z", b".s", b".d"), "a compressed")
+
+
 class ObjectReader:
     """Makes objects of one connection from records.
 
@@ -206,6 +210,13 @@ class ObjectReader:
         """Return the error to raise for *error*, met while unpickling *record*."""
         if isinstance(error, (DeserializationError, POSKeyError, TransientError)):
             return error
+        layer = _LAYERS.get(record[:2])
+        if layer is not None:
+            return DeserializationError(
+                f"the record ({len(record)} bytes) is {layer} one: the database was written "
+                f"through a layer, and is opened without it. Open it as {layer.split()[1]}+file:"
+                "PATH, or with the layer's storage over this one", oid=oid,
+            )
         name = record_class_name(record)
         if isinstance(error, UnicodeError) and "undefined" in str(error):
             return PythonTwoRecordError(

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -15,6 +16,9 @@ from objdb.ids import NO_TID, Tid, format_tid, next_tid, tid_after, tid_from_tex
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MINUTE = 60_000_000  # in microseconds
+_DAY_SECONDS = 86_400
+
+logger = logging.getLogger("objdb.storage")
 
 
 def bound(at: Any, before: Any, last: Tid) -> Tid | None:
@@ -86,3 +90,23 @@ def _first_tid(moment: Any, microseconds: int) -> Tid:
 
 def _no_time(moment: Any) -> UsageError:
     return UsageError(f"{moment} is no time that a transaction can have")
+
+
+def ahead_of_clock(last: Tid) -> str:
+    """Return a sentence if the transaction *last* is more than a day ahead of the clock; else
+    nothing."""
+    ahead = time_from_tid(last) - time.time()
+    if last == NO_TID or ahead < _DAY_SECONDS:
+        return ""
+    return (
+        f"the last transaction, {format_tid(last)}, is {ahead / _DAY_SECONDS:,.0f} days ahead of "
+        "the clock. All later ones follow it: moments of the past, and packs to one, do not find "
+        "them"
+    )
+
+
+def warn_if_ahead(name: str, last: Tid) -> None:
+    """Log a warning if the last transaction of a storage is in the future."""
+    text = ahead_of_clock(last)
+    if text:
+        logger.warning("%s: %s", name, text)

@@ -24,6 +24,7 @@ from objdb.errors import (
     ReadOnlyError,
     RecordTooLargeError,
     StorageClosedError,
+    StorageError,
     StorageForkedError,
     StorageTransactionError,
     Unsupported,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 # How long closing waits for a transaction that has voted to be finished.
 _CLOSE_SECONDS = 5.0
 MAX_RECORD_BYTES = 2**31 - 1
+_LAST_OID = 2**64 - 1
 _count = count()
 _STATUSES = (" ", "p", "u")  # committed, packed, undone (old)
 
@@ -121,6 +123,11 @@ class RevisionStorage(ABC):
         if self._is_read_only or self._closed:
             self._require_writable()
         with self._oid_lock:
+            if self._max_oid >= _LAST_OID:
+                raise StorageError(
+                    f"{self._name} has no oids left: there is an object with the last one, "
+                    "0xffffffffffffffff. Copy what is reachable to a new storage"
+                )
             self._max_oid = number = self._max_oid + 1
         return number.to_bytes(8, "big")
 

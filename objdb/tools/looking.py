@@ -12,6 +12,7 @@ from objdb.check import check as check_storage
 from objdb.database.differences import diff as diff_revisions
 from objdb.ids import NO_TID, Oid, Tid, format_oid, time_from_tid
 from objdb.records.broken import class_name
+from objdb.storage.moments import ahead_of_clock
 from objdb.tools.terminal import (
     database_argument,
     echo,
@@ -46,12 +47,15 @@ def info(database: str, as_json: bool) -> None:
             "last_tid": last.hex(),
             "last_change": None if last == NO_TID else show_time(time_from_tid(last)),
         }
+        ahead = ahead_of_clock(last)
     if as_json:
         show_json(facts)
         return
     echo(f"{escaped(facts['name'])} ({facts['storage']})")
     echo(f"{facts['objects']:,} objects, {show_bytes(int(str(facts['size_bytes'])))}")
     echo(f"last change: {facts['last_change']} (tid {facts['last_tid']})")
+    if ahead:
+        echo(f"careful: {ahead}")
 
 
 @click.command(epilog="Example: objdb check calendar.fs && cp calendar.fs /backup/")
