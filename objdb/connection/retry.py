@@ -56,6 +56,9 @@ class Attempt:
         self._is_last = number == tries
         self._before = before
         self._manager: Any = None
+        self._turn: ExitStack | None = None  # where it has one
+        self._aturn: AsyncExitStack | None = None
+        self._owner: Any = None  # the task or thread
         self._inside: list[Attempt] = []  # of the task or thread, this one too
         self._nested: set[Tid] = set()  # what was committed by attempts inside this one
         self.succeeded = False
@@ -68,7 +71,6 @@ class Attempt:
 
     def __enter__(self) -> Connection:
         self._begin()
-        self._turn = ExitStack()
         try:
             connection: Connection = self._db.open(
                 self._version, transaction_manager=self._manager
@@ -77,6 +79,7 @@ class Attempt:
             self._manager.abort()
             raise
         if self._has_turn:  # with a connection, which those who wait for the turn may have all of
+            self._turn = ExitStack()
             try:
                 self._turn.enter_context(self._db.turns.taken())
                 connection.newTransaction(self._transaction)
@@ -87,22 +90,30 @@ class Attempt:
         return self._opened(connection)
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
+        if self._turn is None:
+            return self._exit(error)
         with self._turn:
-            self._leave()
-            txn = self._current() if error is None else None
-            try:
-                if txn is not None:
-                    with self._db.turns.committing():
-                        txn.commit()
-            except BaseException as failure:
-                if self._has_failed(txn, failure):
-                    return True
-                raise
-            return self._end(error)
+            return self._exit(error)
+
+    def _exit(self, error: Any) -> bool:
+        self._leave()
+        txn = self._current() if error is None else None
+        try:
+            if txn is not None:
+                turns, owner = self._db.turns, self._owner
+                turns.begin_commit(owner)
+                try:
+                    txn.commit()
+                finally:
+                    turns.end_commit(owner)
+        except BaseException as failure:
+            if self._has_failed(txn, failure):
+                return True
+            raise
+        return self._end(error)
 
     async def __aenter__(self) -> Connection:
         self._begin()
-        self._aturn = AsyncExitStack()
         try:
             connection: Connection = await self._db.aopen(
                 self._version, transaction_manager=self._manager
@@ -111,6 +122,7 @@ class Attempt:
             self._manager.abort()
             raise
         if self._has_turn:
+            self._aturn = AsyncExitStack()
             try:
                 await self._aturn.enter_async_context(self._db.turns.ataken())
                 connection.newTransaction(self._transaction)
@@ -121,18 +133,27 @@ class Attempt:
         return self._opened(connection)
 
     async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> bool:
+        if self._aturn is None:
+            return await self._aexit(error)
         async with self._aturn:
-            self._leave()
-            txn = self._current() if error is None else None
-            try:
-                if txn is not None:
-                    async with self._db.turns.acommitting():
-                        await acommit(txn, ends_here=True)
-            except BaseException as failure:
-                if self._has_failed(txn, failure):
-                    return True
-                raise
-            return self._end(error)
+            return await self._aexit(error)
+
+    async def _aexit(self, error: Any) -> bool:
+        self._leave()
+        txn = self._current() if error is None else None
+        try:
+            if txn is not None:
+                turns, owner = self._db.turns, self._owner
+                await turns.abegin_commit(owner)
+                try:
+                    await acommit(txn, ends_here=True)
+                finally:
+                    turns.end_commit(owner)
+        except BaseException as failure:
+            if self._has_failed(txn, failure):
+                return True
+            raise
+        return self._end(error)
 
     def _begin(self) -> None:
         if self._manager is not None:
@@ -147,7 +168,8 @@ class Attempt:
 
     def _opened(self, connection: Connection) -> Connection:
         self._connection = connection
-        self._inside = _open.setdefault(current_owner(), [])
+        self._owner = current_owner()
+        self._inside = _open.setdefault(self._owner, [])
         self._inside.append(self)
         return connection
 

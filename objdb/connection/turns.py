@@ -48,18 +48,20 @@ class Turns:
         finally:
             self._leave(owner)
 
-    @contextmanager
-    def committing(self) -> Iterator[None]:
-        """Commit, when nobody else has the turn."""
-        owner = current_owner()
+    def begin_commit(self, owner: Any) -> None:
+        """Wait until nobody else has the turn; `end_commit` has to follow. (Every transaction comes
+        here: these two are cheaper than a context manager.)"""
         with self._changed:
             if self._queue:
                 self._changed.wait_for(lambda: self._may_commit(owner), PATIENCE_SECONDS)
             self._committing.append(owner)
-        try:
-            yield
-        finally:
-            self._end(owner)
+
+    def end_commit(self, owner: Any) -> None:
+        """Let who waits for this commit go on."""
+        with self._changed:
+            self._committing.remove(owner)
+            if self._queue:
+                self._changed.notify_all()
 
     @asynccontextmanager
     async def ataken(self) -> AsyncIterator[None]:
@@ -73,17 +75,12 @@ class Turns:
         finally:
             self._leave(owner)
 
-    @asynccontextmanager
-    async def acommitting(self) -> AsyncIterator[None]:
-        """Do what `committing` does, in a coroutine."""
-        owner = current_owner()
-        await self._until(lambda: self._may_commit(owner))
+    async def abegin_commit(self, owner: Any) -> None:
+        """Do what `begin_commit` does, in a coroutine."""
+        if self._queue:
+            await self._until(lambda: self._may_commit(owner))
         with self._changed:
             self._committing.append(owner)
-        try:
-            yield
-        finally:
-            self._end(owner)
 
     async def _until(self, is_so: Any) -> None:
         from asyncio import sleep  # not before a coroutine needs it
@@ -104,12 +101,6 @@ class Turns:
         with self._changed:
             self._queue.remove(owner)
             self._changed.notify_all()
-
-    def _end(self, owner: Any) -> None:
-        with self._changed:
-            self._committing.remove(owner)
-            if self._queue:
-                self._changed.notify_all()
 
 
 def current_owner() -> Any:
