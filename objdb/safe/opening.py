@@ -7,6 +7,7 @@ import fcntl
 import importlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,12 +79,36 @@ def module_safe(
     installed, else SQLite. A safe that is there is opened with what made it.
 
     Raises `UsageError` for other backends, `MissingPackageError`, `SafeError` where there is no
-    permission, `FileFormatError` for a directory of something else, `StorageLockedError` for one
-    of the backend `file` that another process has, `CorruptedDataError`.
+    permission, or a directory that was not named is somebody else's, `FileFormatError` for a
+    directory of something else, `StorageLockedError` for one of the backend `file` that another
+    process has, `CorruptedDataError`.
     """
     name = module_name(sys._getframe(1).f_globals["__name__"])
     path = directory_of_safes(directory) / folder_name(node, cage, name)
+    if directory is None and not os.environ.get("OBJDB_SAFE"):
+        _require_own(path.parent)
+        _require_own(path)
     return open_safe(path, backend=backend)
+
+
+def _require_own(folder: Path) -> None:
+    """Raise `SafeError` if a directory that was found, not named, is somebody else's, or everybody
+    can write to it: values in it are unpickled, which runs what they name."""
+    try:
+        found = os.stat(folder)
+    except OSError:  # it is made, or opening it tells
+        return
+    if found.st_uid not in (os.geteuid(), 0):
+        why = f"belongs to user {found.st_uid}"
+    elif found.st_mode & stat.S_IWOTH:
+        why = "can be written by everybody"
+    else:
+        return
+    raise SafeError(
+        f"the directory {folder} {why}, and opening a safe in it runs what its values name. Name "
+        "it by OBJDB_SAFE if you trust it, or start the program in another directory",
+        path=str(folder),
+    )
 
 
 def open_safe(

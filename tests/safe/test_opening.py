@@ -346,3 +346,28 @@ def test_missing_logs(opened: Open) -> None:
         made.unlink()
     moved.rename(log)
     assert len(opened()) == 100
+
+
+@pytest.mark.parametrize("part", ["all safes", "its own"])
+@pytest.mark.parametrize("whose", ["everybody's", "another user's"])
+def test_a_directory_of_somebody_else(
+    part: str, whose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A safe that is found in the current directory is refused if others can write there; one that
+    is named is opened."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OBJDB_SAFE", raising=False)
+    name = folder_name(None, "cage", __name__)
+    with open_safe(f"safe/{name}", backend="sqlite") as safe:
+        safe["a"] = 1
+    folder = tmp_path / "safe" if part == "all safes" else tmp_path / "safe" / name
+    if whose == "everybody's":
+        folder.chmod(0o777)
+    else:  # seen from another user, who is not root
+        monkeypatch.setattr(os, "geteuid", lambda: os.stat(folder).st_uid + 1)
+        if os.stat(folder).st_uid == 0:
+            os.chown(folder, 12345, -1)
+    with pytest.raises(SafeError, match="runs what its values name"):
+        module_safe(cage="cage")
+    with module_safe(cage="cage", directory="safe") as safe:
+        assert safe["a"] == 1
