@@ -202,11 +202,12 @@ class RevisionStorage(ABC):
         self, oid: Oid, serial: Tid | None, data: bytes, version: str, transaction: Any
     ) -> None:
         """Stage the record *data* as a revision of *oid*, made from the revision *serial*."""
+        staged = self._slot.staged(transaction)
         if version:
             self._require_version(version)
         if not 0 < len(data) <= MAX_RECORD_BYTES:
             raise _no_record(oid, data)
-        self._slot.staged(transaction).write(oid, serial or NO_TID, data, version)
+        staged.write(oid, serial or NO_TID, data, version)
 
     def restore(
         self, oid: Oid, serial: Tid, data: bytes | None, version: str, prev_txn: Tid | None,
@@ -214,11 +215,11 @@ class RevisionStorage(ABC):
     ) -> None:
         """Stage a revision copied from elsewhere: not checked for conflicts. *data* None
         un-creates the object; *prev_txn* is the tid of a revision that has the same data."""
+        staged = self._slot.staged(transaction)
         if version:
             self._require_version(version)
         if data is not None and not 0 < len(data) <= MAX_RECORD_BYTES:
             raise _no_record(oid, data)
-        staged = self._slot.staged(transaction)
         if data is None or prev_txn is None:
             staged.write(oid, None, data, version)
             return

@@ -237,6 +237,8 @@ class CoreConformance(ThreadConformance):
         storage.tpc_abort(stranger)
         for call in (
             lambda: storage.store(ROOT_OID, NO_TID, b"x", "", stranger),
+            lambda: storage.store(ROOT_OID, NO_TID, b"", "", stranger),  # before it is looked at
+            lambda: storage.restore(ROOT_OID, NO_TID, b"", "", None, stranger),
             lambda: storage.restore(ROOT_OID, NO_TID, b"x", "", None, stranger),
             lambda: storage.deleteObject(ROOT_OID, NO_TID, stranger),
             lambda: storage.checkCurrentSerialInTransaction(ROOT_OID, NO_TID, stranger),
