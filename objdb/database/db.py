@@ -99,7 +99,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         self.storage, given = open_storage(storage, read_only=read_only)
         self.name: str = self.storage.getName()
         self.database_name: str = given.get("database_name", database_name)
-        if not getattr(self.databases.get(self.database_name), "_is_closed", True):
+        if self.database_name in self.databases:
             self.storage.close()
             raise UsageError(
                 f"there is a database {self.database_name!r} in this group already. Give each a "
@@ -317,14 +317,12 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
     ) -> Connection:
         """Return a connection to the database *name* of the same group, in the same version and
         at the same moment of the past; `UsageError` if there is no such database."""
-        # Those that were closed stay, so that a group can be closed while it is iterated over.
-        opened = {key: db for key, db in self.databases.items() if not db._is_closed}
-        if name not in opened:
+        if name not in self.databases:
             raise UsageError(
                 f"an object refers to the database {name!r}, which is not open here; there are "
-                f"{', '.join(map(repr, opened))}. Give all of them one `databases` dict"
+                f"{', '.join(map(repr, self.databases))}. Give all of them one `databases` dict"
             )
-        connection: Connection = opened[name].open(
+        connection: Connection = self.databases[name].open(
             version, temporary=True, transaction_manager=transaction_manager,
             isolation=isolation, before=past,
         )
@@ -460,6 +458,8 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
             for connection in connections:
                 connection.abandon()
             self._for_transaction.clear()
+        if self.databases.get(self.database_name) is self:
+            del self.databases[self.database_name]
         self.storage.close()
 
     def __enter__(self) -> DB:
