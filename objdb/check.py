@@ -19,6 +19,7 @@ from objdb.errors import CorruptedDataError, ObjdbError, POSKeyError
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid, format_oid, format_tid
 from objdb.interfaces import IStorageIteration, IStorageSelfCheck, IStorageVersions
 from objdb.records.references import record_class_name, references
+from objdb.storage.moments import ahead_of_clock
 
 Progress = Callable[[str, int, int], object]
 _BETWEEN_REPORTS = 1000
@@ -38,6 +39,7 @@ class CheckReport:
     objects: int = 0
     reachable: int = 0
     unverified: int = 0  # transactions without a checksum
+    note: str = ""  # what is no damage, and worth knowing: a last transaction ahead of the clock
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -64,15 +66,20 @@ def check(storage: Any, progress: Progress | None = None) -> CheckReport:
     reference.
     """
     tell = progress or (lambda phase, done, total: None)
-    report = CheckReport(storage.getName())
+    report = CheckReport(storage.getName(), note=ahead_of_clock(storage.lastTransaction()))
     current: dict[Oid, Tid | None] = {}  # None: un-created
     try:
         if IStorageIteration.providedBy(storage):
             _check_history(storage, report, current, tell)
-        if IStorageSelfCheck.providedBy(storage):
-            report.problems += storage.self_check()
     except ObjdbError as error:
         report.problems.append(str(error))
+    try:
+        if IStorageSelfCheck.providedBy(storage):
+            further = storage.self_check()
+            report.problems += [problem for problem in further if problem not in report.problems]
+    except ObjdbError as error:
+        if str(error) not in report.problems:
+            report.problems.append(str(error))
     living = [oid for oid, tid in current.items() if tid is not None]
     report.objects = len(living)
     in_version = _versions_of(storage)

@@ -24,7 +24,9 @@ Tid = bytes
 
 ROOT_OID: Oid = bytes(8)
 NO_TID: Tid = bytes(8)
+# "Before MAX_TID" is everything: LAST_TID is the last one that a transaction can have.
 MAX_TID: Tid = b"\x7f" + b"\xff" * 7
+LAST_TID: Tid = b"\x7f" + b"\xff" * 6 + b"\xfe"
 
 
 def oid_from_int(number: int) -> Oid:

@@ -14,6 +14,7 @@ import mmap
 import os
 import socket
 import stat
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -137,6 +138,45 @@ def require_regular(path: str) -> None:
         )
 
 
+# The files, as (device, number), on which a library has locks of fcntl here, and how often: such
+# locks of a process end when anything in it closes the file, even if it was opened to be looked at.
+_with_locks: Counter[tuple[int, int]] = Counter()
+
+
+def note_locks(path: str) -> Callable[[], None]:
+    """Open the file at *path* here no more, for the sake of the locks on it, until the function
+    that is returned is called."""
+    there = os.stat(path)
+    key = there.st_dev, there.st_ino
+    _with_locks[key] += 1
+
+    def forget() -> None:
+        _with_locks[key] -= 1
+        if _with_locks[key] <= 0:
+            del _with_locks[key]
+
+    return forget
+
+
+def has_locks(path: str) -> bool:
+    """Whether opening and closing the file at *path* would free locks that this process has."""
+    if not _with_locks:
+        return False
+    try:
+        there = os.stat(path)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) in _with_locks
+
+
+def _require_no_locks(path: str, where: str) -> None:
+    if has_locks(where):
+        raise FileFormatError(
+            f"{path} is open in this process as an SQLite database: name it sqlite:{path}",
+            path=path,
+        )
+
+
 class OSFile:
     """A file of the operating system. Its path is relative to *folder*."""
 
@@ -145,6 +185,7 @@ class OSFile:
         self._folder = folder
         where = os.path.join(folder, path)
         require_regular(where)
+        _require_no_locks(path, where)
         self._fd = _Descriptor(os.open(where, _FLAGS[mode] | os.O_CLOEXEC | os.O_NONBLOCK, 0o644))
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # it has just been put there
             raise FileFormatError(f"{path} is no regular file", path=path)
@@ -280,6 +321,7 @@ class OSLock:
 
     def hold(self, path: str) -> bool:
         where = self._at(path)
+        _require_no_locks(path, where)
         kind = os.O_RDONLY if os.path.isdir(where) else os.O_RDWR
         descriptor = os.open(where, kind | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -321,6 +363,7 @@ def _leave_locks_to_parent() -> None:
     for lock in list(_locks):
         lock.leave_to_parent()
     _locks.clear()
+    _with_locks.clear()
 
 
 os.register_at_fork(after_in_child=_leave_locks_to_parent)

@@ -11,8 +11,17 @@ import time
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from objdb.errors import UsageError
-from objdb.ids import NO_TID, Tid, format_tid, next_tid, tid_after, tid_from_text, time_from_tid
+from objdb.errors import StorageError, StorageTransactionError, UsageError
+from objdb.ids import (
+    LAST_TID,
+    NO_TID,
+    Tid,
+    format_tid,
+    next_tid,
+    tid_after,
+    tid_from_text,
+    time_from_tid,
+)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MINUTE = 60_000_000  # in microseconds
@@ -90,6 +99,25 @@ def _first_tid(moment: Any, microseconds: int) -> Tid:
 
 def _no_time(moment: Any) -> UsageError:
     return UsageError(f"{moment} is no time that a transaction can have")
+
+
+def commit_tid(name: str, given: Tid | None, last: Tid) -> Tid:
+    """Return the tid of a transaction that follows *last* in the storage *name*: *given*, if it
+    was copied from elsewhere. `StorageTransactionError` if that is no later one; `StorageError` at
+    the end of the range."""
+    if given is not None and given <= last:
+        raise StorageTransactionError(
+            f"{name}: tid {given.hex()} is not after the last one, {last.hex()}. Copy "
+            "transactions in their order"
+        )
+    if last >= LAST_TID or (given is not None and given > LAST_TID):
+        raise StorageError(
+            f"{name}: the transaction {format_tid(given or last)} is at the end of the range of "
+            "tids, behind which nothing can be committed. It was made with a clock that is wrong. "
+            "Copy what is before it to a new database: objdb migrate "
+            "'before+file:PATH?before=TIME' NEW"
+        )
+    return tid_after(last) if given is None else given
 
 
 def ahead_of_clock(last: Tid) -> str:

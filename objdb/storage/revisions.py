@@ -26,13 +26,13 @@ from objdb.errors import (
     StorageClosedError,
     StorageError,
     StorageForkedError,
-    StorageTransactionError,
     Unsupported,
     UsageError,
 )
-from objdb.ids import MAX_TID, NO_TID, Oid, Tid, format_oid, int_from_oid, tid_after
+from objdb.ids import MAX_TID, NO_TID, Oid, Tid, format_oid, int_from_oid
 from objdb.storage.commit import CommitSlot, Phase, Repeat, Staged
 from objdb.storage.copying import CopyProgress, copy_transactions
+from objdb.storage.moments import commit_tid
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -296,13 +296,7 @@ class RevisionStorage(ABC):
             self._require_writable()
             self._begin_vote()
             self._check(staged)
-            if staged.tid is None:
-                staged.tid = tid_after(self._decided_tid())
-            elif staged.tid <= self._decided_tid():
-                raise StorageTransactionError(
-                    f"{self._name}: tid {staged.tid.hex()} is not after the last one, "
-                    f"{self._decided_tid().hex()}. Copy transactions in their order"
-                )
+            staged.tid = commit_tid(self._name, staged.tid, self._decided_tid())
             self._prepare(staged)
         except ConflictError as error:
             if error.oid in staged.bases:

@@ -79,7 +79,7 @@ def check(database: str, as_json: bool) -> None:
                 "name": report.name, "transactions": report.transactions,
                 "revisions": report.revisions, "objects": report.objects,
                 "garbage": report.garbage, "unverified": report.unverified,
-                "problems": report.problems,
+                "note": report.note, "problems": report.problems,
             }
         )
     else:
@@ -89,9 +89,12 @@ def check(database: str, as_json: bool) -> None:
         )
         if report.unverified:
             echo(
-                f"{report.unverified:,} transactions carry no checksum, as those written by ZODB, "
-                "and could not be verified; objdb pack gives checksums to what it keeps"
+                f"{report.unverified:,} transactions carry no checksum, and could not be verified: "
+                "they were written by ZODB, where objdb pack gives checksums to what it keeps, or "
+                "by objdb 0.1 to SQLite or Berkeley DB, where a copy has some (objdb migrate)"
             )
+        if report.note:
+            echo(escaped(report.note))
         for problem in report.problems:
             echo(f"  {escaped(problem)}")
         echo(f"{len(report.problems)} problems" if report.problems else "no problems")

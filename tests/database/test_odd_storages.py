@@ -9,7 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 import objdb
-from objdb.ids import NO_TID
+from objdb.check import check
+from objdb.ids import LAST_TID, MAX_TID, NO_TID, ROOT_OID
+from objdb.storage.commit import TransactionMetaData
 from objdb.testing.helpers import commit
 from objdb.tools.main import main
 from tests.storages import KEY, STORAGES
@@ -49,6 +51,31 @@ def test_the_last_oid(kind: str, tmp_path: Path) -> None:
         with pytest.raises(objdb.StorageError, match="no oids left"):
             storage.new_oid()
         assert storage.load(b"\xff" * 8)[0] == b"the last"
+
+
+@pytest.mark.parametrize("kind", list(STORAGES))
+def test_the_last_tid(kind: str, tmp_path: Path) -> None:
+    """Behind the last tid there is, nothing can be committed: an error that says so, and the rest
+    goes on. Beyond the range nothing can be restored."""
+    with STORAGES[kind](tmp_path) as storage:
+        for tid, is_taken in ((b"\xff" * 8, False), (MAX_TID, False), (LAST_TID, True)):
+            transaction = TransactionMetaData()
+            storage.tpc_begin(transaction, tid)
+            storage.restore(ROOT_OID, tid, b"restored", "", None, transaction)
+            if is_taken:
+                storage.tpc_vote(transaction)
+                storage.tpc_finish(transaction)
+                break
+            with pytest.raises(objdb.StorageError, match="end of the range of tids"):
+                storage.tpc_vote(transaction)
+            storage.tpc_abort(transaction)
+        with pytest.raises(objdb.StorageError, match="end of the range of tids"):
+            commit(storage, {ROOT_OID: (LAST_TID, b"another")})
+        assert storage.load(ROOT_OID) == (b"restored", LAST_TID)
+    if kind != "memory":
+        with STORAGES[kind](tmp_path) as storage:
+            assert storage.load(ROOT_OID) == (b"restored", LAST_TID)
+            assert "ahead of the clock" in check(storage).note
 
 
 @pytest.mark.parametrize("kind", [name for name in STORAGES if name != "memory"])

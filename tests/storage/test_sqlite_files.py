@@ -100,7 +100,7 @@ def test_a_newer_release(path: Path) -> None:
     program = sqlite3.connect(path)
     program.execute("PRAGMA user_version=7")
     program.close()
-    with pytest.raises(FileFormatError, match=r"newer release.*schema 7; this one knows 1"):
+    with pytest.raises(FileFormatError, match=r"newer release.*schema 7; this one knows 2"):
         SQLiteStorage(path)
 
 
@@ -157,7 +157,7 @@ def test_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(path)
     with SQLiteStorage(path) as storage:
         tid, before = storage.getTid(ROOT_OID), contents(storage)
-        monkeypatch.setattr("objdb.storage.sql.sqlite.free_bytes", lambda place: 5000)
+        monkeypatch.setattr("objdb.storage.sql.space.free_bytes", lambda place: 5000)
         with pytest.raises(StorageWriteError, match=r"5000 are free.*Make room"):
             commit(storage, {ROOT_OID: (tid, b"x")})
         monkeypatch.undo()

@@ -1,8 +1,10 @@
 """One transaction of the engine, and the facts that it keeps.
 
     transactions  tid ─► number of objects 8, largest oid 8, bytes of all rows 8, versions 1,
-                         transaction
+                         transaction, CRC-32 4
     versions      oid ─► tid, name of the version, of each object whose last revision is in one
+
+A row has its checksum behind it too (`rows.sealed`), in databases of format 2.
 
 What is before a transaction are the facts after it; those of the last one count. `versions` in it
 says whether any revision was ever in one.
@@ -22,7 +24,16 @@ from objdb.ids import NO_TID, Oid, Tid
 from objdb.storage.berkeley.engine import abandon, bdb
 from objdb.storage.berkeley.environment import Environment
 from objdb.storage.tables.pack import Rows, Transactions
-from objdb.storage.tables.rows import PLAIN, Place, Row, TransactionRow, encode_row
+from objdb.storage.tables.rows import (
+    CRC_BYTES,
+    PLAIN,
+    Place,
+    Row,
+    TransactionRow,
+    encode_row,
+    sealed,
+    unsealed,
+)
 from objdb.storage.tables.rows import encode_transaction as encoded
 
 _FACTS = struct.Struct(">QQQB")
@@ -42,8 +53,13 @@ class Facts(NamedTuple):
 
 def read_facts(environment: Environment) -> tuple[Tid, Facts]:
     """Return the tid of the last transaction, and the facts after it."""
-    found = environment.last_head("transactions", FACTS_BYTES)
-    return (NO_TID, Facts()) if found is None else (found[0], Facts._make(_FACTS.unpack(found[1])))
+    found = environment.last("transactions")
+    if found is None:
+        return NO_TID, Facts()
+    tid, value = found
+    if environment.has_checksums:
+        value = unsealed(tid, value, environment.path)
+    return tid, Facts._make(_FACTS.unpack(value[:FACTS_BYTES]))
 
 
 def read_places(environment: Environment) -> dict[Oid, Place]:
@@ -66,6 +82,7 @@ class Change:
 
     def __init__(self, environment: Environment, facts: Facts) -> None:
         self._environment = environment
+        self._seals = environment.has_checksums
         self._txn: Any = environment.handle.txn_begin()
         self._txn.set_priority(_PRIORITY)
         self.facts = facts
@@ -80,7 +97,7 @@ class Change:
         for oid in replaced:
             self._keep_old(oid)
         tid, txn, put = transaction.tid, self._txn, self._environment.current.put
-        head, size = tid + PLAIN, -len(tid) * len(replaced)
+        head, size, seals = tid + PLAIN, -len(tid) * len(replaced), self._seals
         for oid, row in rows:
             if isinstance(row, bytes):
                 value = head + row
@@ -88,6 +105,8 @@ class Change:
                 value = tid + encode_row(row)
                 if row.version:
                     self.places[oid] = Place(oid, tid, row.version)
+            if seals:
+                value = sealed(oid, value)
             put(oid, value, txn)
             size += len(value)
         for oid in in_versions.keys() & transaction.oids if in_versions else ():
@@ -98,9 +117,17 @@ class Change:
         facts = self.facts
         self.facts = Facts(
             facts.objects + len(transaction.oids) - len(replaced), max(facts.max_oid, largest),
-            facts.size + size + FACTS_BYTES + len(noted), facts.had_versions or bool(self.places),
+            facts.size + size + FACTS_BYTES + len(noted) + CRC_BYTES * seals,
+            facts.had_versions or bool(self.places),
         )
-        self._environment.transactions.put(tid, _FACTS.pack(*self.facts) + noted, txn)
+        noted = self._sealed(tid, _FACTS.pack(*self.facts) + noted)
+        self._environment.transactions.put(tid, noted, txn)
+
+    def _sealed(self, key: bytes, value: bytes) -> bytes:
+        return sealed(key, value) if self._seals else value
+
+    def _unsealed(self, key: bytes, value: bytes) -> bytes:
+        return unsealed(key, value, self._environment.path) if self._seals else value
 
     def _keep_old(self, oid: Oid) -> None:
         value = self._environment.current.get(oid, None, self._txn, bdb.DB_RMW)
@@ -112,9 +139,10 @@ class Change:
         for (oid, tid), row in rows.items():
             if row is not None:
                 if self._is_current(oid, tid):
-                    self._replace("current", oid, tid + encode_row(row))
+                    self._replace("current", oid, self._sealed(oid, tid + encode_row(row)))
                 else:
-                    self._replace("old", oid + tid, encode_row(row))
+                    key = oid + tid
+                    self._replace("old", key, self._sealed(key, encode_row(row)))
         for (oid, tid), row in rows.items():
             if row is None:
                 self._remove(oid, tid)
@@ -122,13 +150,16 @@ class Change:
             if transaction is None:
                 self._delete("transactions", tid)
             else:
-                facts = self._environment.transactions.get(tid, None, txn, 0, FACTS_BYTES, 0)
-                self._replace("transactions", tid, facts + encoded(transaction))
+                value = self._environment.transactions.get(tid, None, txn)
+                facts = self._unsealed(tid, value)[:FACTS_BYTES]
+                value = self._sealed(tid, facts + encoded(transaction))
+                self._replace("transactions", tid, value)
         self._put_places()
         cursor = self._environment.transactions.cursor(txn)
         try:
-            cursor.last()
-            cursor.put(b"", _FACTS.pack(*self.facts), bdb.DB_CURRENT, FACTS_BYTES, 0)
+            tid, value = cursor.last()
+            value = _FACTS.pack(*self.facts) + self._unsealed(tid, value)[FACTS_BYTES:]
+            cursor.put(b"", self._sealed(tid, value), bdb.DB_CURRENT)
         finally:
             cursor.close()
             del cursor

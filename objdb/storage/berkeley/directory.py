@@ -33,7 +33,8 @@ from objdb.storage.files import (
     why_locked,
 )
 
-FORMAT = 1
+FORMAT = 2
+_WITH_CHECKSUMS = 2  # from this format on
 TABLES = ("current", "old", "transactions", "versions")
 _MARKER, _LOCK, _CONFIG = "objdb.json", "objdb", "DB_CONFIG"
 _LOG_DIRECTORY = "set_lg_dir"
@@ -41,10 +42,17 @@ _BEFORE = {_LOCK + ".lock", _CONFIG, _MARKER + ".new"}  # may be there before th
 
 
 class Marker(NamedTuple):
-    """What the file `objdb.json` says. Until the directory is complete, tables are made."""
+    """What the file `objdb.json` says. Until the directory is complete, tables are made. It keeps
+    the format that it was made in."""
 
     history: bool
     is_complete: bool
+    format: int = FORMAT
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether rows have checksums behind them."""
+        return self.format >= _WITH_CHECKSUMS
 
 
 def file_of(table: str) -> str:
@@ -109,7 +117,8 @@ def read_marker(path: str, history: bool | None) -> Marker:
     try:
         with open(os.path.join(path, _MARKER), encoding="utf-8") as file:
             said = json.load(file)
-        version, marker = said["format"], Marker(bool(said["history"]), bool(said["complete"]))
+        version = int(said["format"])
+        marker = Marker(bool(said["history"]), bool(said["complete"]), version)
     except FileNotFoundError:
         marker = Marker(history is not False, False)
         write_marker(path, marker)
@@ -141,7 +150,7 @@ def read_marker(path: str, history: bool | None) -> Marker:
 
 def write_marker(path: str, marker: Marker) -> None:
     """Write what the storage is made as, surviving a crash."""
-    said = {"format": FORMAT, "history": marker.history, "complete": marker.is_complete}
+    said = {"format": marker.format, "history": marker.history, "complete": marker.is_complete}
     new = os.path.join(path, _MARKER + ".new")
     with open(new, "w", encoding="utf-8") as file:
         json.dump(said, file)

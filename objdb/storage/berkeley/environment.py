@@ -48,15 +48,17 @@ _OWN_REFERENCES = 2  # to a table that nobody uses: the attribute, and the argum
 
 class Environment:
     """The environment in the directory *path*, open. Tables are made if *create* is true.
+    *has_checksums*: whether rows have them.
 
     Errors are those of `explained`.
     """
 
     def __init__(
         self, path: str, *, log_directory: str, cache_bytes: int, keep_logs: bool = False,
-        create: bool = False, is_backup: bool = False,
+        has_checksums: bool = True, create: bool = False, is_backup: bool = False,
     ) -> None:
         self.path = path
+        self.has_checksums = has_checksums
         # The paths stay what they are when the process changes its directory.
         self._home = os.path.abspath(path)
         self._keep_logs = keep_logs
@@ -196,13 +198,13 @@ class Environment:
             with suppress(bdb.DBError):
                 txn.abort()
 
-    def last_head(self, table: str, size: int) -> Found | None:
-        """Return the last key, and the first *size* bytes of its value."""
-        return self.read(self._last_head, table, size)
+    def last(self, table: str) -> Found | None:
+        """Return the last (key, value)."""
+        return self.read(self._last, table)
 
-    def _last_head(self, table: str, size: int) -> Found | None:
+    def _last(self, table: str) -> Found | None:
         with self._cursor(table) as cursor:
-            found: Found | None = cursor.last(dlen=size, doff=0)
+            found: Found | None = cursor.last()
             return found
 
     def piece(
@@ -269,7 +271,14 @@ class Environment:
         try:
             self.handle.txn_checkpoint(kbytes, minutes)
         except (bdb.DBError, MemoryError) as error:
-            self.is_damage(error)
+            if is_panic(error) and not _is_full(self._home, self._log_directory):
+                self.calm()
+                raise CorruptedDataError(
+                    f"{self.path} has damaged pages, which keep Berkeley DB from putting the "
+                    f"tables on the medium ({error.args[1]}). What was committed is in the log, "
+                    "and in the tables when it is opened again. Run objdb check, and restore the "
+                    "directory from a backup", path=self.path,
+                ) from error
             raise explained(error, self.path) from error
 
     def copy_to(self, target: str) -> None:

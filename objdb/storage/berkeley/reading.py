@@ -13,12 +13,19 @@ from typing import Any
 from zope.interface import implementer
 
 from objdb.errors import CorruptedDataError
-from objdb.ids import NO_TID, Oid, Tid, next_tid
+from objdb.ids import NO_TID, Oid, Tid, format_oid, next_tid
 from objdb.interfaces import IStorageSelfCheck
 from objdb.storage.berkeley.change import FACTS_BYTES, Facts
 from objdb.storage.berkeley.directory import TABLES
 from objdb.storage.tables.pack import Chain
-from objdb.storage.tables.rows import Place, Row, TransactionRow, decode_row, decode_transaction
+from objdb.storage.tables.rows import (
+    Place,
+    Row,
+    TransactionRow,
+    decode_row,
+    decode_transaction,
+    unsealed,
+)
 from objdb.storage.tables.storage import Entry, TableStorage
 
 _PIECE = 500  # rows
@@ -34,14 +41,28 @@ class BerkeleyRows(TableStorage):
     _facts: Facts
     _in_versions: dict[Oid, Place]
 
+    def _decode(self, oid: Oid, tid: Tid, data: bytes) -> Row:
+        if self._has_checksums:
+            data = unsealed(oid + tid, data, self._name)
+        return decode_row(tid, data)
+
+    def _data_bytes(self, oid: Oid, tid: Tid, data: bytes) -> int:
+        """Return how long the record in the bytes of a row is."""
+        return len(self._decode(oid, tid, data).data or b"")
+
+    def _decode_transaction(self, tid: Tid, data: bytes) -> TransactionRow:
+        if self._has_checksums:
+            data = unsealed(tid, data, self._name)
+        return decode_transaction(tid, data[FACTS_BYTES:])
+
     def _row(self, oid: Oid, tid: Tid) -> Row | None:
         while True:
             current = self._environment.get("current", oid)
             if current is not None and current[:8] == tid:
-                return decode_row(tid, current[8:])
+                return self._decode(oid, tid, current[8:])
             found = self._environment.get("old", oid + tid)
             if found is not None:
-                return decode_row(tid, found)
+                return self._decode(oid, tid, found)
             if self._is_still(oid, current):
                 return None
 
@@ -49,12 +70,12 @@ class BerkeleyRows(TableStorage):
         while True:
             current = self._environment.get("current", oid)
             if current is not None and current[:8] < tid:
-                return decode_row(current[:8], current[8:])
+                return self._decode(oid, current[:8], current[8:])
             found = self._environment.last_before("old", oid + tid)
             if self._is_still(oid, current):
                 if found is None or found[0][:8] != oid:
                     return None
-                return decode_row(found[0][8:], found[1])
+                return self._decode(oid, found[0][8:], found[1])
 
     def _row_after(self, oid: Oid, tid: Tid) -> Row | None:
         while True:
@@ -62,9 +83,9 @@ class BerkeleyRows(TableStorage):
             found = self._environment.first_after("old", oid + tid)
             if self._is_still(oid, current):
                 if found is not None and found[0][:8] == oid:
-                    return decode_row(found[0][8:], found[1])
+                    return self._decode(oid, found[0][8:], found[1])
                 if current is not None and current[:8] > tid:
-                    return decode_row(current[:8], current[8:])
+                    return self._decode(oid, current[:8], current[8:])
                 return None
 
     def _is_still(self, oid: Oid, current: bytes | None) -> bool:
@@ -109,7 +130,7 @@ class BerkeleyRows(TableStorage):
                 if value[:8] >= bound:  # it may be taken back: look at the object by itself
                     yield oid, self._chain_of(oid, bound)
                     continue
-                last = value[:8], _data_bytes(value[8:])
+                last = value[:8], self._data_bytes(oid, value[:8], value[8:])
                 yield oid, [*(each for each in chains[oid] if each[0] < last[0]), last]
             start = piece[-1][0] + b"\0"
 
@@ -118,7 +139,8 @@ class BerkeleyRows(TableStorage):
         while rows := self._environment.piece("old", start, stop, _PIECE):
             for key, value in rows:
                 if key[:8] in chains:
-                    chains[key[:8]].append((key[8:], _data_bytes(value)))
+                    size = self._data_bytes(key[:8], key[8:], value)
+                    chains[key[:8]].append((key[8:], size))
             start = rows[-1][0] + b"\0"
 
     def _chain_of(self, oid: Oid, bound: Tid) -> Chain:
@@ -133,7 +155,7 @@ class BerkeleyRows(TableStorage):
 
     def _transaction(self, tid: Tid) -> TransactionRow | None:
         data = self._environment.get("transactions", tid)
-        return None if data is None else decode_transaction(tid, data[FACTS_BYTES:])
+        return None if data is None else self._decode_transaction(tid, data)
 
     def _iter_transactions(
         self, start: Tid, stop: Tid, newest_first: bool = False
@@ -144,38 +166,57 @@ class BerkeleyRows(TableStorage):
             if not rows:
                 return
             for tid, data in rows:
-                yield decode_transaction(tid, data[FACTS_BYTES:])
+                yield self._decode_transaction(tid, data)
             if newest_first:
                 stop = _tid_before(rows[-1][0])
             else:
                 start = next_tid(rows[-1][0])
 
     def self_check(self) -> list[str]:
-        """See `IStorageSelfCheck`: every page is read, and, if nobody is committing, the objects
-        are counted. Pages of zeros are looked for first."""
+        """See `IStorageSelfCheck`: every page is read, every checksum verified, and, if nobody is
+        committing, the objects are counted. Pages of zeros are looked for first."""
         self._require_open()
         facts, count, is_quiet = self._facts, 0, True
+        noted: list[str] = []  # as long as nobody commits
         problems: list[str] = self._environment.find_blank_pages()
         for table in TABLES if not problems else ():
             start = b""
             try:
                 while piece := self._environment.piece(table, start, _LAST_KEY, _PIECE):
+                    if table == "versions":
+                        noted += self._wrong_notes(piece)
+                    else:
+                        problems += self._damaged_rows(table, piece)
                     if table == "current":
                         count += len(piece)
                         is_quiet &= all(value[:8] <= self._decided for _, value in piece)
                     start = piece[-1][0] + b"\0"
             except CorruptedDataError as error:
                 problems.append(f"{table}: {error}")
-        if not problems and is_quiet and facts is self._facts and count != facts.objects:
-            problems.append(
-                f"{self._name}: there are {count} objects, and {facts.objects} are noted"
-            )
+        if is_quiet and facts is self._facts:
+            if not problems and count != facts.objects:
+                noted.append(
+                    f"{self._name}: there are {count} objects, and {facts.objects} are noted"
+                )
+            problems += noted
         return problems
 
+    def _wrong_notes(self, piece: list[tuple[bytes, bytes]]) -> Iterator[str]:
+        for oid, value in piece:
+            if self._environment.get("current", oid, 8) != value[:8]:
+                yield f"{self._name}: object {format_oid(oid)} is noted as in a version, wrongly"
 
-def _data_bytes(data: bytes) -> int:
-    """Return how long the record in the bytes of a row is."""
-    return len(data) - 1 if data[:1] == b"\0" else len(decode_row(NO_TID, data).data or b"")
+    def _damaged_rows(self, table: str, piece: list[tuple[bytes, bytes]]) -> Iterator[str]:
+        for key, value in piece:
+            try:
+                if table == "current":
+                    self._decode(key, value[:8], value[8:])
+                elif table == "old":
+                    self._decode(key[:8], key[8:], value)
+                else:
+                    self._decode_transaction(key, value)
+            except CorruptedDataError as error:
+                yield str(error)
 
 
 def _tid_before(tid: Tid) -> Tid:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 from weakref import WeakSet
+from zlib import crc32
 
 from zope.interface import alsoProvides
 
@@ -51,6 +52,8 @@ from objdb.storage.durability import GroupCommit, Ticket
 from objdb.storage.files import free_bytes, path_given, require_folder
 from objdb.storage.tables.pack import Rows, Transactions
 from objdb.storage.tables.rows import (
+    CRC_BYTES,
+    SOUND,
     Row,
     TransactionRow,
 )
@@ -130,6 +133,8 @@ class BerkeleyStorage(BerkeleyRows):
 
     def _open(self, cache_bytes: int, keep_logs: bool, marker: Marker) -> None:
         self._failed: str | None = None
+        self._marker = marker
+        self._has_checksums = marker.has_checksums
         self._free_bytes = 0
         self._writing = threading.Lock()
         self._backup_lock = threading.Lock()
@@ -137,7 +142,8 @@ class BerkeleyStorage(BerkeleyRows):
         self._group: GroupCommit[Ticket] = GroupCommit(self._sync, self._publish_ticket)
         self._environment: Any = Environment(
             self._name, log_directory=self._log_directory, cache_bytes=cache_bytes,
-            keep_logs=keep_logs, create=not marker.is_complete,
+            has_checksums=marker.has_checksums, keep_logs=keep_logs,
+            create=not marker.is_complete,
         )
         try:
             if not marker.is_complete:
@@ -168,7 +174,10 @@ class BerkeleyStorage(BerkeleyRows):
         if found is not None and not found[8]:
             serial = found[:8]
             if serial < tid and serial < self._visible_before:
-                return found[9:], serial, None
+                if not self._has_checksums:
+                    return found[9:], serial, None
+                if crc32(found, crc32(oid)) == SOUND:
+                    return found[9:-CRC_BYTES], serial, None
         return super().loadBefore(oid, tid, version)
 
     def __len__(self) -> int:
@@ -384,7 +393,7 @@ class BerkeleyStorage(BerkeleyRows):
         with self._backup_lock:
             target = os.path.abspath(path_given(directory, "backup"))  # no slash at its end
             require_folder(target, "backup")
-            back_up(self._environment, Marker(self._keeps_history, True), target)
+            back_up(self._environment, self._marker._replace(is_complete=True), target)
 
     # -- closing, and forks
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from objdb.errors import CorruptedDataError, StorageError
-from objdb.ids import Oid, Tid, format_oid
+from objdb.ids import LAST_TID, Oid, Tid, format_oid
 from objdb.storage.commit import Staged, TransactionMetaData
 from objdb.storage.durability import Ticket
 from objdb.storage.file.format import (
@@ -188,6 +188,8 @@ class Log:
         tid, length, status, user, description, extension = TRANSACTION.unpack_from(block)
         if status not in (COMMITTED, VOTED, PACKED, UNDONE):
             raise self.damaged(position, f"{status!r} is no transaction status")
+        if tid > LAST_TID:
+            raise self.damaged(position, f"{tid.hex()} is beyond the range of tids")
         texts_size = user + description + extension
         end = position + length + NUMBER.size
         if length < TRANSACTION.size + texts_size or end > limit:

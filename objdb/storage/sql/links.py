@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from weakref import WeakSet
 
 from objdb.ids import Tid
-from objdb.storage.sql.storage import AHEAD, CURRENT, CurrentRow
+from objdb.storage.sql.statements import Statements
+from objdb.storage.sql.storage import CurrentRow
 
 _FORK_SECONDS = 5.0  # how long a fork waits for what is under way
 _REST_SECONDS = 0.01  # how long the clock waits for a link
@@ -36,12 +37,13 @@ class Link:
     """
 
     __slots__ = (
-        "_last_oid", "_pid", "ahead", "connection", "execute", "is_closed", "is_ending", "lock",
-        "tid",
+        "_last_oid", "_pid", "_statements", "ahead", "connection", "execute", "is_closed",
+        "is_ending", "lock", "tid",
     )
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, statements: Statements) -> None:
         self.connection = connection
+        self._statements = statements
         self.execute = connection.cursor().execute
         self.lock = threading.Lock()
         self.is_ending = self.is_closed = False
@@ -56,13 +58,13 @@ class Link:
         self._last_oid = oid
         if is_next:
             last = min(oid + _AHEAD_OBJECTS, _MAX_OID)
-            rows: list[CurrentRow] = self.execute(AHEAD, (oid, last)).fetchall()
+            rows: list[CurrentRow] = self.execute(self._statements.ahead, (oid, last)).fetchall()
             if rows:
                 self._last_oid = rows[-1][0]
                 self.ahead = {row[0]: row for row in rows}
                 if rows[0][0] == oid:
                     return self.ahead.pop(oid)
-        found: CurrentRow | None = self.execute(CURRENT, (oid,)).fetchone()
+        found: CurrentRow | None = self.execute(self._statements.current, (oid,)).fetchone()
         return found
 
     def see(self, tid: Tid) -> None:
@@ -128,11 +130,15 @@ class _Own:
 
 
 class Links:
-    """The links of all threads; made with *connect*. `_lock` is held while the list changes, and
-    during a fork. `local` has of each thread its `link`, None while another is `lent` to it."""
+    """The links of all threads; made with *connect*, and using *statements*. `_lock` is held while
+    the list changes, and during a fork. `local` has of each thread its `link`, None while another
+    is `lent` to it."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(
+        self, connect: Callable[[], sqlite3.Connection], statements: Statements
+    ) -> None:
         self._connect = connect
+        self._statements = statements
         self._lock = threading.Lock()
         self._all: set[Link] = set()
         self._is_closed = False
@@ -143,7 +149,7 @@ class Links:
         with self._lock:
             if self._is_closed:
                 return None
-            link = Link(self._connect())
+            link = Link(self._connect(), self._statements)
             self._all.add(link)
             self.local.own = _Own(link)
             self.local.link = link

@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import NamedTuple
 from urllib.parse import quote
 
 from objdb.errors import (
@@ -21,13 +22,23 @@ from objdb.errors import (
     StorageLockedError,
     StorageWriteError,
     UsageError,
+    require_at_least,
 )
-from objdb.storage.files import require_folder, require_regular, sync_path
+from objdb.storage.files import (
+    has_locks,
+    note_locks,
+    require_folder,
+    require_regular,
+    sync_path,
+)
 from objdb.storage.sql.links import is_open_in_parent
-from objdb.storage.sql.storage import SCHEMA
+from objdb.storage.sql.statements import SCHEMA
+from objdb.storage.sql.wal import require_whole_log
 
+DURABILITIES = {"sync": "FULL", "os": "NORMAL"}
 APPLICATION_ID = 0x6F626A64  # "objd", at byte 68 of the file
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_WITH_CHECKSUMS = 2  # from this version on
 # SQLite's numbers of errors, and what their texts have in them.
 _BUSY, _LOCKED, _READONLY, _CORRUPT, _FULL, _CANTOPEN, _NOTADB = 5, 6, 8, 11, 13, 14, 26
 _TEXTS = {
@@ -35,6 +46,8 @@ _TEXTS = {
     "malformed": _CORRUPT, "is full": _FULL, "unable to open": _CANTOPEN,
     "not a database": _NOTADB,
 }
+# What it raises; the second, for a text that damage made no text of.
+SQLITE_ERRORS = sqlite3.Error, UnicodeDecodeError
 _MAGIC = b"SQLite format 3\0"
 _FIRST_WAIT_SECONDS, _MOST_WAIT_SECONDS = 0.0001, 0.005
 
@@ -48,6 +61,33 @@ _VIEW = (
     f"CREATE VIEW history AS SELECT printf('%016x', tid) AS tid, {_TIME} AS time, user,"
     " description, length(oids) / 8 AS objects, size, status FROM transactions ORDER BY tid"
 )
+
+
+def require_seconds(**options: float) -> None:
+    """Raise `UsageError` for what is no number of seconds."""
+    for name, value in options.items():
+        if not (isinstance(value, (int, float)) and value >= 0):
+            raise UsageError(f"{name} is {value!r}; it is a number of seconds, 0 or more")
+
+
+def pragmas(durability: str, cache_bytes: int) -> tuple[str, ...]:
+    """Return the statements that each connection begins with. `UsageError` for what none can be."""
+    if durability not in DURABILITIES:
+        raise UsageError(f"durability is {durability!r}; it can be {' or '.join(DURABILITIES)}")
+    require_at_least(0, cache_bytes=cache_bytes)
+    return (
+        f"PRAGMA synchronous={DURABILITIES[durability]}",
+        f"PRAGMA cache_size=-{cache_bytes // 1024}",
+        # The clock does it; this is for when it cannot keep up.
+        "PRAGMA wal_autocheckpoint=10000",
+    )
+
+
+class Made(NamedTuple):
+    """How a database was made, which stays."""
+
+    keeps_history: bool
+    has_checksums: bool
 
 
 class ProcessLock:
@@ -92,6 +132,40 @@ class ProcessLock:
             self._file, self._is_held = -1, False
 
 
+class Grip:
+    """What a process holds that has the database *path* open: the files that SQLite writes to, and
+    its locks on them. Those end when anything in the process closes the file that it opened on its
+    own; then another process takes itself for the last one, and removes the write-ahead log."""
+
+    def __init__(self, path: str) -> None:
+        self._log = path + "-wal"
+        self._files = {name: _identity(name) for name in (path, self._log)}
+        self.let_go = note_locks(path)
+
+    def what_is_gone(self, only_log: bool = False) -> str | None:
+        """Return what has become of a file that is not there any more, as a reason to commit no
+        more; None if both are. Before a commit nothing would be written then that a checkpoint
+        takes to the database; *only_log*, behind one: it may be gone since."""
+        for name in (self._log,) if only_log else self._files:
+            there = _identity(name)
+            if there != self._files[name]:
+                how = "was removed" if there is None else "was replaced"
+                return (
+                    f"{name} {how} while the database was open: what this process commits would "
+                    "be lost, so the storage commits no more. What it committed last may be lost. "
+                    "Close it, see to the files, and open it again"
+                )
+        return None
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return there.st_dev, there.st_ino
+
+
 def connect(
     path: str, read_only: bool, busy_seconds: float, pragmas: Iterable[str] = ()
 ) -> sqlite3.Connection:
@@ -121,9 +195,10 @@ def connect(
 
 
 def open_database(
-    path: str, history: bool | None, create: bool, read_only: bool, busy_seconds: float
-) -> bool:
-    """Make the database if it is to be made, and return whether it keeps history.
+    path: str, history: bool | None, create: bool, read_only: bool, busy_seconds: float,
+    durability: str,
+) -> Made:
+    """Make the database if it is to be made, and return how it was made.
 
     `FileFormatError`, `UsageError` if it cannot be opened like this.
     """
@@ -139,12 +214,14 @@ def open_database(
             lock.acquire()
             if not os.path.exists(path):
                 _make_file(path, history is not False, busy_seconds)
+        if not has_locks(path):
+            require_whole_log(path, durability)
         connection = connect(path, read_only, busy_seconds)
         try:
             return _look_at(connection, path, history)
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except SQLITE_ERRORS as error:
         raise explained(error, path) from error
     finally:
         lock.close()
@@ -161,6 +238,8 @@ def _require_openable(path: str, create: bool) -> None:
         return
     for ending in ("", ".lock", "-wal", "-shm"):
         require_regular(path + ending)
+    if has_locks(path):  # so it is one
+        return
     with open(path, "rb") as file:
         magic = file.read(16)
     if not magic:
@@ -173,7 +252,7 @@ def _require_openable(path: str, create: bool) -> None:
         )
 
 
-def _look_at(connection: sqlite3.Connection, path: str, history: bool | None) -> bool:
+def _look_at(connection: sqlite3.Connection, path: str, history: bool | None) -> Made:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     if application != APPLICATION_ID:
         raise FileFormatError(
@@ -196,7 +275,7 @@ def _look_at(connection: sqlite3.Connection, path: str, history: bool | None) ->
             f"{path} was made with history={bool(found[0])}, and that stays. Leave the argument "
             "out, or copy it to a database made with the other (objdb migrate)"
         )
-    return bool(found[0])
+    return Made(bool(found[0]), version >= _WITH_CHECKSUMS)
 
 
 def _make_file(path: str, history: bool, busy_seconds: float) -> None:
@@ -246,7 +325,7 @@ def _make(connection: sqlite3.Connection, path: str, history: bool) -> None:
     connection.execute("COMMIT")
 
 
-def explained(error: sqlite3.Error, path: str) -> ObjdbError:
+def explained(error: BaseException, path: str) -> ObjdbError:
     """Return the error that says what one of SQLite means."""
     code = _code(error)
     if code in (_BUSY, _LOCKED):
@@ -276,7 +355,7 @@ def explained(error: sqlite3.Error, path: str) -> ObjdbError:
     return StorageError(f"{path}: SQLite says {str(error)!r}")
 
 
-def _code(error: sqlite3.Error) -> int:
+def _code(error: BaseException) -> int:
     """Return SQLite's number of an error, which Python 3.10 does not tell."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     if code is not None:

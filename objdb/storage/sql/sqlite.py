@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 from zope.interface import alsoProvides, implementer
 
@@ -34,9 +35,6 @@ from objdb.errors import (
     StorageClosedError,
     StorageFailedError,
     StorageForkedError,
-    StorageWriteError,
-    UsageError,
-    require_at_least,
 )
 from objdb.ids import ROOT_OID, Oid, Tid, format_tid
 from objdb.interfaces import (
@@ -48,21 +46,34 @@ from objdb.interfaces import (
 )
 from objdb.storage.clock import Clock
 from objdb.storage.commit import Staged
-from objdb.storage.files import free_bytes, path_given
+from objdb.storage.files import path_given
 from objdb.storage.sql.backup import back_up
+from objdb.storage.sql.checking import find_problems
 from objdb.storage.sql.links import Link, Links, unwatch, watch
-from objdb.storage.sql.opening import ProcessLock, connect, explained, open_database
+from objdb.storage.sql.opening import (
+    SQLITE_ERRORS,
+    Grip,
+    ProcessLock,
+    connect,
+    explained,
+    open_database,
+    pragmas,
+    require_seconds,
+)
+from objdb.storage.sql.space import require_space
+from objdb.storage.sql.statements import (
+    NEW_TRANSACTIONS,
+    NOTE_LAST_OID,
+    SET_OIDS_ASIDE,
+    Statements,
+)
 from objdb.storage.sql.storage import SQLStorage, name_of, number
-from objdb.storage.tables.rows import Row, TransactionRow
+from objdb.storage.tables.rows import PLAIN, Row, TransactionRow
 
 _CLOCK_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0  # how long closing waits for a call of SQLite
 _LONG_LOG_BYTES = 4 << 20
 _FIRST_OIDS, _MOST_OIDS = 50, 12_800  # how many oids are set aside at a time
-# What a commit of some bytes may take.
-_TIMES, _ROW_BYTES, _PAGE_BYTES, _PAGES_BESIDE = 2, 100, 4096, 16
-
-DURABILITIES = {"sync": "FULL", "os": "NORMAL"}
 
 
 @implementer(IStorageShared, IStorageSelfCheck)
@@ -86,12 +97,8 @@ class SQLiteStorage(SQLStorage):
         read_only: bool = False, durability: str = "sync", busy_seconds: float = 30,
         cache_bytes: int = 16 << 20, keep_seconds: float = 600,
     ) -> None:
-        if durability not in DURABILITIES:
-            raise UsageError(f"durability is {durability!r}; it can be {' or '.join(DURABILITIES)}")
-        require_at_least(0, cache_bytes=cache_bytes)
-        for name, value in (("busy_seconds", busy_seconds), ("keep_seconds", keep_seconds)):
-            if not (isinstance(value, (int, float)) and value >= 0):
-                raise UsageError(f"{name} is {value!r}; it is a number of seconds, 0 or more")
+        self._pragmas = pragmas(durability, cache_bytes)
+        require_seconds(busy_seconds=busy_seconds, keep_seconds=keep_seconds)
         path = path_given(path, "file")
         self._path = os.path.abspath(path)  # it stays, when the process changes its directory
         self._options: dict[str, Any] = {
@@ -99,25 +106,25 @@ class SQLiteStorage(SQLStorage):
             "busy_seconds": busy_seconds, "cache_bytes": cache_bytes, "keep_seconds": keep_seconds,
         }
         self._keep_seconds = keep_seconds
-        self._pragmas = (
-            f"PRAGMA synchronous={DURABILITIES[durability]}",
-            f"PRAGMA cache_size=-{cache_bytes // 1024}",
-            # The clock does it; this is for when it cannot keep up.
-            "PRAGMA wal_autocheckpoint=10000",
-        )
         self._busy_seconds = busy_seconds
-        keeps = open_database(path, history, create and not read_only, read_only, busy_seconds)
-        super().__init__(path, read_only=read_only, keeps_history=keeps, path=path)
-        if keeps:
+        made = open_database(
+            path, history, create and not read_only, read_only, busy_seconds, durability
+        )
+        super().__init__(path, read_only=read_only, keeps_history=made.keeps_history, path=path)
+        self._has_checksums = made.has_checksums
+        self._statements = Statements(made.has_checksums)
+        if made.keeps_history:
             alsoProvides(self, IStorageHistory, IStorageUndoable, IStorageVersions)
         self._open()
 
     def _open(self) -> None:
         self._failed: str | None = None
         self._poll_lock = threading.Condition(threading.Lock())
-        self._links = Links(self._connect)
+        self._links = Links(self._connect, self._statements)
         self._process_lock = ProcessLock(self._path + ".lock", self._busy_seconds)
-        self._open_own()
+        self._writer = Link(self._connect(), self._statements)
+        self._polling = self._connect()
+        self._grip = Grip(self._path)
         self._own_tid: Tid | None = None  # of the transaction that is being committed here
         self._aside_lock = threading.Lock()  # of setting oids aside
         self._oids_until = 0  # up to which oids are set aside for this process
@@ -129,17 +136,13 @@ class SQLiteStorage(SQLStorage):
         self._start_clock()
         watch(self)
 
-    def _open_own(self) -> None:
-        self._writer = Link(self._connect())
-        self._polling = self._connect()
-
     def _start_clock(self) -> None:
         self._clock = Clock(_CLOCK_SECONDS, self._tick, f"{self._path} clock")
 
     def _connect(self) -> sqlite3.Connection:
         try:
             return connect(self._path, self._is_read_only, self._busy_seconds, self._pragmas)
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise self._explained(error) from error
 
     def again(self) -> SQLiteStorage:
@@ -187,10 +190,10 @@ class SQLiteStorage(SQLStorage):
                     found = fetch(link.execute(statement, parameters))
                 link.end_if_told()
                 return found
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise self._explained(error) from error
 
-    def _explained(self, error: sqlite3.Error) -> ObjdbError:
+    def _explained(self, error: BaseException) -> ObjdbError:
         return self._closed_error() if self._closed else explained(error, self._name)
 
     def _closed_error(self) -> StorageClosedError:
@@ -209,14 +212,16 @@ class SQLiteStorage(SQLStorage):
                 found = link.ahead.pop(key, None) or link.find(key)
             if link.is_ending:
                 link.end()
-        except (AttributeError, sqlite3.Error):
+        except (AttributeError, *SQLITE_ERRORS):
             # The first time in this thread, or in a vote; or told, or got over, by what is slower.
             found = None
         if found is not None:
-            _, tid_number, data, own = found
+            _, tid_number, data, own, crc = found
             if own is None and type(data) is bytes and type(tid_number) is int and tid_number >= 0:
                 serial = tid_number.to_bytes(8, "big")
-                if serial < tid and serial < self._visible_before:
+                if serial < tid and serial < self._visible_before and (
+                    crc == crc32(data, crc32(oid + serial + PLAIN)) or not self._has_checksums
+                ):
                     return data, serial, None
         return super().loadBefore(oid, tid, version)
 
@@ -234,12 +239,9 @@ class SQLiteStorage(SQLStorage):
             with self._poll_lock:
                 # What others committed behind a transaction of this process is seen with it.
                 while (own := self._take_in(self._polling)) is not None:
-                    self._poll_lock.wait_for(partial(self._is_shown, own))
-        except sqlite3.Error as error:
+                    self._poll_lock.wait_for(partial(self._is_foreign, own))
+        except SQLITE_ERRORS as error:
             raise self._explained(error) from error
-
-    def _is_shown(self, tid: Tid) -> bool:
-        return self._own_tid != tid
 
     def _is_foreign(self, tid: Tid) -> bool:
         return tid != self._own_tid
@@ -251,8 +253,8 @@ class SQLiteStorage(SQLStorage):
         if last is None or last == number(self._last_tid):
             return None
         own = self._own_tid
-        new = "SELECT tid, oids FROM transactions WHERE tid > ? ORDER BY tid"
-        for tid_number, oids in connection.execute(new, (number(self._last_tid),)).fetchall():
+        found = connection.execute(NEW_TRANSACTIONS, (number(self._last_tid),)).fetchall()
+        for tid_number, oids in found:
             tid = name_of(tid_number)
             if own is not None and tid >= own:
                 return own if last > number(own) else None
@@ -283,10 +285,7 @@ class SQLiteStorage(SQLStorage):
     def _set_oids_aside(self) -> None:
         """Take some oids that no other process gets. `_aside_lock` is held."""
         with self._alone():
-            self._change(
-                "UPDATE facts SET value = max(value, ?) + ? WHERE name = 'last_oid'",
-                [(self._max_oid, self._oids_at_a_time)],
-            )
+            self._change(SET_OIDS_ASIDE, [(self._max_oid, self._oids_at_a_time)])
             until = self._fact("last_oid", None)
         with self._oid_lock:
             self._max_oid = max(self._max_oid, until - self._oids_at_a_time)
@@ -299,7 +298,7 @@ class SQLiteStorage(SQLStorage):
         """See `RevisionStorage.tpc_vote`."""
         try:
             return super().tpc_vote(transaction)
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise self._explained(error) from error
         finally:
             self._links.give_back()
@@ -316,12 +315,13 @@ class SQLiteStorage(SQLStorage):
         self._require_open()
         self._process_lock.acquire()
         try:
+            self._require_in_place()
             self._writer.execute("BEGIN IMMEDIATE")
             with self._poll_lock:
                 self._take_in(self._writer.connection)
         except BaseException as error:
             self._end_writing("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, SQLITE_ERRORS):
                 raise self._explained(error) from error
             raise
         self._writer.see(self._last_tid)
@@ -344,7 +344,7 @@ class SQLiteStorage(SQLStorage):
                 self._end_writing("COMMIT")
             except BaseException as error:
                 self._end_writing("ROLLBACK")
-                if isinstance(error, sqlite3.Error):
+                if isinstance(error, SQLITE_ERRORS):
                     raise self._explained(error) from error
                 raise
             finally:
@@ -367,19 +367,9 @@ class SQLiteStorage(SQLStorage):
         super()._write_plain(transaction, records, replaced)
 
     def _require_space(self, transaction: TransactionRow, replaced: list[Oid]) -> None:
-        """Raise `StorageWriteError` if a transaction may fill the disk: SQLite writes when it
-        decides, which is too late to find that out."""
-        rows = transaction.size * _TIMES + len(transaction.oids) * _ROW_BYTES
-        changed = len(replaced) * 2
-        free = free_bytes(os.path.dirname(self._path))
-        if rows + (changed + _PAGES_BESIDE) * _PAGE_BYTES > free:
-            changed = min(changed, self._find("PRAGMA page_count")[0])
-        needed = rows + (changed + _PAGES_BESIDE) * _PAGE_BYTES
-        if needed > free:
-            raise StorageWriteError(
-                f"{self._name}: the disk is full: a commit of {transaction.size} bytes may need "
-                f"{needed}, and {free} are free; nothing was committed. Make room, and try again"
-            )
+        require_space(
+            self._path, transaction, len(replaced), lambda: self._find("PRAGMA page_count")[0]
+        )
 
     def _prepare(self, staged: Staged) -> None:
         super()._prepare(staged)
@@ -388,8 +378,7 @@ class SQLiteStorage(SQLStorage):
             largest = max(map(number, staged.bases))
         if largest > self._max_oid:  # it comes from elsewhere
             self._note_oid(name_of(largest))
-            note = "UPDATE facts SET value = ? WHERE name = 'last_oid' AND value < ?"
-            self._change(note, [(largest, largest)])
+            self._change(NOTE_LAST_OID, [(largest, largest)])
         self._own_tid = staged.tid
 
     def _decide(self) -> None:
@@ -397,9 +386,13 @@ class SQLiteStorage(SQLStorage):
             raise self._closed_error()
         try:
             self._end_writing("COMMIT")
-        except sqlite3.Error as error:
+            self._require_in_place(only_log=True)
+        except StorageFailedError:
             self._own_tid = None
-            with suppress(sqlite3.Error):
+            raise
+        except SQLITE_ERRORS as error:
+            self._own_tid = None
+            with suppress(*SQLITE_ERRORS):
                 self._end_writing("ROLLBACK")
             told = self._explained(error)
             self._failed = (
@@ -408,6 +401,14 @@ class SQLiteStorage(SQLStorage):
                 "and open it again"
             )
             raise StorageFailedError(self._failed) from error
+
+    def _require_in_place(self, only_log: bool = False) -> None:
+        """Raise `StorageFailedError`, now and from now on, if what is written would go to files
+        that are no longer those of the database."""
+        gone = self._grip.what_is_gone(only_log)
+        if gone is not None:
+            self._failed = gone
+            raise StorageFailedError(gone)
 
     def _take_back(self) -> None:
         self._own_tid = None
@@ -426,7 +427,7 @@ class SQLiteStorage(SQLStorage):
         self._links.rest()
         if not self._keeps_history and not self._is_read_only:
             self._forget_old(self._keep_seconds)
-        with suppress(OSError, sqlite3.Error):
+        with suppress(OSError, *SQLITE_ERRORS):
             if os.path.getsize(self._path + "-wal") > _LONG_LOG_BYTES:
                 with self._poll_lock:
                     self._polling.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
@@ -441,16 +442,13 @@ class SQLiteStorage(SQLStorage):
         self._require_open()
         try:
             back_up(self._connect, self._path, path_given(path, "backup"), progress)
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise self._explained(error) from error
 
     def self_check(self) -> list[str]:
-        """Return what SQLite finds wrong with the file."""
-        try:
-            rows = self._find_all("PRAGMA integrity_check")
-        except CorruptedDataError as error:
-            return [str(error)]
-        return [f"{self._name}: {text}" for (text,) in rows if text != "ok"]
+        """Return what SQLite finds wrong with the file, and what `checking` does with the rows."""
+        keeps = self._keeps_history
+        return list(find_problems(self._find_all, self._statements, self._name, keeps))
 
     def _end_work(self, seconds: float) -> None:
         self._clock.stop(seconds)
@@ -459,6 +457,7 @@ class SQLiteStorage(SQLStorage):
         unwatch(self)
         if self._pid != os.getpid():
             return  # the connections are the parent's
+        self._grip.let_go()
         self._links.close(_CLOSE_SECONDS)
         with self._poll_lock:
             self._polling.close()
@@ -473,7 +472,7 @@ class SQLiteStorage(SQLStorage):
 
     def before_fork(self, seconds: float) -> bool:
         """See `links.Forkable`."""
-        self._clock.stop(seconds)
+        self._end_work(seconds)
         hold = self._forking.enter_context
         is_quiet = hold(self._slot.quiet(seconds))
         for lock in (self._oid_lock, self._poll_lock):
@@ -483,13 +482,15 @@ class SQLiteStorage(SQLStorage):
         if is_quiet:
             self._writer.end()
         self._polling.close()
+        self._grip.let_go()
         return is_quiet and is_unused
 
     def after_fork(self) -> None:
         """See `links.Forkable`."""
         if self._writer.is_closed:
-            self._writer = Link(self._connect())
+            self._writer = Link(self._connect(), self._statements)
         self._polling = self._connect()
+        self._grip = Grip(self._path)
         self._forking.close()
         self._start_clock()
 

@@ -23,93 +23,34 @@ from typing import Any
 
 from objdb.errors import CorruptedDataError
 from objdb.ids import Oid, Tid, format_oid, format_tid
+from objdb.storage.sql.statements import (
+    FORGET_OLD,
+    FORGET_TRANSACTIONS,
+    NOTE_PACKED,
+    REVISION_TABLES,
+    Statements,
+)
 from objdb.storage.tables.pack import Chain, Rows, Transactions
-from objdb.storage.tables.rows import Place, Row, TransactionRow
+from objdb.storage.tables.rows import (
+    Place,
+    Row,
+    TransactionRow,
+    damaged_row,
+    plain_crc,
+    row_crc,
+    transaction_crc,
+)
 from objdb.storage.tables.storage import Entry, TableStorage
 
-_REVISION = "tid, data, version, outside, repeat, follows_gap"
-_TRANSACTION = "tid, status, user, description, extension, oids, size"
 _PIECE = 500  # rows fetched at a time
 _MANY = 16  # objects; more are compared with the largest oid first
 _GROUPS = (200, 20, 1)  # how many oids one statement asks for
-
-# {by_key}: what makes a table that is kept in the order of its key, where there is such.
-SCHEMA = (
-    """CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL)""",
-    """CREATE TABLE objects (
-        oid INTEGER PRIMARY KEY, tid INTEGER NOT NULL, data BLOB, version TEXT, outside INTEGER,
-        repeat INTEGER, follows_gap INTEGER)""",
-    """CREATE TABLE old_revisions (
-        oid INTEGER NOT NULL, tid INTEGER NOT NULL, data BLOB, version TEXT, outside INTEGER,
-        repeat INTEGER, follows_gap INTEGER, PRIMARY KEY (oid, tid)) {by_key}""",
-    """CREATE TABLE transactions (
-        tid INTEGER PRIMARY KEY, status TEXT NOT NULL, user TEXT NOT NULL,
-        description TEXT NOT NULL, extension BLOB NOT NULL, oids BLOB NOT NULL,
-        size INTEGER NOT NULL)""",
-    "CREATE INDEX objects_in_versions ON objects (version) WHERE version IS NOT NULL",
-    "CREATE INDEX old_in_versions ON old_revisions (version) WHERE version IS NOT NULL",
-    "CREATE VIEW revisions AS SELECT oid, tid, version, data FROM objects"
-    " UNION ALL SELECT oid, tid, version, data FROM old_revisions",
-)
 
 # What the columns of sound rows have in them.
 _NONE = type(None)
 _NUMBER, _TEXT, _DATA, _TEXTS = {int, _NONE}, {str, _NONE}, {bytes, _NONE}, {str, bytes}
 
-CurrentRow = tuple[int, int, "bytes | None", "str | None"]
-CURRENT = "SELECT oid, tid, data, version FROM objects WHERE oid = ?"
-AHEAD = (
-    "SELECT oid, tid, data, version FROM objects WHERE oid BETWEEN ? AND ?"
-    " AND length(data) <= 4096 ORDER BY oid"
-)
-_ROW = (
-    f"SELECT {_REVISION} FROM objects WHERE oid = ? AND tid = ?"
-    f" UNION ALL SELECT {_REVISION} FROM old_revisions WHERE oid = ? AND tid = ?"
-)
-_BEFORE = (
-    f"SELECT {_REVISION} FROM objects WHERE oid = ? AND tid < ?"
-    f" UNION ALL SELECT * FROM (SELECT {_REVISION} FROM old_revisions WHERE oid = ? AND tid < ?"
-    " ORDER BY tid DESC LIMIT 1) AS old ORDER BY tid DESC LIMIT 1"
-)
-_AFTER = (
-    f"SELECT {_REVISION} FROM objects WHERE oid = ? AND tid > ?"
-    f" UNION ALL SELECT * FROM (SELECT {_REVISION} FROM old_revisions WHERE oid = ? AND tid > ?"
-    " ORDER BY tid LIMIT 1) AS old ORDER BY tid LIMIT 1"
-)
-_KEEP_OLD = (
-    f"INSERT INTO old_revisions (oid, {_REVISION}) SELECT oid, {_REVISION} FROM objects"
-    " WHERE oid = ?"
-)
-_STORE = (
-    f"INSERT INTO objects (oid, {_REVISION}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (oid)"
-    " DO UPDATE SET tid = excluded.tid, data = excluded.data, version = excluded.version,"
-    " outside = excluded.outside, repeat = excluded.repeat, follows_gap = excluded.follows_gap"
-)
-_STORE_NEW = "INSERT INTO objects (oid, tid, data) VALUES (?, ?, ?)"
-_STORE_PLAIN = (
-    f"{_STORE_NEW} ON CONFLICT (oid) DO UPDATE SET tid = excluded.tid, data = excluded.data,"
-    " version = NULL, outside = NULL, repeat = NULL, follows_gap = NULL"
-)
-_CHANGE = (
-    "UPDATE {} SET version = ?, outside = ?, repeat = ?, follows_gap = ? WHERE oid = ? AND tid = ?"
-)
-_NOTE = f"INSERT INTO transactions ({_TRANSACTION}) VALUES (?, ?, ?, ?, ?, ?, ?)"
-_RENOTE = (
-    "UPDATE transactions SET status = ?, user = ?, description = ?, extension = ?, oids = ?,"
-    " size = ? WHERE tid = ?"
-)
-# What was replaced up to a transaction.
-_FORGET_OLD = (
-    "DELETE FROM old_revisions WHERE EXISTS (SELECT 1 FROM objects AS newer WHERE"
-    " newer.oid = old_revisions.oid AND newer.tid <= ?) OR EXISTS (SELECT 1 FROM old_revisions"
-    " AS newer WHERE newer.oid = old_revisions.oid AND newer.tid > old_revisions.tid AND"
-    " newer.tid <= ?)"
-)
-_NOTE_PACKED = (
-    "INSERT INTO facts (name, value) VALUES ('packed_tid', ?) ON CONFLICT (name)"
-    " DO UPDATE SET value = excluded.value WHERE excluded.value > facts.value"
-)
-_REVISION_TABLES = ("objects", "old_revisions")
+CurrentRow = tuple[Any, ...]  # oid, tid, data, version, checksum or None
 
 
 def number(name: bytes) -> int:
@@ -126,20 +67,25 @@ def _optional(tid: Tid | None) -> int | None:
     return None if tid is None else number(tid)
 
 
-def _row(oid: Oid, values: Sequence[Any]) -> Row:
-    tid, data, version, outside, repeat, follows_gap = values
+def revision_row(oid: Oid, values: Sequence[Any], path: str) -> Row:
+    """Return the row of *oid* that has these columns, of which a seventh is the checksum;
+    `CorruptedDataError` naming *path*."""
+    tid, data, version, outside, repeat, follows_gap, *crc = values
     if not (
         type(tid) is int and type(data) in _DATA and type(version) in _TEXT
         and type(outside) in _NUMBER and type(repeat) in _NUMBER and type(follows_gap) in _NUMBER
     ):
         raise CorruptedDataError(
-            f"the row of a revision of object {format_oid(oid)} is damaged: it has columns "
-            f"{[type(value).__name__ for value in values]}"
+            f"{path}: the row of a revision of object {format_oid(oid)} is damaged: it has "
+            f"columns {[type(value).__name__ for value in values]}", path=path, oid=oid,
         )
-    return Row(
+    row = Row(
         name_of(tid), data, version or "", None if outside is None else name_of(outside),
         None if repeat is None else name_of(repeat), bool(follows_gap),
     )
+    if crc and row_crc(oid, row) != crc[0]:
+        raise damaged_row(oid + row.tid, path)
+    return row
 
 
 def _place(values: Sequence[Any]) -> Place:
@@ -153,7 +99,6 @@ def _place(values: Sequence[Any]) -> Place:
 
 
 def _facts(row: Row) -> tuple[Any, ...]:
-    """Return what a row's columns are after its data."""
     if not row.version and row.repeat is None and not row.follows_gap:
         return None, None, None, None
     return (
@@ -173,28 +118,26 @@ def _bytes(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else text
 
 
-def _transaction(values: Sequence[Any]) -> TransactionRow:
-    tid, status, user, description, extension, oids, size = values
+def transaction_row(values: Sequence[Any], path: str) -> TransactionRow:
+    """Return the transaction that has these columns, of which an eighth is the checksum."""
+    tid, status, user, description, extension, oids, size, *crc = values
     if not (
         type(status) is str and len(status) == 1 and type(user) in _TEXTS
         and type(description) in _TEXTS and type(extension) is bytes and type(size) is int
         and type(oids) is bytes and len(oids) % 8 == 0
     ):
         raise CorruptedDataError(
-            f"the row of transaction {format_tid(name_of(tid))} is damaged: it has columns "
-            f"{[type(value).__name__ for value in values]}, or a status or oids that are none"
+            f"{path}: the row of transaction {format_tid(name_of(tid))} is damaged: it has columns "
+            f"{[type(value).__name__ for value in values]}, or a status or oids that are none",
+            path=path,
         )
-    return TransactionRow(
+    row = TransactionRow(
         name_of(tid), status, _bytes(user), _bytes(description), extension,
         [oids[i : i + 8] for i in range(0, len(oids), 8)], size,
     )
-
-
-def _columns(row: TransactionRow) -> tuple[Any, ...]:
-    return (
-        row.status, _text(row.user), _text(row.description), row.extension_bytes,
-        b"".join(row.oids), row.size,
-    )
+    if crc and transaction_crc(row) != crc[0]:
+        raise damaged_row(row.tid, path)
+    return row
 
 
 class SQLStorage(TableStorage):
@@ -203,9 +146,12 @@ class SQLStorage(TableStorage):
 
     * `_find(statement, *parameters)`, `_find_all(…)`: one row or None, all rows, of what is
       committed; inside a vote, with the changes of that
+    * `_statements`: for a database with checksums, or without
     * `_change(statement, rows)`: execute a statement, inside a vote or `_alone`, for each row of
       parameters
     """
+
+    _statements: Statements
 
     @abstractmethod
     def _find(self, statement: str, *parameters: Any) -> Any:
@@ -235,18 +181,18 @@ class SQLStorage(TableStorage):
 
     def _row(self, oid: Oid, tid: Tid) -> Row | None:
         keys = number(oid), number(tid)
-        found = self._find(_ROW, *keys, *keys)
-        return None if found is None else _row(oid, found)
+        found = self._find(self._statements.row, *keys, *keys)
+        return None if found is None else revision_row(oid, found, self._name)
 
     def _row_before(self, oid: Oid, tid: Tid) -> Row | None:
         keys = number(oid), _bound(tid)
-        found = self._find(_BEFORE, *keys, *keys)
-        return None if found is None else _row(oid, found)
+        found = self._find(self._statements.before, *keys, *keys)
+        return None if found is None else revision_row(oid, found, self._name)
 
     def _row_after(self, oid: Oid, tid: Tid) -> Row | None:
         keys = number(oid), _bound(tid)
-        found = self._find(_AFTER, *keys, *keys)
-        return None if found is None else _row(oid, found)
+        found = self._find(self._statements.after, *keys, *keys)
+        return None if found is None else revision_row(oid, found, self._name)
 
     def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, Entry | None]:
         oids = list(oids)
@@ -279,7 +225,7 @@ class SQLStorage(TableStorage):
     def _has_versions(self) -> bool:
         return any(
             self._find(f"SELECT oid FROM {table} WHERE version IS NOT NULL LIMIT 1") is not None
-            for table in _REVISION_TABLES
+            for table in REVISION_TABLES
         )
 
     def _iter_chains(self) -> Iterator[tuple[Oid, Chain]]:
@@ -290,6 +236,7 @@ class SQLStorage(TableStorage):
             )
             if not piece:
                 return
+            self._require_in_order(start, piece)
             start, last = piece[0][0], piece[-1][0]
             rows = self._find_all(
                 "SELECT oid, tid, coalesce(length(data), 0) FROM revisions"
@@ -302,11 +249,24 @@ class SQLStorage(TableStorage):
                 return
             start = last + 1
 
+    def _require_in_order(self, least: int, rows: list[Any]) -> None:
+        """Raise `CorruptedDataError` unless the keys of *rows* are in order, and from *least* on:
+        going on behind them might never end."""
+        last = least - 1
+        for row in rows:
+            if not (type(row[0]) is int and row[0] > last):
+                raise CorruptedDataError(
+                    f"{self._name} is damaged: a table has its rows in another order than that of "
+                    "their keys. Put a backup in its place, or try `sqlite3 FILE .recover`",
+                    path=self._name,
+                )
+            last = row[0]
+
     # -- transactions
 
     def _transaction(self, tid: Tid) -> TransactionRow | None:
-        found = self._find(f"SELECT {_TRANSACTION} FROM transactions WHERE tid = ?", number(tid))
-        return None if found is None else _transaction(found)
+        found = self._find(self._statements.transaction, number(tid))
+        return None if found is None else transaction_row(found, self._name)
 
     def _iter_transactions(
         self, start: Tid, stop: Tid, newest_first: bool = False
@@ -314,12 +274,15 @@ class SQLStorage(TableStorage):
         low, high = _bound(start), _bound(stop)
         order = "DESC" if newest_first else "ASC"
         statement = (
-            f"SELECT {_TRANSACTION} FROM transactions WHERE tid BETWEEN ? AND ?"
+            f"SELECT {self._statements.transaction_columns} FROM transactions"
+            " WHERE tid BETWEEN ? AND ?"
             f" ORDER BY tid {order} LIMIT {_PIECE}"
         )
         while low <= high:
             rows = self._find_all(statement, low, high)
-            yield from map(_transaction, rows)
+            self._require_in_order(low, rows[::-1] if newest_first else rows)
+            for row in rows:
+                yield transaction_row(row, self._name)
             if len(rows) < _PIECE:
                 return
             if newest_first:
@@ -332,22 +295,52 @@ class SQLStorage(TableStorage):
     def _write(
         self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]], replaced: list[Oid]
     ) -> None:
-        self._change(_KEEP_OLD, [(number(oid),) for oid in replaced])
-        self._change(_STORE, (
-            (number(oid), number(row.tid), row.data, *_facts(row)) for oid, row in rows
+        self._change(self._statements.keep_old, [(number(oid),) for oid in replaced])
+        self._change(self._statements.store, (
+            (number(oid), number(row.tid), row.data, *self._facts_of(oid, row))
+            for oid, row in rows
         ))
-        self._change(_NOTE, [(number(transaction.tid), *_columns(transaction))])
+        self._note(transaction)
 
     def _write_plain(
         self, transaction: TransactionRow, records: Iterable[tuple[Oid, bytes | None]],
         replaced: list[Oid],
     ) -> None:
-        self._change(_KEEP_OLD, [(number(oid),) for oid in replaced])
+        statements = self._statements
+        self._change(statements.keep_old, [(number(oid),) for oid in replaced])
+        store = statements.store_plain if replaced else statements.store_new
         tid, from_bytes = number(transaction.tid), int.from_bytes
-        self._change(_STORE_PLAIN if replaced else _STORE_NEW, (
-            (from_bytes(oid, "big", signed=True), tid, record) for oid, record in records
-        ))
-        self._change(_NOTE, [(tid, *_columns(transaction))])
+        if not statements.has_checksums:
+            self._change(store, (
+                (from_bytes(oid, "big", signed=True), tid, record) for oid, record in records
+            ))
+        else:
+            name, gone = transaction.tid, Row(transaction.tid, None)
+            self._change(store, (
+                (
+                    from_bytes(oid, "big", signed=True), tid, record,
+                    row_crc(oid, gone) if record is None else plain_crc(oid, name, record),
+                )
+                for oid, record in records
+            ))
+        self._note(transaction)
+
+    def _note(self, transaction: TransactionRow) -> None:
+        values = number(transaction.tid), *self._columns(transaction)
+        self._change(self._statements.note, [values])
+
+    def _columns(self, row: TransactionRow) -> tuple[Any, ...]:
+        """Return what a transaction's columns are after its tid."""
+        crc = (transaction_crc(row),) if self._statements.has_checksums else ()
+        return (
+            row.status, _text(row.user), _text(row.description), row.extension_bytes,
+            b"".join(row.oids), row.size, *crc,
+        )
+
+    def _facts_of(self, oid: Oid, row: Row) -> tuple[Any, ...]:
+        """Return what a row's columns are after its data."""
+        crc = (row_crc(oid, row),) if self._statements.has_checksums else ()
+        return *_facts(row), *crc
 
     @property
     def packed_tid(self) -> Tid:
@@ -355,31 +348,29 @@ class SQLStorage(TableStorage):
         return max(super().packed_tid, name_of(self._fact("packed_tid", 0)))
 
     def _note_packed(self, tid: Tid) -> None:
-        self._change(_NOTE_PACKED, [(number(tid),)])
+        self._change(NOTE_PACKED, [(number(tid),)])
 
     def _prune(self, horizon: Tid) -> Tid:
         until = number(horizon)
-        self._change(_FORGET_OLD, [(until, until)])
-        self._change(
-            "DELETE FROM transactions WHERE tid <= ? AND tid < (SELECT max(tid) FROM transactions)",
-            [(until,)],
-        )
+        self._change(FORGET_OLD, [(until, until)])
+        self._change(FORGET_TRANSACTIONS, [(until,)])
         return horizon
 
     def _amend(self, rows: Rows, transactions: Transactions) -> None:
         gone = [(number(oid), number(tid)) for (oid, tid), row in rows.items() if row is None]
         changed = [
-            (*_facts(row), number(oid), number(tid))
+            (*self._facts_of(oid, row), number(oid), number(tid))
             for (oid, tid), row in rows.items() if row is not None
         ]
-        for table in _REVISION_TABLES:
+        for table in REVISION_TABLES:
             self._change(f"DELETE FROM {table} WHERE oid = ? AND tid = ?", gone)
-            self._change(_CHANGE.format(table), changed)
+            self._change(self._statements.change.format(table), changed)
         self._change("DELETE FROM transactions WHERE tid = ?", [
             (number(tid),) for tid, row in transactions.items() if row is None
         ])
-        self._change(_RENOTE, [
-            (*_columns(row), number(tid)) for tid, row in transactions.items() if row is not None
+        self._change(self._statements.renote, [
+            (*self._columns(row), number(tid))
+            for tid, row in transactions.items() if row is not None
         ])
 
 

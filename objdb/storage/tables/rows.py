@@ -11,19 +11,25 @@ A transaction, under its tid:
     user, description, extension (a pickled dict), oids 8 each
 
 Numbers are big-endian; texts are UTF-8. An *outside* of zeros is none.
+
+A storage that keeps these on a medium puts a CRC-32 behind each (`sealed`), or beside it
+(`row_crc`, `transaction_crc`): of the row's key, oid and tid or tid, and its bytes.
 """
 
 from __future__ import annotations
 
 import struct
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from objdb.errors import CorruptedDataError
-from objdb.ids import NO_TID, Oid, Tid
+from objdb.ids import NO_TID, Oid, Tid, format_oid, format_tid
 from objdb.storage.extension import loads_extension
 
 UNCREATED, VERSION, REPEATS, FOLLOWS_GAP = 1, 2, 4, 8
 PLAIN = b"\0"  # what a row with nothing but a record begins with
+CRC_BYTES = 4
+SOUND = 0x2144DF1C  # the CRC-32 of whatever has its own CRC-32, little-endian, behind it
 
 _VERSION_LENGTH = struct.Struct(">H")
 _TRANSACTION = struct.Struct(">cIIIIQ")
@@ -113,6 +119,45 @@ def decode_row(tid: Tid, data: bytes) -> Row:
     record = None if flags & UNCREATED else data[at:]
     seen = None if outside == NO_TID else outside
     return Row(tid, record, version, seen, repeat, bool(flags & FOLLOWS_GAP))
+
+
+def sealed(key: bytes, value: bytes) -> bytes:
+    """Return *value* with the checksum of *key* and *value* behind it."""
+    return value + crc32(value, crc32(key)).to_bytes(CRC_BYTES, "little")
+
+
+def unsealed(key: bytes, value: bytes, path: str | None) -> bytes:
+    """Return what *value* was made from with *key* by `sealed`; `CorruptedDataError` if the
+    checksum does not fit. *key* is a tid, or an oid and a tid; *path* is the database's."""
+    if crc32(value, crc32(key)) != SOUND:
+        raise damaged_row(key, path)
+    return value[:-CRC_BYTES]
+
+
+def row_crc(oid: Oid, row: Row) -> int:
+    """Return the checksum of a revision of *oid*."""
+    return crc32(encode_row(row), crc32(oid + row.tid))
+
+
+def plain_crc(oid: Oid, tid: Tid, record: bytes) -> int:
+    """Return the checksum of a revision that has a record, and nothing else."""
+    return crc32(record, crc32(oid + tid + PLAIN))
+
+
+def transaction_crc(row: TransactionRow) -> int:
+    """Return the checksum of a transaction."""
+    return crc32(encode_transaction(row), crc32(row.tid))
+
+
+def damaged_row(key: bytes, path: str | None) -> CorruptedDataError:
+    """Return the error of a row whose checksum does not fit; *key* as for `unsealed`."""
+    what = f"transaction {format_tid(key[-8:])}"
+    if len(key) == 16:
+        what = f"the revision of object {format_oid(key[:8])} in {what}"
+    return CorruptedDataError(
+        f"{path}: {what} is damaged: its checksum does not fit. Restore a backup; objdb check "
+        "lists what else is damaged", path=path, oid=key[:8] if len(key) == 16 else None,
+    )
 
 
 def encode_transaction(row: TransactionRow) -> bytes:

@@ -21,8 +21,8 @@ from weakref import WeakSet
 
 from zope.interface import implementer
 
-from objdb.errors import POSKeyError, Unsupported
-from objdb.ids import NO_TID, Oid, Tid, next_tid, tid_after
+from objdb.errors import CorruptedDataError, POSKeyError, Unsupported
+from objdb.ids import LAST_TID, NO_TID, Oid, Tid, format_tid, next_tid, tid_after
 from objdb.interfaces import (
     IStorage,
     IStorageIteration,
@@ -82,6 +82,8 @@ class TableStorage(TablePack, UndoableStorage):
         self._views: WeakSet[View] = WeakSet()
         self._db: Any = None
         self._pruned_tid: Tid = NO_TID
+        # Whether the medium has checksums of the rows, which are verified; None without a medium.
+        self._has_checksums: bool | None = None
 
     @abstractmethod
     def _row(self, oid: Oid, tid: Tid) -> Row | None:
@@ -141,6 +143,11 @@ class TableStorage(TablePack, UndoableStorage):
 
     def _publish(self, tid: Tid) -> None:
         """Let others see everything up to the transaction *tid*."""
+        if tid > LAST_TID:
+            raise CorruptedDataError(
+                f"{self._name} is damaged: its last transaction has the tid {format_tid(tid)}, "
+                "which is beyond the range of tids. Restore a backup", path=self._name,
+            )
         self._visible_before = next_tid(tid)
         self._last_tid = tid
 

@@ -12,7 +12,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from objdb.ids import Oid, Tid, next_tid
+from objdb.errors import CorruptedDataError
+from objdb.ids import Oid, Tid, format_oid, format_tid, next_tid
 from objdb.storage.iteration import RevisionRecord, TransactionRecord
 from objdb.storage.tables.rows import Row, TransactionRow
 
@@ -56,13 +57,29 @@ class View:
 
     def _record(self, row: TransactionRow) -> TransactionRecord:
         self._next = next_tid(row.tid)
-        records = [
-            RevisionRecord(
-                oid, row.tid, found.data, found.version, self._repeated(oid, found.repeat)
-            )
-            for oid in row.oids if (found := self._row(oid, row.tid)) is not None
-        ]
-        return TransactionRecord.of(row.tid, row.status, row, records)
+        records = []
+        for oid in row.oids:
+            found = self._row(oid, row.tid)
+            if found is not None:
+                repeated = self._repeated(oid, found.repeat)
+                records.append(RevisionRecord(oid, row.tid, found.data, found.version, repeated))
+            elif not self._is_packed(row):
+                raise CorruptedDataError(
+                    f"{self._storage.getName()} is damaged: transaction {format_tid(row.tid)} "
+                    f"changed object {format_oid(oid)}, and its revision is missing. Restore a "
+                    "backup", path=self._storage.getName(), oid=oid,
+                )
+        record = TransactionRecord.of(row.tid, row.status, row, records)
+        record.has_checksum = self._storage._has_checksums
+        return record
+
+    def _is_packed(self, row: TransactionRow) -> bool:
+        """Whether revisions of a transaction may be gone; another process may have packed it
+        just now."""
+        if row.status == "p":
+            return True
+        now = self._storage._transaction(row.tid)
+        return now is None or now.status == "p"
 
     def _row(self, oid: Oid, tid: Tid) -> Row | None:
         # Looked for in this order: one that goes is kept first, and removed then.
