@@ -19,6 +19,7 @@ from objdb.errors import CorruptedDataError, ObjdbError, POSKeyError
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid, format_oid, format_tid
 from objdb.interfaces import IStorageIteration, IStorageSelfCheck, IStorageVersions
 from objdb.records.references import record_class_name, references
+from objdb.storage.foreign import provides
 from objdb.storage.moments import ahead_of_clock
 
 Progress = Callable[[str, int, int], object]
@@ -69,7 +70,7 @@ def check(storage: Any, progress: Progress | None = None) -> CheckReport:
     report = CheckReport(storage.getName(), note=ahead_of_clock(storage.lastTransaction()))
     current: dict[Oid, Tid | None] = {}  # None: un-created
     try:
-        if IStorageIteration.providedBy(storage):
+        if provides(storage, IStorageIteration):
             _check_history(storage, report, current, tell)
     except ObjdbError as error:
         report.problems.append(str(error))

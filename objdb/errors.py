@@ -86,10 +86,12 @@ class ObjdbError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         kept = {name: value for name, value in self.__dict__.items() if name[0] != "_"}
-        return _rebuild, (type(self), str(self), kept)
+        # A POSKeyError has its oid there.
+        message = self.args[0] if self.args and isinstance(self.args[0], bytes) else str(self)
+        return _rebuild, (type(self), message, kept)
 
 
-def _rebuild(cls: type[ObjdbError], message: str, attributes: dict[str, Any]) -> ObjdbError:
+def _rebuild(cls: type[ObjdbError], message: Any, attributes: dict[str, Any]) -> ObjdbError:
     error = cls.__new__(cls, message)
     error.args = (message,)
     error.__dict__.update(attributes)
@@ -134,10 +136,11 @@ class POSKeyError(POSError, KeyError):
             super().__init__(oid, **facts)
             return
         super().__init__("", **{"oid": oid, **facts})
+        self.args = (oid,)  # as ZODB's has
 
     def __str__(self) -> str:
-        if self.args and self.args[0]:
-            return str(self.args[0])
+        if self.args and isinstance(self.args[0], str) and self.args[0]:
+            return self.args[0]
         text = f"no object {format_oid(self.oid)}"
         if self.database:
             text += f" in {self.database}"
@@ -181,6 +184,33 @@ class ConflictError(TransientError):
             committed, ours = self.serials
             text += f": committed is {format_tid(committed)}, ours began from {format_tid(ours)}"
         return text + ". Abort and try the transaction again (db.run does so)"
+
+    # What ZODB's errors are asked with.
+
+    @property
+    def message(self) -> str:
+        """What happened, as `str()` has it."""
+        return str(self)
+
+    def get_oid(self) -> Oid | None:
+        """Return `oid`."""
+        return self.oid
+
+    def get_class_name(self) -> str | None:
+        """Return `class_name`."""
+        return self.class_name
+
+    def get_serials(self) -> tuple[Tid, Tid] | None:
+        """Return `serials`."""
+        return self.serials
+
+    def get_new_serial(self) -> Tid | None:
+        """Return the tid of the committed revision."""
+        return None if self.serials is None else self.serials[0]
+
+    def get_old_serial(self) -> Tid | None:
+        """Return the tid of the revision that this transaction began from."""
+        return None if self.serials is None else self.serials[1]
 
     @property
     def other(self) -> dict[str, Any] | None:

@@ -11,6 +11,14 @@ interfaces and asked with `IStorageHistory.providedBy(storage)`.
 from zope.interface import Attribute, Interface
 
 
+class IBroken(Interface):
+    """An object whose class is missing: `objdb.records.broken`. It can be kept, and not changed."""
+
+    __Broken_newargs__ = Attribute("The arguments of `__new__`, a tuple.")
+    __Broken_initargs__ = Attribute("None: `__init__` is not called for stored objects.")
+    __Broken_state__ = Attribute("The state, as it was stored; None if it has none.")
+
+
 class IStorage(Interface):
     """Keeps revisions of records, and commits them in two phases.
 
@@ -119,6 +127,17 @@ class IStorageIteration(Interface):
         Each has tid, status, user, description, extension, extension_bytes, and yields its
         revisions: oid, tid, data (None: un-created), version, data_txn.
         """
+
+
+class IStorageCurrentRecordIteration(Interface):
+    """A storage whose objects and last transactions can be listed, as ZODB's tools do."""
+
+    def record_iternext(next=None):
+        """Return (oid, tid, record, following oid or None) of the object *next*, None: of the
+        first one. The following oid is given to the next call. POSKeyError if there is none."""
+
+    def lastInvalidations(count):
+        """Return [(tid, [oid, ...]), ...] of the last *count* transactions, the oldest first."""
 
 
 class IStorageRestoreable(Interface):

@@ -43,7 +43,8 @@ SAFE_TABLES = {ROOT / "safe" / name for name in ("berkeley.py", "file.py", "sqli
 CAMEL_CASE = {
     # persistence and transactions: what `persistent` and `transaction` call
     "newTransaction", "beforeCompletion", "afterCompletion", "readCurrent", "registerSynch",
-    "unregisterSynch", "supportsTransactionalUndo",
+    "unregisterSynch", "supportsTransactionalUndo", "lastTransaction", "onCloseCallback",
+    "setDebugInfo", "getDebugInfo",
     # ZODB's cache functions
     "setCacheSize", "getCacheSize", "setCacheSizeBytes", "getCacheSizeBytes",
     "setCacheDeactivateAfter", "cacheFullSweep", "cacheMinimize", "cacheSize", "cacheDetail",

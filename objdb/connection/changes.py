@@ -43,7 +43,7 @@ class ChangeSet:
 
     `registered` and `added` hold what was changed, and given an oid, since the last savepoint;
     `created` lists the oids of objects that this transaction made, in order; `given` has the
-    objects that came with an oid of the program's.
+    objects that came with an oid of the program's, `asked` the oids of those that it added itself.
     """
 
     def __init__(self) -> None:
@@ -52,6 +52,7 @@ class ChangeSet:
         self.count = 0  # how often an object was registered or added
         self.created: dict[Oid, None] = {}
         self.given: dict[Oid, Persistent] = {}
+        self.asked: set[Oid] = set()
 
     def register(self, obj: Any) -> None:
         """Note that *obj* was changed."""

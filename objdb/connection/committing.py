@@ -72,9 +72,6 @@ class ObjectCommitter(ObjectLoader):
         self._mutated: list[tuple[Any, str]] = []  # objects that are to be dropped, with paths
         self._reset_transaction()
         self.transaction_manager: Any = None
-        # Connections to other databases of the group, in the same transactions, by name. They
-        # stay with this one, since the objects in its cache refer to theirs.
-        self._companions: dict[str, Any] = {self._db.database_name: self}
         self.store_count = 0
         self.committed_tid: Tid | None = None  # of the last transaction, since it was opened
 

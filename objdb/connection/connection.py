@@ -13,6 +13,8 @@ Commit:  see `committing`
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from threading import get_ident
 from typing import Any
 
@@ -49,6 +51,9 @@ class Connection(ObjectCommitter):
         super().__init__(db, cache_size, cache_size_bytes, version)
         self._generation = db.invalidations.generation
         self.pool: Any = None  # where it goes when it is closed, if it is kept
+        self._when_closed: list[Callable[[], object]] = []
+        self._debug_info: tuple[Any, ...] = ()
+        self.opened: float | None = None  # since when it is open, in seconds since 1970
 
     def getVersion(self) -> str:
         """Return the name of the version that this connection works in, "" if in none."""
@@ -76,8 +81,13 @@ class Connection(ObjectCommitter):
                 "connection already", oid=obj._p_oid,
             )
         self._join()
-        self.adopt(obj)
+        self._changes.asked.add(self.adopt(obj))
         self._changes.add(obj)
+
+    def was_found(self, oid: Oid) -> bool:
+        """Whether an object is new in this transaction, and belongs to this connection only because
+        something referred to it."""
+        return oid in self._changes.created and oid not in self._changes.asked
 
     def history(self, obj: Any, size: int = 1) -> list[dict[str, Any]]:
         """Return the last *size* committed revisions of *obj*, newest first, as dicts: see
@@ -101,7 +111,7 @@ class Connection(ObjectCommitter):
                 name, self.transaction_manager, self.isolation, self._past, self._version
             )
             assert companion is not None
-            companion._companions = self._companions
+            companion._companions, companion._owner = self._companions, self._owner
             self._companions[name] = companion
             if self._phase is Phase.JOINED:
                 self._join_companions()
@@ -124,6 +134,8 @@ class Connection(ObjectCommitter):
 
     def afterCompletion(self, txn: Any) -> None:
         """Let the cache shrink; begin a new view, where transactions begin by themselves."""
+        if self._db.transaction_ended is not None:
+            self._db.transaction_ended()
         self._drop_mutated()
         self._cache.incrgc()  # before the view, in which what leaves the cache counts as read
         if not getattr(self.transaction_manager, "explicit", False):
@@ -198,6 +210,16 @@ class Connection(ObjectCommitter):
         return self._owner is not None
 
     @property
+    def is_this_threads(self) -> bool:
+        """Whether only the calling thread can use it."""
+        return self._owner == get_ident()
+
+    @property
+    def is_to_past(self) -> bool:
+        """Whether it shows a moment of the past."""
+        return self._past is not None
+
+    @property
     def isolation(self) -> str:
         """What transactions see of one another: the name of the mode."""
         return self._isolation
@@ -209,6 +231,7 @@ class Connection(ObjectCommitter):
         self.transaction_manager = manager
         self._owner = get_ident() if is_thread_bound else None
         self._phase = Phase.IDLE
+        self.opened = time.time()
         self.committed_tid = None
         self._bind_storage()
         self._isolation = isolation if past is None else "snapshot"
@@ -227,6 +250,18 @@ class Connection(ObjectCommitter):
         if not self._has_view:
             self._begin_view()
 
+    def onCloseCallback(self, function: Callable[[], object]) -> None:
+        """Have *function* called when the connection is closed, once."""
+        self._when_closed.append(function)
+
+    def setDebugInfo(self, *info: Any) -> None:
+        """Keep *info* with the connection, for `getDebugInfo`, until it is closed."""
+        self._debug_info = info
+
+    def getDebugInfo(self) -> tuple[Any, ...]:
+        """Return what `setDebugInfo` was given; empty if nothing."""
+        return self._debug_info
+
     def close(self) -> None:
         """Give the connection back to its pool; its objects must not be used any more.
 
@@ -238,10 +273,14 @@ class Connection(ObjectCommitter):
             raise ConnectionStateError(
                 f"{self!r} has uncommitted changes. Commit or abort the transaction first"
             )
-        for companion in self._companions.values():
-            companion._cache.incrgc()
-            companion.abandon()
-        self._db.return_connection(self)
+        try:
+            while self._when_closed:
+                self._when_closed.pop()()
+        finally:
+            for companion in self._companions.values():
+                companion._cache.incrgc()
+                companion.abandon()
+            self._db.return_connection(self)
 
     def abandon(self) -> None:
         """Make the connection unusable, whatever it was doing (called when it is closed, or its
@@ -254,6 +293,8 @@ class Connection(ObjectCommitter):
                 self._savepoints.close()
             self._load_before = self._load_when_closed
             self._phase = Phase.CLOSED
+            self.opened, self._debug_info = None, ()
+            self._when_closed.clear()
 
     def __enter__(self) -> Connection:
         return self

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from persistent import Persistent, PickleCache
@@ -20,7 +20,9 @@ from objdb.connection.aging import AccessEpochs
 from objdb.connection.changes import ChangeSet
 from objdb.connection.isolation import ReadSet, kept
 from objdb.connection.loadpath import LoadPath
-from objdb.connection.prefetch import Prefetch
+from objdb.connection.loops import running_loop
+from objdb.connection.prefetch import Prefetch, Prefetched
+from objdb.connection.root import Root
 from objdb.connection.savepoint import SavepointStore
 from objdb.connection.workers import Job
 from objdb.errors import (
@@ -66,6 +68,9 @@ class ObjectLoader(LoadPath):
         self._storage = db.storage
         self._version = version  # which this connection works in, always
         self._load_before = self._load_when_closed
+        # Connections to the databases of the group, this one too, in the same transactions, by
+        # name. They stay with this one, since the objects in its cache refer to theirs.
+        self._companions: dict[str, Any] = {self._db.database_name: self}
         self._cache = PickleCache(self, cache_size, cache_size_bytes)
         self._counts_bytes = cache_size_bytes > 0
         self._reader = ObjectReader(self, self._cache)
@@ -85,8 +90,14 @@ class ObjectLoader(LoadPath):
 
     # -- reaching objects
 
-    def root(self) -> Any:
-        """Return the root object, a `PersistentMapping`: what is reachable from it is stored."""
+    @property
+    def root(self) -> Root:
+        """The root object, a `PersistentMapping`, when it is called: `connection.root()`; what is
+        reachable from it is stored. `connection.root.name` is `connection.root()["name"]`."""
+        return Root(self)
+
+    def root_object(self) -> Any:
+        """Return the root object, for `root`."""
         try:
             return self.get(ROOT_OID)
         except POSKeyError:
@@ -126,11 +137,11 @@ class ObjectLoader(LoadPath):
 
     # -- load
 
-    async def prefetch(self, *objects: Any, depth: int = 0) -> int:
-        """Load *objects* without keeping the event loop waiting; return how many had to be
-        loaded.
+    def prefetch(self, *objects: Any, depth: int = 0) -> Coroutine[Any, Any, int]:
+        """Load *objects*: in a coroutine, when the result is awaited, without keeping the event
+        loop waiting; elsewhere now. Awaited, the result is how many had to be loaded.
 
-        Each is a persistent object, or something to iterate over that yields them, such as
+        Each is a persistent object, an oid, or something to iterate over that yields them, such as
         `tree.values(first, last)`. *depth*: also load what these refer to, in so many steps. A
         BTree comes whole. All counts as read by the transaction, and stays loaded until it
         ends. While this runs, nobody else may use the connection. When cancelled, this ends with
@@ -142,6 +153,9 @@ class ObjectLoader(LoadPath):
             raise self._closed()
         require_at_least(0, depth=depth)
         prefetch = Prefetch(self, objects, depth)
+        return self._prefetch(prefetch) if running_loop() else Prefetched(prefetch.run())
+
+    async def _prefetch(self, prefetch: Prefetch) -> int:
         count: int = await self._db.workers.submit(Job(prefetch.run)).outcome(prefetch.stop)
         return count
 
@@ -283,8 +297,11 @@ class ObjectLoader(LoadPath):
 
     def _note_size(self, oid: Oid, obj: Any, record: bytes) -> None:
         """Tell the cache, whose size in bytes is limited, how large an object's record is."""
-        self._cache.update_object_size_estimation(oid, len(record))
-        set_estimated_size(obj, len(record))
+        self._set_size(oid, obj, len(record))
+
+    def _set_size(self, oid: Oid, obj: Any, size: int) -> None:
+        self._cache.update_object_size_estimation(oid, size)
+        set_estimated_size(obj, size)
 
     # -- refused changes
 
@@ -309,7 +326,13 @@ class ObjectLoader(LoadPath):
     # -- the cache
 
     def cacheMinimize(self, age: float = 0) -> None:
-        """Make ghosts of all loaded, unchanged objects that were not used for *age* seconds."""
+        """Make ghosts of all loaded, unchanged objects that were not used for *age* seconds; in the
+        connections to other databases of its group too."""
+        for connection in self._companions.values():
+            connection.minimize(age)
+
+    def minimize(self, age: float = 0) -> None:
+        """Make ghosts in this connection alone."""
         self._reader.forget()
         if age:
             self.cacheFullSweep(age)
@@ -335,9 +358,11 @@ class ObjectLoader(LoadPath):
             self._postponed.popleft()(self)
 
     def cacheGC(self) -> None:
-        """Bring the cache down to its target size, least recently used objects first."""
-        with kept(self._reads):
-            self._cache.incrgc()
+        """Bring the cache down to its target size, least recently used objects first; those of the
+        connections to other databases of its group too."""
+        for connection in self._companions.values():
+            with kept(connection._reads):
+                connection._cache.incrgc()
 
     def cached_objects(self) -> list[Persistent]:
         """Return the loaded objects, least recently used first."""
@@ -348,13 +373,18 @@ class ObjectLoader(LoadPath):
         """Change the target: *size* objects, *size_bytes* bytes of their records (0: no limit)."""
         self._cache.cache_size = size
         self._cache.cache_size_bytes = size_bytes
+        is_new = size_bytes > 0 and not self._counts_bytes
         self._counts_bytes = size_bytes > 0
+        if is_new:  # what is loaded was not counted
+            for oid, obj in self._cache.lru_items():
+                if not self._epochs.is_marker(obj):
+                    self._set_size(oid, obj, self.record_size(oid))
 
     def record_size(self, oid: Oid) -> int:
         """Return the size of an object's record, in bytes; 0 if it has none yet."""
         try:
             found = self._load_committed(oid, self._before)
-        except KeyError:  # new, and not committed yet
+        except (KeyError, ConflictError):  # new and not committed yet; or packed away
             return 0
         return 0 if found is None else len(found[0])
 

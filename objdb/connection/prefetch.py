@@ -9,9 +9,9 @@ others: what is in them is one step further.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Generator, Iterable, Iterator
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from persistent import Persistent
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 class Prefetch:
     """Loads *objects*, and what can be reached from them in *depth* steps. Each of *objects* is
-    a persistent object of *jar*, or an iterable of them."""
+    a persistent object of *jar*, the oid of one, or an iterable of them."""
 
     def __init__(self, jar: ObjectLoader, objects: Iterable[Any], depth: int) -> None:
         self._jar = jar
@@ -58,7 +58,10 @@ class Prefetch:
 
     def _given(self) -> Iterator[Any]:
         for given in self._objects:
-            for obj in [given] if isinstance(given, Persistent) else given:
+            for obj in [given] if isinstance(given, (Persistent, bytes)) else given:
+                if isinstance(obj, bytes):
+                    yield self._jar.get(obj)
+                    continue
                 if not isinstance(obj, Persistent):
                     raise UsageError(f"{obj!r:.60} is no persistent object: it needs no loading")
                 if obj._p_jar is not None and obj._p_jar is not self._jar:
@@ -85,6 +88,29 @@ class Prefetch:
         """Return the objects that a loaded one refers to in the database."""
         jar = self._jar
         return [jar.get(oid) for oid in references(jar._load(node._p_oid))]
+
+
+class Prefetched(Coroutine[Any, Any, int]):
+    """What `prefetch` returns where nobody needs to wait: a coroutine that is over. Awaited, it
+    gives how many objects had to be loaded."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def send(self, value: Any) -> Any:
+        """End, with the result (called by what awaits a coroutine)."""
+        raise StopIteration(self._count)
+
+    def throw(self, kind: Any, error: Any = None, traceback: Any = None) -> NoReturn:
+        """Raise what it is given."""
+        raise error or kind
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+    def __await__(self) -> Generator[Any, None, int]:
+        yield from ()
+        return self._count
 
 
 def _child_nodes(node: Any) -> tuple[Any, ...]:

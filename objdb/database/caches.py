@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 from objdb.connection.connection import Connection
 from objdb.database.conflicts import ConflictLog
@@ -22,20 +24,34 @@ class DatabaseCaches:
     cache_deactivate_after: float
     _pool: ConnectionPool
     _past: HistoricalPool
+    _companions: WeakSet[Connection]
+    _connections_lock: threading.Lock
     _version_pools: VersionPools
     _cache_limits: tuple[int, int]
+    _historical_cache_size: int
+    _version_cache_size: int
     _commits: int
 
     def _connections(self) -> list[tuple[Connection, Holder | None]]:
         pools = [self._pool, *self._version_pools.all()]
         pooled = [pair for pool in pools for pair in pool.connections()]
-        past = [(connection, None) for connection in self._past.connections()]
-        return [*pooled, *past]
+        others = [*self._past.connections(), *self._listed_companions()]
+        return [*pooled, *((connection, None) for connection in others)]
+
+    def _listed_companions(self) -> list[Connection]:
+        """Return the connections that were opened through those to other databases."""
+        with self._connections_lock:
+            return list(self._companions)
 
     def _for_each(self, action: Callable[[Connection], None]) -> None:
         for pool in (self._pool, *self._version_pools.all()):
             pool.for_each(action)
         self._past.for_each(action)
+        for companion in self._listed_companions():
+            if companion.is_this_threads:
+                action(companion)
+            else:
+                companion.postpone(action)
 
     def getCacheSize(self) -> int:
         """Return how many objects each connection keeps loaded."""
@@ -55,8 +71,16 @@ class DatabaseCaches:
 
     def _set_cache_limits(self, size: int, size_bytes: int) -> None:
         self._cache_limits = size, size_bytes
-        for connection, _ in self._pool.connections():
-            connection.set_cache_limits(size, size_bytes)
+
+        def change(connection: Connection) -> None:
+            count = size
+            if connection.is_to_past:
+                count = self._historical_cache_size
+            elif connection.getVersion():
+                count = self._version_cache_size
+            connection.set_cache_limits(count, size_bytes)
+
+        self._for_each(change)
 
     def setCacheDeactivateAfter(self, seconds: float) -> None:
         """Set the age that `cacheFullSweep` goes by."""
@@ -66,7 +90,7 @@ class DatabaseCaches:
         """Make ghosts of unchanged objects not used for *age* seconds: now in the connections
         that this thread has and those in the pool, in others when their next transaction
         begins."""
-        self._for_each(lambda connection: connection.cacheMinimize(age))
+        self._for_each(lambda connection: connection.minimize(age))
 
     def cacheFullSweep(self, age: float | None = None) -> None:
         """Make ghosts of unchanged objects not used for *age* seconds (default:

@@ -12,6 +12,7 @@ from objdb.errors import ConflictError, ObjdbError
 from objdb.ids import Oid, Tid
 from objdb.interfaces import IStorageHistory
 from objdb.records.differences import differences
+from objdb.storage.foreign import provides, readable
 
 MOST_KEPT = 300
 
@@ -78,7 +79,7 @@ class LookUp:
             return None
 
     def _transaction(self, storage: Any, oid: Oid, tid: Tid) -> dict[str, Any] | None:
-        if not IStorageHistory.providedBy(storage):
+        if not provides(storage, IStorageHistory):
             return None
-        entries = storage.history(oid, size=100)
+        entries = readable(storage, storage.history(oid, size=100))
         return next((entry for entry in entries if entry["tid"] == tid), None)

@@ -26,7 +26,7 @@ from objdb.database.caches import DatabaseCaches
 from objdb.database.conflicts import ConflictLog, LookUp
 from objdb.database.invalidations import InvalidationLog
 from objdb.database.opening import open_storage
-from objdb.database.packing import DatabasePack, PackThread, autopack_of
+from objdb.database.packing import DatabasePack, PackThread, autopack_of, open_among
 from objdb.database.past import HistoricalPool
 from objdb.database.pool import ConnectionPool
 from objdb.database.together import StorageCommit
@@ -41,11 +41,12 @@ from objdb.errors import (
     require_at_least,
 )
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid
-from objdb.interfaces import IDatabase, IStoragePolling, IStorageShared
+from objdb.interfaces import IDatabase, IStorageShared
 from objdb.records.conflicts import resolve
 from objdb.records.format import PROTOCOL, class_prefix
 from objdb.records.references import references
 from objdb.storage.commit import TransactionMetaData
+from objdb.storage.foreign import give_resolver, hooks_of
 from objdb.storage.moments import bound, warn_if_ahead
 from objdb.storage.versions import require_name
 
@@ -99,7 +100,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         self.storage, given = open_storage(storage, read_only=read_only)
         self.name: str = self.storage.getName()
         self.database_name: str = given.get("database_name", database_name)
-        if self.database_name in self.databases:
+        if self.database_name in open_among(self.databases):
             self.storage.close()
             raise UsageError(
                 f"there is a database {self.database_name!r} in this group already. Give each a "
@@ -147,6 +148,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         self.turns = Turns()
         self._commits = 0
         self._all_connections: WeakSet[Connection] = WeakSet()
+        self._companions: WeakSet[Connection] = WeakSet()
         self._connections_lock = threading.Lock()  # of adding to these, and going through them
         self._for_transaction: dict[tuple[int, str, Tid | None], Connection] = {}
         # Threads that wait in place of coroutines: for commits together, and for the rest.
@@ -160,11 +162,10 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         self.invalidations = InvalidationLog(self.storage.lastTransaction())
         warn_if_ahead(self.name, self.storage.lastTransaction())
         self.storage.registerDB(self)
+        give_resolver(self.storage, self.resolve)
         self._require_root()
         self._pack_thread = None if self._autopack is None else PackThread(self, self._autopack)
-        self._is_polled = IStorageShared.providedBy(self.storage) or (
-            IStoragePolling.providedBy(self.storage) and self.storage.isReadOnly()
-        )
+        self._poll, self.transaction_ended = hooks_of(self.storage)
 
     def _require_usable(self) -> None:
         if self._is_closed:
@@ -317,15 +318,19 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
     ) -> Connection:
         """Return a connection to the database *name* of the same group, in the same version and
         at the same moment of the past; `UsageError` if there is no such database."""
-        if name not in self.databases:
+        group = open_among(self.databases)
+        if name not in group:
             raise UsageError(
                 f"an object refers to the database {name!r}, which is not open here; there are "
-                f"{', '.join(map(repr, self.databases))}. Give all of them one `databases` dict"
+                f"{', '.join(map(repr, group))}. Give all of them one `databases` dict"
             )
-        connection: Connection = self.databases[name].open(
+        other = group[name]
+        connection: Connection = other.open(
             version, temporary=True, transaction_manager=transaction_manager,
             isolation=isolation, before=past,
         )
+        with other._connections_lock:
+            other._companions.add(connection)
         return connection
 
     # -- transactions
@@ -407,8 +412,14 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
 
     def current_tid(self) -> Tid:
         """Return the tid that a new view is at."""
-        if self._is_polled:
-            self.storage.poll()
+        if self._poll is not None:
+            self._poll()
+        tid: Tid = self.storage.lastTransaction()
+        return tid
+
+    def lastTransaction(self) -> Tid:
+        """Return the tid of the last transaction, zeros if there is none."""
+        self._require_usable()
         tid: Tid = self.storage.lastTransaction()
         return tid
 
@@ -444,7 +455,8 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
 
     def close(self) -> None:
         """Close the database and its storage; connections still open become unusable, their
-        uncommitted changes are dropped. A second call does nothing."""
+        uncommitted changes are dropped. A second call does nothing. It stays in its group's
+        `databases`, which may be iterated over to close all; its name there is free again."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -453,13 +465,13 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         if self._pid == os.getpid():  # a fork has neither the threads nor the locks' holders
             connections = self._pool.close() + self._past.close()
             connections += [c for pool in self._version_pools.all() for c in pool.close()]
+            with self._connections_lock:  # and those beside the pools
+                connections += self._all_connections
             self.committer.close()
             self.workers.close()
             for connection in connections:
                 connection.abandon()
             self._for_transaction.clear()
-        if self.databases.get(self.database_name) is self:
-            del self.databases[self.database_name]
         self.storage.close()
 
     def __enter__(self) -> DB:

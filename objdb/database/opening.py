@@ -27,6 +27,7 @@ from objdb.database.schemes import (
     scheme_named,
 )
 from objdb.errors import UsageError
+from objdb.storage.foreign import require_servable
 
 
 def open_storage(
@@ -87,7 +88,7 @@ def _file(path: Any) -> Any:
 def _require_storage(given: Any, maker: Any = None) -> Any:
     """Return what was given, or returned by *maker*, if it is a storage; else `UsageError`."""
     if hasattr(given, "loadBefore"):
-        return given
+        return require_servable(given)
     what = f"{given!r} is" if maker is None else f"{maker!r} returned {given!r}, which is"
     raise UsageError(
         f"{what} no storage. Give a storage, a path, a URI, a function that makes a storage, or "

@@ -19,7 +19,8 @@ from objdb.errors import ObjdbError, PackError, ReadOnlyError, Unsupported, Usag
 from objdb.ids import NO_TID, Oid, Tid, next_tid
 from objdb.interfaces import IStorageIteration, IStoragePackable
 from objdb.records.references import ReferenceScanner, all_references
-from objdb.storage.moments import bound
+from objdb.storage.foreign import pack_storage, provides
+from objdb.storage.moments import bound, is_future
 from objdb.storage.packing import PackResult, Progress
 
 logger = logging.getLogger("objdb.database")
@@ -82,10 +83,10 @@ class DatabasePack:
         """Forget what is older than a moment, and what nothing leads to any more.
 
         *t*: the moment, as seconds since 1970, a tid, a datetime with a time zone, or one in ISO
-        form (default: now); *days*: so many days before it. Of each object, the revision that
-        was current at that moment stays, and all later ones. With *gc*, what could not be
-        reached from the root at that moment goes, unless something later changes it or refers to
-        it, or an object of another database of the group does. Weak references keep nothing.
+        form (default: now, as is any in the future); *days*: so many days before it. Of each
+        object, the revision that was current then stays, and all later ones. With *gc*, what
+        could not be reached from the root then goes, unless something later changes it or refers
+        to it, or an object of another database of the group does. Weak references keep nothing.
 
         *progress*: called with (phase, done, total); raising ends the pack and leaves everything
         as it was. *keep_old*: keep the old file. *dry_run*: change nothing, and return about what
@@ -95,21 +96,21 @@ class DatabasePack:
         under way, `StorageSpaceError`, `ReadOnlyError`, `Unsupported`, `UsageError`.
         """
         self._require_usable()
-        if not IStoragePackable.providedBy(self.storage):
+        if not provides(self.storage, IStoragePackable):
             raise Unsupported(f"{self.name} is a storage that cannot be packed")
         if self.storage.isReadOnly() and not dry_run:
             raise ReadOnlyError(f"{self.name} is open for reading only: it cannot be packed")
-        result: PackResult = self.storage.pack(
-            pack_moment(t, days, self.storage.lastTransaction()), ReferenceScanner(), gc,
-            progress=progress, keep_old=keep_old, dry_run=dry_run, roots=_RootsElsewhere(self),
+        moment = pack_moment(t, days, self.storage.lastTransaction())
+        return pack_storage(
+            self.storage, moment, ReferenceScanner(), gc, progress=progress, keep_old=keep_old,
+            dry_run=dry_run, roots=_RootsElsewhere(self),
         )
-        return result
 
 
 def pack_moment(t: Any, days: float, last: Tid) -> Tid:
     """Return the last tid of the moment that a pack is to; *last*: the last tid there is."""
-    if isinstance(days, bool) or not isinstance(days, (int, float)) or not math.isfinite(days):
-        raise UsageError(f"days is {days!r}; it is a number")
+    if isinstance(days, bool) or not isinstance(days, (int, float)) or not 0 <= days < math.inf:
+        raise UsageError(f"days is {days!r}; it is a number, 0 or more")
     if days:
         if isinstance(t, datetime):
             bound(t, None, last)  # which refuses one without a zone
@@ -118,11 +119,16 @@ def pack_moment(t: Any, days: float, last: Tid) -> Tid:
         if isinstance(moment, bool) or not isinstance(moment, (int, float)):
             raise UsageError(f"days are counted back from seconds or a datetime, not from {t!r}")
         t = moment - days * _DAY_SECONDS
-    if t is None:
+    if t is None or is_future(t):
         return last
     before = bound(t, None, last)
     assert before is not None
     return (max(int.from_bytes(before, "big"), 1) - 1).to_bytes(8, "big")
+
+
+def open_among(databases: dict[str, Any]) -> dict[str, Any]:
+    """Return the databases of a group that are open."""
+    return {name: db for name, db in databases.items() if not db._is_closed}
 
 
 class _RootsElsewhere:
@@ -131,14 +137,14 @@ class _RootsElsewhere:
 
     def __init__(self, db: Any) -> None:
         self._name = db.database_name
-        self._others = [other for other in db.databases.values() if other is not db]
+        self._others = [other for other in open_among(db.databases).values() if other is not db]
         self._seen: dict[int, Tid] = {}
         self._found: set[Oid] = set()
 
     def __call__(self) -> Iterable[Oid]:
         name = self._name.encode()
         for other in self._others:
-            if not IStorageIteration.providedBy(other.storage):
+            if not provides(other.storage, IStorageIteration):
                 continue
             start = self._seen.get(id(other), NO_TID)
             for transaction in other.storage.iterator(next_tid(start)):

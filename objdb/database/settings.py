@@ -21,6 +21,7 @@ from typing import Any
 
 from objdb.database.db import DB
 from objdb.database.opening import open_storage
+from objdb.database.packing import open_among
 from objdb.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -41,7 +42,11 @@ class Databases(Mapping[str, DB]):
     manager, closes them."""
 
     def __init__(self) -> None:
-        self._open: dict[str, Any] = {}
+        self.group: dict[str, Any] = {}
+
+    @property
+    def _open(self) -> dict[str, Any]:
+        return open_among(self.group)
 
     def __getitem__(self, name: str) -> DB:
         if name not in self._open:
@@ -89,7 +94,7 @@ def open_databases(path: str | os.PathLike[str] = DEFAULT_PATH) -> Databases:
     databases = Databases()
     try:
         for name, options in settings.items():
-            _open_one(path, name, options, databases._open)
+            _open_one(path, name, options, databases.group)
     except BaseException:
         databases.close()
         raise

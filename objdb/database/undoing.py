@@ -17,6 +17,7 @@ from objdb.ids import Oid, Tid
 from objdb.interfaces import IStorageHistory, IStorageUndoable
 from objdb.records.differences import changed_attributes
 from objdb.records.references import record_class_name
+from objdb.storage.foreign import preview_undo_in, provides, readable, undo_in
 from objdb.storage.undo import tid_from_id
 
 
@@ -60,7 +61,8 @@ class DatabaseUndo:
 
     def supportsTransactionalUndo(self) -> bool:
         """Whether transactions can be undone."""
-        return IStorageUndoable.providedBy(self.storage) and bool(self.storage.supportsUndo())
+        can = provides(self.storage, IStorageUndoable)
+        return can and bool(getattr(self.storage, "supportsUndo", bool)())
 
     def undo(self, transaction_id: Any, txn: Any = None) -> None:
         """Undo a transaction when *txn* (default: the thread's current transaction) commits.
@@ -90,8 +92,7 @@ class DatabaseUndo:
         """
         self._require_usable()
         self._require_undo()
-        entries: list[dict[str, Any]] = self.storage.undoLog(first, last, filter)
-        return entries
+        return readable(self.storage, self.storage.undoLog(first, last, filter))
 
     def undoInfo(
         self, first: Any = 0, last: Any = -20, specification: dict[str, Any] | None = None
@@ -99,8 +100,7 @@ class DatabaseUndo:
         """Return the entries of `undoLog` that have all items of *specification*."""
         self._require_usable()
         self._require_undo()
-        entries: list[dict[str, Any]] = self.storage.undoInfo(first, last, specification)
-        return entries
+        return readable(self.storage, self.storage.undoInfo(first, last, specification))
 
     def undo_preview(self, transaction_ids: Any) -> UndoPreview:
         """Return what undoing these transactions would do now, committing nothing.
@@ -112,7 +112,9 @@ class DatabaseUndo:
         if isinstance(transaction_ids, (str, bytes)):
             transaction_ids = [transaction_ids]
         changes, obstacles = [], []
-        for oid, now, then, obstacle in self.storage.preview_undo(newest_first(transaction_ids)):
+        for oid, now, then, obstacle in preview_undo_in(
+            self.storage, newest_first(transaction_ids)
+        ):
             record = then if now is None else now
             class_name = None if record is None else record_class_name(record)
             if obstacle is not None:
@@ -127,10 +129,9 @@ class DatabaseUndo:
         (seconds since 1970), user_name, description, size (bytes), and what the transaction's
         extension has. `POSKeyError` if there is no object."""
         self._require_usable()
-        if not IStorageHistory.providedBy(self.storage):
+        if not provides(self.storage, IStorageHistory):
             raise Unsupported(f"{self.name} cannot list the revisions of an object")
-        entries: list[dict[str, Any]] = self.storage.history(oid, size)
-        return entries
+        return readable(self.storage, self.storage.history(oid, size))
 
     def _require_undo(self) -> None:
         if not self.supportsTransactionalUndo():
@@ -156,7 +157,7 @@ class UndoRequest(StorageRequest):
 
     def _stage(self, metadata: Any) -> Iterable[Oid]:
         for transaction_id in newest_first(self.asked):
-            yield from self._db.storage.undo(transaction_id, metadata)[1]
+            yield from undo_in(self._db.storage, transaction_id, metadata)
 
     def _tell(self, tid: Tid, oids: list[Oid]) -> None:
         self._db.note_commit(tid, oids)

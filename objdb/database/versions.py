@@ -106,6 +106,7 @@ class DatabaseVersions:
     _version_pool_size: int
     _version_cache_size: int
     _require_usable: Callable[[], None]
+    getCacheSizeBytes: Callable[[], int]
     storage_commit: Callable[[Any], StorageCommit]
 
     def supportsVersions(self) -> bool:
@@ -220,7 +221,7 @@ class DatabaseVersions:
         """Let each connection in a version keep *size* objects loaded."""
         self._version_cache_size = size
         for connection in self._version_connections():
-            connection.set_cache_limits(size, 0)
+            connection.set_cache_limits(size, self.getCacheSizeBytes())
 
     def _version_connections(self) -> Iterable[Connection]:
         return [

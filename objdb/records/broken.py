@@ -20,9 +20,11 @@ import functools
 from typing import Any
 
 from persistent import Persistent
+from zope.interface import implementer
 
 from objdb.errors import BrokenObjectError
 from objdb.ids import Oid
+from objdb.interfaces import IBroken
 
 _HINT = (
     "Make the class importable again, under this name, to use the object; until then its state "
@@ -35,6 +37,14 @@ _BLOB_HINT = (
 _classes: dict[tuple[str, str, bool], type] = {}
 
 
+class _Facts:
+    """The names that ZODB's broken objects have, for programs that look at them."""
+
+    __Broken_newargs__ = property(lambda self: self.__dict__.get("__broken_args__", ()))
+    __Broken_state__ = property(lambda self: self.__dict__.get("__broken_state__"))
+    __Broken_initargs__ = None
+
+
 class BrokenType(type):
     """The class of broken classes: calling one is remembered as a call."""
 
@@ -44,7 +54,8 @@ class BrokenType(type):
         return instance
 
 
-class Broken(metaclass=BrokenType):
+@implementer(IBroken)
+class Broken(_Facts, metaclass=BrokenType):
     """An object inside a record whose class, or whose making function, is missing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Broken:
@@ -91,7 +102,8 @@ class Broken(metaclass=BrokenType):
         return f"<broken {class_name(type(self))}>"
 
 
-class PersistentBroken(Persistent):
+@implementer(IBroken)
+class PersistentBroken(_Facts, Persistent):
     """A persistent object whose class is missing."""
 
     def __new__(cls, *args: Any) -> PersistentBroken:

@@ -162,6 +162,13 @@ class ObjectWriter:
         name = jar.db().database_name
         if obj._p_oid is None:
             jar.add(obj)
+        elif jar.was_found(obj._p_oid):
+            raise InvalidObjectReference(
+                f"a new object ({class_name(type(obj))}) is reachable from the databases "
+                f"{name!r} and {self._jar.db().database_name!r}, and nothing says which one it is "
+                "for. Add it to one first: connection.add(object)",
+                oid=obj._p_oid, class_name=class_name(type(obj)),
+            )
         if hasattr(type(obj), "__getnewargs__") or is_broken(type(obj)):
             return ["n", (name, obj._p_oid)]
         return ["m", (name, obj._p_oid, type(obj))]

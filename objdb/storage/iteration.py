@@ -10,15 +10,38 @@ from objdb.ids import Oid, Tid, time_from_tid
 from objdb.storage.extension import loads_extension
 
 
-class RevisionRecord(NamedTuple):
-    """One revision in a transaction. `data` is None where the object was un-created;
-    `data_txn` is the tid of the revision whose data this one repeats, if it does."""
-
+class _Revision(NamedTuple):
     oid: Oid
     tid: Tid
     data: bytes | None
     version: str = ""
     data_txn: Tid | None = None
+
+
+class RevisionRecord(_Revision):
+    """One revision in a transaction. `data` is None where the object was un-created;
+    `data_txn` is the tid of the revision whose data this one repeats, if it does.
+
+    Fields can be set, as wrappers written for ZODB do; as a tuple it stays what it was.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self._fields:
+            raise AttributeError(f"a RevisionRecord has no {name!r}")
+        self.__dict__[name] = value
+        object.__setattr__(self, "__class__", _ChangedRecord)
+
+
+class _ChangedRecord(RevisionRecord):
+    """One of which fields were set; others need not look for that."""
+
+
+def _changed(index: int, name: str) -> property:
+    return property(lambda self: self.__dict__.get(name, self[index]))
+
+
+for _index, _name in enumerate(_Revision._fields):
+    setattr(_ChangedRecord, _name, _changed(_index, _name))
 
 
 @dataclass(slots=True, unsafe_hash=True)

@@ -61,6 +61,15 @@ def bound(at: Any, before: Any, last: Tid) -> Tid | None:
     return found
 
 
+def is_future(moment: Any) -> bool:
+    """Whether a moment, as in `bound`, is ahead of the clock."""
+    if isinstance(moment, str):
+        moment = tid_from_text(moment) or moment
+    if isinstance(moment, bytes):
+        return len(moment) == 8 and time_from_tid(moment) > time.time()
+    return _microseconds(moment) > time.time() * 1e6
+
+
 def _microseconds(moment: Any) -> int:
     """Return the microseconds since 1970."""
     if isinstance(moment, str):

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from objdb.errors import PackError, UsageError
-from objdb.ids import NO_TID, Oid, Tid, format_oid, format_tid, tid_after, time_from_tid
+from objdb.ids import NO_TID, Oid, Tid, format_oid, tid_after
 
 References = Callable[[bytes], Iterable[Oid]]
 Progress = Callable[[str, int, int], object]
@@ -54,24 +54,18 @@ class PackResult(NamedTuple):
 
 def pack_tid(moment: Any, last: Tid) -> Tid:
     """Return the last tid that belongs to *moment*, seconds since 1970 or a tid; *last* is the
-    last tid there is. `UsageError` for what is in the future, or no moment."""
+    last tid there is, which the future stands for. `UsageError` for what is no moment."""
     if isinstance(moment, bytes) and len(moment) == 8:
-        if moment > last and time_from_tid(moment) > time.time():
-            raise _future(format_tid(moment))
-        return moment
+        return min(moment, last)
     if isinstance(moment, bool) or not isinstance(moment, (int, float)):
         raise UsageError(f"{moment!r} is no time to pack to: give seconds since 1970, or a tid")
-    if moment > time.time() + 1:
-        raise _future(str(moment))
+    if moment > time.time():
+        return last
     try:
         found = tid_after(NO_TID, max(moment, 0) + _RESOLUTION_SECONDS)
     except (ValueError, OverflowError, OSError):
         raise UsageError(f"{moment} is no time that a transaction can have") from None
     return found
-
-
-def _future(moment: str) -> UsageError:
-    return UsageError(f"{moment} is in the future: nothing can be packed that is not there yet")
 
 
 class OidSet:

@@ -32,6 +32,7 @@ from objdb.errors import (
 from objdb.ids import MAX_TID, NO_TID, Oid, Tid, format_oid, int_from_oid
 from objdb.storage.commit import CommitSlot, Phase, Repeat, Staged
 from objdb.storage.copying import CopyProgress, copy_transactions
+from objdb.storage.foreign import Resolve, resolver_of
 from objdb.storage.moments import commit_tid
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ MAX_RECORD_BYTES = 2**31 - 1
 _LAST_OID = 2**64 - 1
 _count = count()
 _STATUSES = (" ", "p", "u")  # committed, packed, undone (old)
-
-Resolve = Callable[[Oid, "bytes | None", bytes, bytes, tuple[Tid, Tid]], bytes]
 
 
 def resolve_nothing(
@@ -115,7 +114,7 @@ class RevisionStorage(ABC):
     def registerDB(self, db: Any) -> None:
         """Take from *db* the functions that resolve conflicts and, if it has one, that compares
         records."""
-        self._resolve = getattr(db, "resolve", resolve_nothing)
+        self._resolve = resolver_of(db, resolve_nothing)
         self._is_equal = getattr(db, "is_equal", same_bytes)
 
     def new_oid(self) -> Oid:

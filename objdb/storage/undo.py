@@ -26,10 +26,11 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from objdb.errors import ConflictError, MultipleUndoErrors, UndoError
+from objdb.errors import ConflictError, MultipleUndoErrors, UndoError, Unsupported
 from objdb.ids import ROOT_OID, Oid, Tid, format_oid, format_tid, tid_from_text
 from objdb.storage.commit import Repeat, Staged, TransactionMetaData
 from objdb.storage.iteration import undo_entry
+from objdb.storage.listing import RecordWalk, last_transactions
 from objdb.storage.spans import span
 from objdb.storage.versions import Entry, VersionedStorage
 
@@ -85,8 +86,13 @@ class UndoableStorage(VersionedStorage):
     * `_iter_undoable(stop)`: the transactions with tid <= *stop* (None: all), newest first, up
       to the first that is packed: each as (tid, metadata, size in bytes)
 
+    * for a storage that declares `IStorageCurrentRecordIteration`, `_iter_oids()`: the oids of all
+      objects; `_iter_newest()`: (tid, oids) of all transactions, newest first
+
     `_again` is here for storages whose repeats are tids.
     """
+
+    _walk: RecordWalk | None = None
 
     @abstractmethod
     def _find_transaction(self, tid: Tid) -> tuple[str, list[Change]] | None:
@@ -99,6 +105,26 @@ class UndoableStorage(VersionedStorage):
     @abstractmethod
     def _iter_undoable(self, stop: Tid | None) -> Iterator[tuple[Tid, Any, int]]:
         """Yield (tid, metadata, size), newest first."""
+
+    def record_iternext(self, next: Oid | None = None) -> tuple[Oid, Tid, bytes, Oid | None]:
+        """See `IStorageCurrentRecordIteration`."""
+        self._require_open()
+        if self._walk is None:
+            self._walk = RecordWalk(self)
+        return self._walk.step(next)
+
+    def lastInvalidations(self, count: int) -> list[tuple[Tid, list[Oid]]]:
+        """See `IStorageCurrentRecordIteration`."""
+        self._require_open()
+        return last_transactions(self, count)
+
+    def _iter_oids(self) -> Iterator[Oid]:
+        """Yield the oids of all objects."""
+        raise Unsupported(f"{self._name} does not list its objects one by one")
+
+    def _iter_newest(self) -> Iterator[tuple[Tid, list[Oid]]]:
+        """Yield (tid, oids) of all transactions, newest first."""
+        raise Unsupported(f"{self._name} does not list its last transactions")
 
     def _again(
         self, entries: dict[Oid, Entry]

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from objdb.errors import UsageError
 from objdb.ids import Tid
 from objdb.interfaces import IStorageHistory
+from objdb.storage.foreign import provides
+from objdb.storage.moments import is_future
 from objdb.storage.packing import PackResult
 from objdb.tools.terminal import (
     database_argument,
@@ -51,6 +53,8 @@ def pack(
     """
     if (days is not None) + (before is not None) + now > 1:
         raise UsageError("--days, --before and --now are three ways to say it: give one")
+    if before is not None and is_future(before):
+        raise UsageError("--before is in the future. To keep no history, say --now")
     columns = (
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     )
@@ -70,7 +74,7 @@ def pack(
         result = db.pack(
             before, days, gc=not no_gc, keep_old=keep_old, dry_run=dry_run, progress=tell
         )
-        has_history = IStorageHistory.providedBy(db.storage)
+        has_history = provides(db.storage, IStorageHistory)
     echo(_told(result, dry_run))
     if has_history and days:
         echo(f"the history of {days:g} {'day' if days == 1 else 'days'} stays; --now drops it, too")

@@ -296,7 +296,8 @@ def test_a_new_database_has_a_root(db: objdb.DB) -> None:
 
 
 def test_groups(databases: Databases) -> None:
-    """Databases that share a dict are in it by name until they close; a name is given once."""
+    """Databases that share a dict are in it by name, and a name is given once, until they close.
+    The dict can be iterated over meanwhile."""
     group: dict[str, Any] = {}
     one = databases.open(None, databases=group, database_name="one")
     with pytest.raises(UsageError, match="'one'"):
@@ -306,11 +307,14 @@ def test_groups(databases: Databases) -> None:
     two = databases.open("memory:?database_name=two", databases=group)
     assert group == {"one": one, "two": two}
     two.close()
-    assert group == {"one": one}
     with one.open() as connection:
         with pytest.raises(UsageError, match=r"'two'.*'one'"):
             connection.get_connection("two")
         assert connection.get_connection("one") is connection
+    again = databases.open(None, databases=group, database_name="two")
+    assert group == {"one": one, "two": again}
+    for each in group.values():
+        each.close()
 
 
 def test_interfaces_are_kept(databases: Databases) -> None:

@@ -165,6 +165,17 @@ class FileHistory(UndoableStorage):
                 return None, found.position
         return data, None
 
+    def _iter_oids(self) -> Iterator[Oid]:
+        return iter(self._medium.index.oids())
+
+    def _iter_newest(self) -> Iterator[tuple[Tid, list[Oid]]]:
+        medium = self._medium
+        position = medium.published.end
+        while position > START:
+            header = medium.log.header_before(position)
+            yield header.tid, list(medium.last_records(header))
+            position = header.position
+
     def _iter_undoable(self, stop: Tid | None) -> Iterator[tuple[Tid, Any, int]]:
         medium = self._medium
         position, last, _, _ = medium.published

@@ -30,6 +30,7 @@ from objdb.errors import (
 from objdb.ids import Oid, Tid
 from objdb.interfaces import (
     IStorage,
+    IStorageCurrentRecordIteration,
     IStorageHistory,
     IStorageIteration,
     IStoragePackable,
@@ -69,7 +70,8 @@ _LOOKS_AT_TAIL, _BETWEEN_LOOKS_SECONDS = 4, 0.01
 
 @implementer(
     IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStoragePolling,
-    IStorageSelfCheck, IStorageRestoreable, IStorageUndoable, IStorageVersions, IStoragePackable,
+    IStorageSelfCheck, IStorageCurrentRecordIteration, IStorageRestoreable, IStorageUndoable,
+    IStorageVersions, IStoragePackable,
 )
 class FileStorage(FollowingFile, PackableFile, FileCopying):
     """Keeps every revision in one file, in ZODB's format.

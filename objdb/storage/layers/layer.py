@@ -16,6 +16,7 @@ from zope.interface import directlyProvides
 from objdb.errors import UsageError
 from objdb.interfaces import (
     IStorage,
+    IStorageCurrentRecordIteration,
     IStorageHistory,
     IStorageIteration,
     IStoragePackable,
@@ -42,7 +43,8 @@ class Layer:
     """
 
     honours: tuple[Any, ...] = (
-        IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration, IStorageRestoreable,
+        IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration,
+        IStorageCurrentRecordIteration, IStorageRestoreable,
         IStorageUndoable, IStorageVersions, IStoragePacked, IStoragePackable, IStorageSelfCheck,
         IStoragePolling, IStorageShared,
     )

@@ -17,6 +17,7 @@ from objdb.ids import MAX_TID, Oid, Tid
 from objdb.interfaces import IStorageIteration, IStorageVersions
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.copying import CopyProgress, copy_transactions
+from objdb.storage.foreign import resolver_of
 from objdb.storage.iteration import RevisionRecord
 from objdb.storage.layers.layer import Layer
 from objdb.storage.packing import Elsewhere, PackResult, Progress, References
@@ -100,6 +101,11 @@ class TransformingStorage(Layer):
     def iterator(self, start: Tid | None = None, stop: Tid | None = None) -> Iterator[Any]:
         """See `IStorageIteration`."""
         return self._decoded(self.base.iterator(start, stop))
+
+    def record_iternext(self, next: Oid | None = None) -> tuple[Oid, Tid, bytes, Oid | None]:
+        """See `IStorageCurrentRecordIteration`."""
+        oid, tid, data, following = self.base.record_iternext(next)
+        return oid, tid, self.decode(oid, data), following
 
     def _decoded(self, transactions: Iterable[Any]) -> Iterator[Any]:
         for transaction in transactions:
@@ -264,7 +270,7 @@ class _Decoding:
     def __init__(self, layer: TransformingStorage, db: Any) -> None:
         self._layer = layer
         self._db = db
-        self._resolve = getattr(db, "resolve", resolve_nothing)
+        self._resolve = resolver_of(db, resolve_nothing)
         self._compare = getattr(db, "is_equal", same_bytes)
 
     def resolve(

@@ -25,6 +25,7 @@ from objdb.errors import CorruptedDataError, POSKeyError, Unsupported
 from objdb.ids import LAST_TID, NO_TID, Oid, Tid, format_tid, next_tid, tid_after
 from objdb.interfaces import (
     IStorage,
+    IStorageCurrentRecordIteration,
     IStorageIteration,
     IStoragePackable,
     IStorageReadChecks,
@@ -41,7 +42,8 @@ Entry = tuple[Place, Tid]
 
 
 @implementer(
-    IStorage, IStorageReadChecks, IStorageIteration, IStorageRestoreable, IStoragePackable
+    IStorage, IStorageReadChecks, IStorageIteration, IStorageCurrentRecordIteration,
+    IStorageRestoreable, IStoragePackable,
 )
 class TableStorage(TablePack, UndoableStorage):
     """Base of storages that keep rows. The primitives a subclass supplies:
@@ -218,6 +220,13 @@ class TableStorage(TablePack, UndoableStorage):
                 )
             row = self._row_before(oid, row.tid)
         return entries
+
+    def _iter_oids(self) -> Iterator[Oid]:
+        return (oid for oid, _ in self._iter_chains())
+
+    def _iter_newest(self) -> Iterator[tuple[Tid, list[Oid]]]:
+        for row in self._iter_transactions(NO_TID, self._last_tid, newest_first=True):
+            yield row.tid, row.oids
 
     def iterator(
         self, start: Tid | None = None, stop: Tid | None = None

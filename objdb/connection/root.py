@@ -1,0 +1,48 @@
+"""The root object by two names: `connection.root()`, and what is in it as attributes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from objdb.connection.loading import ObjectLoader
+
+
+class Root:
+    """Returns the root object of *jar* when it is called; its attributes are what is in that."""
+
+    __slots__ = ("_jar",)
+
+    def __init__(self, jar: ObjectLoader) -> None:
+        object.__setattr__(self, "_jar", jar)
+
+    def __call__(self) -> Any:
+        return self._jar.root_object()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self()[name]
+        except KeyError:
+            raise AttributeError(f"there is nothing under {name!r} in the root object") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self()[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            del self()[name]
+        except KeyError:
+            raise AttributeError(f"there is nothing under {name!r} in the root object") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self()
+
+    def __dir__(self) -> Iterator[str]:
+        return (name for name in self() if isinstance(name, str))
+
+    def __repr__(self) -> str:
+        names = sorted(map(str, self()))
+        shown = " ".join(names[:20]) + (" …" if len(names) > 20 else "")
+        return f"<root: {shown}>"

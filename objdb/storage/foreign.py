@@ -1,0 +1,207 @@
+"""Storages and wrappers that were written for ZODB: what they can do, and how it is asked for.
+
+They declare interfaces of ZODB's, or none, and have methods of ZODB's signatures. A wrapper may
+declare what the storage under it does, ours included, and registers itself there in the place of
+the database (`untransform_record_data`).
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from zope.interface import providedBy
+
+from objdb.errors import ConflictError, Unsupported, UsageError
+from objdb.ids import Oid, Tid, time_from_tid
+from objdb.interfaces import (
+    IStorage,
+    IStorageHistory,
+    IStorageIteration,
+    IStoragePackable,
+    IStoragePolling,
+    IStorageShared,
+    IStorageUndoable,
+)
+from objdb.storage.packing import PackResult
+
+# The method that a storage of ZODB's has if it can do what an interface of ours is about.
+_METHODS = {
+    IStorageHistory: "history", IStorageIteration: "iterator", IStoragePackable: "pack",
+    IStorageUndoable: "undo",
+}
+_TICK_SECONDS = 0.00001  # times are cut to microseconds
+_TEXTS = ("user_name", "description")
+
+Hook = Callable[[], object]
+Resolve = Callable[[Oid, "bytes | None", bytes, bytes, tuple[Tid, Tid]], bytes]
+
+
+def is_foreign(storage: Any) -> bool:
+    """Whether a storage was written for ZODB, and not for objdb."""
+    return not IStorage.providedBy(storage)
+
+
+def provides(storage: Any, interface: Any) -> bool:
+    """Whether a storage can do what *interface*, one of objdb's, is about."""
+    if interface.providedBy(storage):
+        return True
+    method = _METHODS.get(interface)
+    return method is not None and is_foreign(storage) and callable(getattr(storage, method, None))
+
+
+def require_servable(storage: Any) -> Any:
+    """Return *storage*; `UsageError` for one that wants an instance for each connection: through
+    a single one, connections would never see what other processes commit."""
+    names = {each.__name__ for each in providedBy(storage).flattened()}
+    if is_foreign(storage) and (
+        "IMVCCStorage" in names or callable(getattr(storage, "poll_invalidations", None))
+    ):
+        raise UsageError(
+            f"{type(storage).__name__} is a storage with multi-version concurrency of its own "
+            "(ZODB's IMVCCStorage, as RelStorage is), which objdb cannot serve. Copy it to one of "
+            "objdb's: objdb.SQLiteStorage(PATH).copyTransactionsFrom(storage)"
+        )
+    return storage
+
+
+# -- calls
+
+
+def pack_storage(
+    storage: Any, moment: Tid, references: Any, gc: bool, **options: Any
+) -> PackResult:
+    """Pack a storage up to the tid *moment*, also one that knows fewer arguments than objdb's do.
+    `Unsupported` where leaving one out would do something else."""
+    known, takes_all = _arguments_of(storage.pack)
+    unknown = {name: value for name, value in options.items() if name not in known}
+    if not takes_all and unknown:
+        for name in ("dry_run", "keep_old"):
+            if unknown.get(name):
+                raise Unsupported(f"{storage.getName()}: its pack knows no {name}")
+        if gc and any(unknown.get("roots", tuple)()):
+            raise Unsupported(
+                f"{storage.getName()} would drop what other databases of its group refer to, since "
+                "its pack cannot be told of that. Pack it with gc=False"
+            )
+        options = {name: value for name, value in options.items() if name in known}
+    if "gc" in known or takes_all:
+        options["gc"] = gc
+    elif not gc:
+        raise Unsupported(f"{storage.getName()}: its pack knows no gc")
+    before = storage.getSize(), len(storage)
+    until: Any = time_from_tid(moment) + _TICK_SECONDS if is_foreign(storage) else moment
+    result = storage.pack(until, references, **options)
+    if isinstance(result, PackResult):
+        return result
+    return PackResult(before[0], storage.getSize(), before[1], len(storage))
+
+
+def _arguments_of(function: Any) -> tuple[set[str], bool]:
+    """Return the names of a function's arguments, and whether it takes any others."""
+    try:
+        found = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # it is wrapped in something that hides them
+        return {"gc"}, False
+    return set(found), any(each.kind is each.VAR_KEYWORD for each in found.values())
+
+
+def hooks_of(storage: Any) -> tuple[Hook | None, Hook | None]:
+    """Return what is to be called before a connection looks which transaction is the last, if
+    others may commit; and when a transaction of a connection has ended."""
+    if is_foreign(storage):
+        return getattr(storage, "sync", None), getattr(storage, "afterCompletion", None)
+    if IStorageShared.providedBy(storage) or (
+        IStoragePolling.providedBy(storage) and storage.isReadOnly()
+    ):
+        return storage.poll, None
+    return None, None
+
+
+def preview_undo_in(storage: Any, transaction_ids: Iterable[Any]) -> Iterator[Any]:
+    """Yield what undoing transactions would change; `Unsupported` where the storage cannot say."""
+    if not callable(getattr(storage, "preview_undo", None)):
+        raise Unsupported(f"{storage.getName()} cannot say what undoing would change")
+    plain = getattr(storage, "untransform_record_data", bytes)  # of a wrapper
+    for found in storage.preview_undo(transaction_ids):
+        now, then = found.now and plain(found.now), found.then and plain(found.then)
+        yield found._replace(now=now, then=then)
+
+
+def undo_in(storage: Any, transaction_id: Any, transaction: Any) -> Iterable[Oid]:
+    """Have a storage undo a transaction; return the oids that this changes."""
+    if is_foreign(storage):
+        if isinstance(transaction_id, bytes) and len(transaction_id) == 8:
+            transaction_id = base64.b64encode(transaction_id)
+        elif isinstance(transaction_id, str):
+            transaction_id = transaction_id.encode()
+    found = storage.undo(transaction_id, transaction)
+    oids: Iterable[Oid] = found[1] if found else ()
+    return oids
+
+
+def readable(storage: Any, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries of an undo log or a history with texts as text, which storages of ZODB's
+    list as bytes."""
+    entries = list(entries)
+    if is_foreign(storage):
+        for entry in entries:
+            for name in _TEXTS:
+                if isinstance(entry.get(name), bytes):
+                    entry[name] = entry[name].decode("utf-8", "replace")
+            entry.setdefault("version", "")
+            if isinstance(entry.get("id"), bytes):
+                entry["id"] = entry["id"].decode("ascii", "replace")
+    return entries
+
+
+# -- wrappers
+
+
+class ThroughWrapper:
+    """Resolves conflicts in records as a wrapper, registered in the place of a database, keeps
+    them: with the database's function, once that is known (`give_resolver`)."""
+
+    def __init__(self, wrapper: Any) -> None:
+        self._wrapper = wrapper
+        self.resolve: Resolve | None = None
+
+    def __call__(
+        self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
+    ) -> bytes:
+        if self.resolve is None:
+            raise ConflictError(oid=oid, serials=serials)
+        plain = self._wrapper.untransform_record_data
+        merged = self.resolve(
+            oid, None if old is None else plain(old), plain(committed), plain(new), serials
+        )
+        record: bytes = self._wrapper.transform_record_data(merged)
+        return record
+
+
+def resolver_of(db: Any, otherwise: Resolve) -> Resolve:
+    """Return the function with which *db*, a database or a wrapper, resolves conflicts."""
+    found: Resolve | None = getattr(db, "resolve", None)
+    if found is not None:
+        return found
+    return ThroughWrapper(db) if hasattr(db, "untransform_record_data") else otherwise
+
+
+def give_resolver(storage: Any, resolve: Resolve) -> None:
+    """Let the storages under the wrappers in *storage* resolve conflicts with *resolve*."""
+    seen: list[Any] = []
+    waiting = [storage]
+    while waiting:
+        each = waiting.pop()
+        if any(each is other for other in seen):
+            continue
+        seen.append(each)
+        resolver = getattr(each, "_resolve", None)
+        if isinstance(resolver, ThroughWrapper):
+            resolver.resolve = resolve
+        waiting += [
+            value for value in vars(each).values()
+            if hasattr(value, "registerDB") and hasattr(value, "loadBefore")
+        ] if hasattr(each, "__dict__") else []
