@@ -35,6 +35,7 @@ ROWS = {
     "IStorageReadChecks": "check all that a transaction read, in one go",
     "IStorageHistory": "list an object's revisions",
     "IStorageIteration": "list transactions in order",
+    "IStorageCurrentRecordIteration": "list objects one by one, and the last transactions",
     "IStorageRestoreable": "take copies of transactions as they are",
     "IStorageUndoable": "undo transactions",
     "IStoragePacked": "tell up to when a pack has taken something away",
