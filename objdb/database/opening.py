@@ -24,7 +24,9 @@ from objdb.database.schemes import (
     InFolder,
     Parser,
     Scheme,
+    is_secret,
     scheme_named,
+    without_secrets,
 )
 from objdb.errors import UsageError
 from objdb.storage.foreign import require_servable
@@ -105,11 +107,11 @@ def is_uri(where: str) -> bool:
 
 def _require_no_layer(path: str) -> None:
     """Raise `UsageError` for what begins as a URI with a layer, and would be a plain file."""
-    name, plus, rest = path.partition("+")
+    name, plus, rest = without_secrets(path).partition("+")
     if plus and name in SCHEMES and SCHEMES[name].is_layer:
         raise UsageError(
-            f"{path} is a path, which has no layers. Write {name}+file:{quote(rest)}; or, if the "
-            f"name of the file begins so, ./{path}"
+            f"{without_secrets(path)} is a path, which has no layers. Write "
+            f"{name}+file:{quote(rest)}; or, if the name of the file begins so, begin with ./"
         )
 
 
@@ -125,8 +127,8 @@ def with_parameter(where: str, name: str, value: str) -> str:
 
 
 class _Uri(NamedTuple):
-    """A URI's parts: the schemes and their names, the outermost first; the path, or what stands
-    in parentheses; its parameters."""
+    """A URI's parts: the URI without secrets; the schemes and their names, the outermost first; the
+    path, or what stands in parentheses; its parameters."""
 
     uri: str
     names: list[str]
@@ -139,6 +141,7 @@ class _Uri(NamedTuple):
     @classmethod
     def parse(cls, uri: str) -> _Uri:
         head, _, rest = uri.partition(":")
+        uri = without_secrets(uri)  # what errors show
         names = head.split("+")
         schemes = [scheme_named(name, uri) for name in names]
         if any(not scheme.is_layer for scheme in schemes[:-1]):
@@ -239,7 +242,8 @@ class _Uri(NamedTuple):
             raise
         except ValueError as error:
             why = f": {error}" if parser not in (int, float) else ""
-            raise UsageError(f"{self.uri}: {name} cannot be {text!r}{why}") from None
+            shown = "what was given" if is_secret(name) else repr(text)
+            raise UsageError(f"{self.uri}: {name} cannot be {shown}{why}") from None
 
 
 def _groups(uri: str, rest: str) -> tuple[list[str], str]:

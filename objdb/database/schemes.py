@@ -7,6 +7,7 @@ and which is a `Scheme`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -223,6 +224,23 @@ DATABASE_PARAMETERS: Mapping[str, Parser | InFolder] = {
     "version_pool_size": int, "version_cache_size": int,
     "record_stacks": boolean, "detect_mutations": boolean,
 }
+
+
+def is_secret(parameter: str) -> bool:
+    """Whether what a parameter has is not to be shown."""
+    return parameter.lower() in _SECRET_NAMES
+
+
+def without_secrets(uri: str) -> str:
+    """Return a URI as errors show it: what somebody wrote into it as a secret is left out."""
+    return _SECRETS.sub(r"\1…", uri)
+
+
+_SECRET_NAMES = ("key", "passphrase", "password", "passwd", "pwd", "secret", "token")
+_SECRETS = re.compile(
+    rf"((?:{'|'.join(_SECRET_NAMES)})=(?!(?:env|file)(?::|%3a))|//(?=[^/?]*@))[^&)#@]+",
+    re.IGNORECASE,
+)
 
 
 def scheme_named(name: str, uri: str) -> Scheme:

@@ -25,7 +25,7 @@ from objdb.errors import (
 )
 from objdb.safe.mapping import Safe
 from objdb.safe.naming import directory_of_safes, folder_name, module_name, parts_of
-from objdb.storage.files import path_given, sync_path
+from objdb.storage.files import make_private, path_given, sync_path
 
 _BACKENDS = {
     "berkeley": ("objdb.safe.berkeley", "BerkeleyTable"),
@@ -156,6 +156,7 @@ def _open(folder: Path, backend: str | None, create: bool) -> Safe:
             if not _is_safe(folder):
                 backend = backend or _default_backend()
                 _load_backend(folder, backend)
+                make_private(str(folder))
                 _write_marker(folder, backend, is_complete=False)
     backend = _read_marker(folder)[0]
     table_class = _load_backend(folder, backend)

@@ -16,6 +16,7 @@ import socket
 import stat
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -411,6 +412,19 @@ def keep_mode(path: str, model: str) -> None:
         except PermissionError:
             mode &= ~0o070  # of a group that is another one
     os.chmod(path, mode)
+
+
+def make_private(path: str) -> None:
+    """Let nobody but the owner read a new database: the directory, or the file and what is beside
+    it. Does nothing for what is no path; what others own stays as it is."""
+    if os.path.isdir(path):
+        found, mode = [path], 0o700
+    else:
+        found = [path + ending for ending in ("", ".oidx", ".lock", "-wal", "-shm")]
+        mode = 0o600
+    for name in found:
+        with suppress(FileNotFoundError, PermissionError, ValueError):
+            os.chmod(name, mode)
 
 
 def sync_path(path: str) -> None:

@@ -135,8 +135,10 @@ class PickledMappingStorage(MappingStorage):
                 "commit. Move to a FileStorage: objdb migrate does it", LargePickleWarning,
                 stacklevel=2,
             )
+        # A new one is for whom the lock is, which was made first.
+        model = self._path if self._files.exists(self._path) else self._path + ".lock"
         try:
-            write_file(self._files, self._path + ".new", content, self._path)
+            write_file(self._files, self._path + ".new", content, model)
         except OSError as error:
             self._remove_new()
             raise StorageWriteError(

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -371,3 +371,19 @@ def test_a_directory_of_somebody_else(
         module_safe(cage="cage")
     with module_safe(cage="cage", directory="safe") as safe:
         assert safe["a"] == 1
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_who_can_read_a_safe(backend: str, is_there: bool, tmp_path: Path) -> None:
+    """Only who made it: values are as they were given. A directory that was a safe before stays as
+    somebody made it."""
+    folder = tmp_path / "safe"
+    if is_there:
+        folder.mkdir(mode=0o755)
+    with closing(open_safe(folder, backend=backend)) as safe:
+        safe["secret"] = 1
+        assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o750)
+    with closing(open_safe(folder)) as safe:
+        assert safe["secret"] == 1
+        assert folder.stat().st_mode & 0o777 == 0o750

@@ -1,11 +1,16 @@
 """Records encrypted and authenticated with AES-256-GCM.
 
-    .e   kind   key id or salt   oid   nonce   ciphertext   tag
-    2     1          16           8      12         n        16
+    .e   kind   which key   oid   nonce   ciphertext   tag
+    2     1        16        8      12         n        16
 
-Kind 1 is a key of 32 bytes, named by a hash of it; kind 2 a key made from a passphrase with scrypt
-and the salt. The oid is authenticated with the rest: a record opens only as the object that it was
-written for. (What is before it chooses the key; altered, it chooses one that does not fit.)
+    kind 1   a key of 32 bytes: a hash of it
+         3   made from a passphrase with scrypt: cost 1, salt 15; scrypt's N is 2 to the cost
+         2   the same, as objdb 0.1 wrote it: salt 16, at a cost of 15
+
+New databases have the cost that OWASP's Password Storage Cheat Sheet asks for (N = 2**17, r = 8,
+p = 1); those with a lower one keep it until `rewrite`. The oid is authenticated with the rest: a
+record opens only as the object that it was written for. (What is before it chooses the key;
+altered, it chooses one that does not fit.)
 
 Not hidden: oids, sizes, tids, and who changed which objects when, with users, descriptions and
 extensions; nor which revisions have the same data because one was undone to the other.
@@ -27,17 +32,22 @@ from objdb.errors import (
     WrongKeyError,
 )
 from objdb.ids import MAX_TID, ROOT_OID, Oid, Tid, format_oid
+from objdb.storage.files import make_private
 from objdb.storage.layers.transforming import TransformingStorage
 
 PLAIN = ("refuse", "read")
 KEY_BYTES = 32
 OVERHEAD_BYTES = 2 + 1 + 16 + 8 + 12 + 16
-_MARKER, _RAW, _PASSPHRASE = b".e", b"\1", b"\2"
+_MARKER, _RAW, _OLD_PASSPHRASE, _PASSPHRASE = b".e", b"\1", b"\2", b"\3"
+_FROM_PASSPHRASE = (_OLD_PASSPHRASE, _PASSPHRASE)
 # Where the parts of a record begin.
 _SALT, _OID, _NONCE, _SEALED = 3, 19, 27, 39
-_SALT_BYTES = 16
-# scrypt takes 32 MiB and about a tenth of a second with these.
-_SCRYPT: dict[str, Any] = {"n": 2**15, "r": 8, "p": 1, "maxmem": 2**26, "dklen": KEY_BYTES}
+# scrypt takes 128 MiB and about half a second at this cost, twice as much at the next.
+COST = 17
+_OLD_COST = 15
+_COSTS = range(10, 23)  # what there can be; more memory than for these is not asked for
+_SALT_BYTES = 15
+_BLOCKS = 8  # scrypt's r
 
 Key = bytes | str  # 32 bytes, or a passphrase
 
@@ -80,6 +90,7 @@ class EncryptedStorage(TransformingStorage):
         self._cipher = AESGCM
         self._failed = (InvalidTag, ValueError)  # the latter for parts that are cut short
         self._plain = plain
+        self._first = given[0]
         self._passphrases = [key for key in given if isinstance(key, str)]
         # What records begin with, and what opens them.
         self._open: dict[bytes, Callable[[bytes, bytes, bytes], bytes]] = {}
@@ -97,15 +108,26 @@ class EncryptedStorage(TransformingStorage):
         root = self._root_data()
         if root is not None:
             self.decode(ROOT_OID, root)
+        else:
+            self._make_private()
         if isinstance(key, str):
-            salt = os.urandom(_SALT_BYTES)
-            if root is not None and root[:_SALT] == _MARKER + _PASSPHRASE:
-                used = root[_SALT:_OID]
-                if self._opens(self._key_of(key, used), root):
-                    salt = used
-            raw, self._head = self._key_of(key, salt), _MARKER + _PASSPHRASE + salt
+            self._head = _new_head()
+            if root is not None and root[2:_SALT] in _FROM_PASSPHRASE:
+                used = root[:_OID]
+                if self._opens(_key_of(key, used), root):
+                    self._head = used
+            raw = _key_of(key, self._head)
         else:
             raw, self._head = key, _MARKER + _RAW + _id_of(key)
+        self._use(raw)
+
+    def _make_private(self) -> None:
+        path = self.base.sortKey()
+        if os.path.isabs(path):
+            make_private(path)
+
+    def _use(self, raw: bytes) -> None:
+        """Encrypt with the key *raw* from now on, which `_head` stands for."""
         cipher = self._cipher(raw)
         self._seal: Callable[[bytes, bytes, bytes], bytes] = cipher.encrypt
         self._open[self._head] = cipher.decrypt
@@ -170,10 +192,12 @@ class EncryptedStorage(TransformingStorage):
                 "there, open the storage with plain='read' and call rewrite()", oid=oid,
             )
         kind, salt = data[2:_SALT], data[_SALT:_OID]
-        if kind not in (_RAW, _PASSPHRASE) or len(data) < OVERHEAD_BYTES:
+        if kind not in (_RAW, *_FROM_PASSPHRASE) or len(data) < OVERHEAD_BYTES:
             raise _altered(oid)
-        for passphrase in self._passphrases if kind == _PASSPHRASE else ():
-            key = self._key_of(passphrase, salt)
+        if kind == _PASSPHRASE and salt[0] not in _COSTS:
+            raise _altered(oid)
+        for passphrase in self._passphrases if kind != _RAW else ():
+            key = _key_of(passphrase, data[:_OID])
             if self._opens(key, data):
                 self._open[data[:_OID]] = self._cipher(key).decrypt
                 return self.decode(oid, data)
@@ -191,12 +215,37 @@ class EncryptedStorage(TransformingStorage):
             return False
         return True
 
-    def _key_of(self, passphrase: str, salt: bytes) -> bytes:
-        return hashlib.scrypt(passphrase.encode("utf-8"), salt=salt, **_SCRYPT)
+    def rewrite(self, progress: Callable[[int, int], object] | None = None) -> int:
+        """See `TransformingStorage.rewrite`. Keys from passphrases are made at today's cost then.
+        """
+        key = self._first
+        if isinstance(key, str) and _cost_of(self._head) < COST:
+            self._head = _new_head()
+            self._use(_key_of(key, self._head))
+        return super().rewrite(progress)
 
     def is_as_written(self, data: bytes) -> bool:
         """Return whether *data* are encrypted with the first key."""
         return data[:_OID] == self._head
+
+
+def _new_head() -> bytes:
+    """Return what records begin with whose key is made from a passphrase: a salt of their own."""
+    return _MARKER + _PASSPHRASE + bytes([COST]) + os.urandom(_SALT_BYTES)
+
+
+def _cost_of(head: bytes) -> int:
+    return head[_SALT] if head[2:_SALT] == _PASSPHRASE else _OLD_COST
+
+
+def _key_of(passphrase: str, head: bytes) -> bytes:
+    """Return the key that a passphrase is, for records that begin with *head*."""
+    salt = head[_SALT:] if head[2:_SALT] == _OLD_PASSPHRASE else head[_SALT + 1 :]
+    n = 2 ** _cost_of(head)
+    return hashlib.scrypt(
+        passphrase.encode("utf-8"), salt=salt, n=n, r=_BLOCKS, p=1, dklen=KEY_BYTES,
+        maxmem=256 * n * _BLOCKS,
+    )
 
 
 def _require_key(key: Any) -> None:

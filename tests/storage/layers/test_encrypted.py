@@ -9,7 +9,15 @@ import pytest
 import transaction
 
 import objdb
-from objdb import CompressedStorage, EncryptedStorage, FileStorage, MappingStorage
+from objdb import (
+    BerkeleyStorage,
+    CompressedStorage,
+    EncryptedStorage,
+    FileStorage,
+    MappingStorage,
+    PickledMappingStorage,
+    SQLiteStorage,
+)
 from objdb.check import check
 from objdb.errors import (
     CorruptedDataError,
@@ -20,6 +28,7 @@ from objdb.errors import (
 )
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, oid_from_int
 from objdb.storage.commit import TransactionMetaData
+from objdb.storage.layers import encrypted
 from objdb.storage.layers.encrypted import OVERHEAD_BYTES
 from objdb.testing.helpers import commit, contents, undo
 from objdb.testing.packing_model import refer
@@ -28,6 +37,13 @@ from tests.storage.layers.helpers import Note, copy_of, fill, texts, without
 
 ONE, TWO = bytes(range(32)), bytes(range(32, 64))
 SECRET = b"\x80\x03the very secret record"
+
+
+@pytest.fixture(autouse=True)
+def _cheap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key from a passphrase is made a hundred times as fast, where it is not about that."""
+    if "cost" not in request.node.name:
+        monkeypatch.setattr(encrypted, "COST", 10)
 
 
 def named(key: Any) -> str:
@@ -308,3 +324,54 @@ def test_undo_compares_what_is_encrypted(base: MappingStorage) -> None:
         with pytest.raises(KeyError):
             storage.load(oid)
         assert storage.loadSerial(oid, again) == b"same " * 100
+
+
+def test_the_cost_of_a_passphrase(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """New databases have today's cost, in each record. One of objdb 0.1 keeps its own, until it is
+    rewritten; then the old key opens nothing any more."""
+    path = tmp_path / "data.fs"
+    with monkeypatch.context() as old:
+        old.setattr(encrypted, "_new_head", lambda: b".e\2" + bytes(range(16)))
+        with EncryptedStorage(FileStorage(path), "word") as storage:
+            tid = commit(storage, {ROOT_OID: (NO_TID, b"root")})
+    for _ in range(2):
+        with EncryptedStorage(FileStorage(path), "word") as storage:
+            tid = commit(storage, {ROOT_OID: (tid, b"root again")})
+            assert storage.base.load(ROOT_OID)[0].startswith(b".e\2" + bytes(range(16)))
+    with EncryptedStorage(FileStorage(path), "word") as storage:
+        assert storage.rewrite() == 1 and storage.load(ROOT_OID)[0] == b"root again"
+        data = storage.base.load(ROOT_OID)[0]
+        assert data[:4] == b".e\3\x11" and encrypted.COST == 0x11
+    with EncryptedStorage(FileStorage(path), "word") as storage:
+        assert storage.load(ROOT_OID)[0] == b"root again" and storage.rewrite() == 0
+    with pytest.raises(WrongKeyError):
+        EncryptedStorage(FileStorage(path), "another")
+
+
+@pytest.mark.parametrize("cost", [0, 9, 23, 255])
+def test_a_cost_that_nobody_chose(cost: int) -> None:
+    """A record that asks for more memory than a key takes was altered, and is told as that."""
+    base = MappingStorage()
+    commit(base, {ROOT_OID: (NO_TID, b".e\3" + bytes([cost]) + bytes(60))})
+    with pytest.raises(CorruptedDataError, match="altered"):
+        EncryptedStorage(base, "word")
+
+
+@pytest.mark.parametrize(
+    "make", [FileStorage, SQLiteStorage, BerkeleyStorage, PickledMappingStorage]
+)
+def test_who_can_read_the_files(make: Any, tmp_path: Path) -> None:
+    """Those of a new encrypted database nobody but their owner, also after a pack; those of one
+    that was there stay as they are."""
+    path = tmp_path / "data"
+    with EncryptedStorage(make(path), ONE) as storage:
+        tid = commit(storage, {ROOT_OID: (NO_TID, b"root")})
+        storage.pack(tid, lambda record: [])
+        if path.is_dir():
+            assert path.stat().st_mode & 0o777 == 0o700
+        else:
+            for each in tmp_path.iterdir():
+                assert each.suffix == ".lock" or each.stat().st_mode & 0o777 == 0o600, each
+    path.chmod(0o755 if path.is_dir() else 0o644)
+    with EncryptedStorage(make(path), ONE):
+        assert path.stat().st_mode & 0o077 == (0o055 if path.is_dir() else 0o044)
