@@ -25,7 +25,7 @@ from objdb.errors import (
 )
 from objdb.safe.mapping import Safe
 from objdb.safe.naming import directory_of_safes, folder_name, module_name, parts_of
-from objdb.storage.files import make_private, path_given, sync_path
+from objdb.storage.files import make_private, open_new, path_given, sync_path
 
 _BACKENDS = {
     "berkeley": ("objdb.safe.berkeley", "BerkeleyTable"),
@@ -198,7 +198,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _write_marker(folder: Path, backend: str, *, is_complete: bool) -> None:
     new = folder / _NEW_MARKER
-    with open(new, "w", encoding="utf-8") as file:
+    with open_new(str(new)) as file:
         json.dump({"format": _FORMAT, "backend": backend, "complete": is_complete}, file)
         file.flush()
         os.fsync(file.fileno())

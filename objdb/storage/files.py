@@ -14,15 +14,15 @@ import mmap
 import os
 import socket
 import stat
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 from weakref import WeakSet
 
 import zc.lockfile
 
 from objdb.errors import FileFormatError, StorageClosedError, StorageLockedError, UsageError
+from objdb.storage.libraries import has_locks
 
 # What is added to the name of a backup until it is whole; nothing else is called so, and what is
 # left of one is removed.
@@ -80,7 +80,8 @@ class Files(Protocol):
     """A file system."""
 
     def open(self, path: str, mode: str) -> File:
-        """Open *path*: mode `"r"` to read, `"w"` to read and write, `"c"` also to create.
+        """Open *path*: mode `"r"` to read, `"w"` to read and write, `"c"` also to create,
+        `"p"` to create for the owner only, until `keep_mode`.
 
         A created file survives a loss of power as such, if not what is written to it.
         """
@@ -118,7 +119,8 @@ class Files(Protocol):
 
 
 # What is made has a name that anybody can foretell: a link that was put there is not followed.
-_FLAGS = {"r": os.O_RDONLY, "w": os.O_RDWR, "c": os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW}
+_MADE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+_FLAGS = {"r": os.O_RDONLY, "w": os.O_RDWR, "c": _MADE, "p": _MADE}
 _KINDS = {
     stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device", stat.S_IFDIR: "a directory",
@@ -139,43 +141,29 @@ def require_regular(path: str) -> None:
         )
 
 
-# The files, as (device, number), on which a library has locks of fcntl here, and how often: such
-# locks of a process end when anything in it closes the file, even if it was opened to be looked at.
-_with_locks: Counter[tuple[int, int]] = Counter()
-
-
-def note_locks(path: str) -> Callable[[], None]:
-    """Open the file at *path* here no more, for the sake of the locks on it, until the function
-    that is returned is called."""
-    there = os.stat(path)
-    key = there.st_dev, there.st_ino
-    _with_locks[key] += 1
-
-    def forget() -> None:
-        _with_locks[key] -= 1
-        if _with_locks[key] <= 0:
-            del _with_locks[key]
-
-    return forget
-
-
-def has_locks(path: str) -> bool:
-    """Whether opening and closing the file at *path* would free locks that this process has."""
-    if not _with_locks:
-        return False
-    try:
-        there = os.stat(path)
-    except OSError:
-        return False
-    return (there.st_dev, there.st_ino) in _with_locks
-
-
 def _require_no_locks(path: str, where: str) -> None:
     if has_locks(where):
         raise FileFormatError(
             f"{path} is open in this process as an SQLite database: name it sqlite:{path}",
             path=path,
         )
+
+
+def require_no_link(path: str) -> None:
+    """Raise `FileFormatError` if *path*, the name of a file that is made here, is a symbolic link,
+    or no regular file: somebody else put it there."""
+    if os.path.islink(path):
+        raise FileFormatError(
+            f"{path} is a symbolic link, which is not followed. Remove it", path=path
+        )
+    require_regular(path)
+
+
+def open_new(path: str, bits: int = 0o644) -> IO[str]:
+    """Return the file at *path*, made or emptied, to write text to, with these permissions if it
+    is new. OSError if *path* is a symbolic link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    return open(os.open(path, flags, bits), "w", encoding="utf-8")
 
 
 class OSFile:
@@ -187,7 +175,8 @@ class OSFile:
         where = os.path.join(folder, path)
         require_regular(where)
         _require_no_locks(path, where)
-        self._fd = _Descriptor(os.open(where, _FLAGS[mode] | os.O_CLOEXEC | os.O_NONBLOCK, 0o644))
+        flags, bits = _FLAGS[mode] | os.O_CLOEXEC | os.O_NONBLOCK, 0o600 if mode == "p" else 0o644
+        self._fd = _Descriptor(os.open(where, flags, bits))
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # it has just been put there
             raise FileFormatError(f"{path} is no regular file", path=path)
         self.read_at: Callable[[int, int], bytes] = functools.partial(os.pread, self._fd)
@@ -258,7 +247,7 @@ class OSFiles:
         return os.path.join(self._folder, path)
 
     def open(self, path: str, mode: str) -> OSFile:
-        is_new = mode == "c" and not os.path.exists(self._at(path))
+        is_new = mode in "cp" and not os.path.exists(self._at(path))
         file = OSFile(path, mode, self._folder)
         if is_new:
             self._sync_folder_of(path)
@@ -300,7 +289,7 @@ class OSFiles:
 
     def lock(self, path: str, content: str) -> Lock | str:
         path = self._at(path)
-        require_regular(path)
+        require_no_link(path)
         try:
             return OSLock(zc.lockfile.LockFile(path, content), self._at)
         except zc.lockfile.LockError:
@@ -364,7 +353,6 @@ def _leave_locks_to_parent() -> None:
     for lock in list(_locks):
         lock.leave_to_parent()
     _locks.clear()
-    _with_locks.clear()
 
 
 os.register_at_fork(after_in_child=_leave_locks_to_parent)
@@ -437,10 +425,18 @@ def sync_path(path: str) -> None:
         os.close(descriptor)
 
 
+def what_is_gone(files: Files, path: str, file: File) -> str | None:
+    """Return what has become of the file at *path*, which is open as *file*, if another one, or
+    none, is there."""
+    if not files.exists(path):
+        return f"{path} was removed while it was open"
+    return None if file.is_in_place() else f"{path} was replaced by another file while it was open"
+
+
 def write_file(files: Files, path: str, content: bytes, model: str | None = None) -> None:
     """Make *content* all that the file at *path* has, on the medium; *model*: the file whose owner
     and mode it gets. Not all at once."""
-    file = files.open(path, "c")
+    file = files.open(path, "c" if model is None else "p")
     try:
         if model is not None:
             files.keep_mode(path, model)

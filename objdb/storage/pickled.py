@@ -24,13 +24,23 @@ from typing import Any, NoReturn
 from objdb.errors import (
     CorruptedDataError,
     FileFormatError,
+    StorageError,
     StorageFailedError,
     StorageWriteError,
     UsageError,
 )
 from objdb.ids import Oid
 from objdb.storage.clock import Clock
-from objdb.storage.files import Files, Lock, OSFiles, path_given, take_lock, write_file
+from objdb.storage.files import (
+    File,
+    Files,
+    Lock,
+    OSFiles,
+    path_given,
+    take_lock,
+    what_is_gone,
+    write_file,
+)
 from objdb.storage.memory import MappingStorage
 from objdb.storage.packing import PackResult, Progress, References
 from objdb.storage.tables.rows import Row, TransactionRow, encode_row, encode_transaction
@@ -68,6 +78,7 @@ class PickledMappingStorage(MappingStorage):
         self._files = files or OSFiles()
         self._path = path = self._files.real_path(path_given(path, "file"))
         self._is_large = False
+        self._file: File | None = None  # the one at the path, if there is one
         if self._files.is_directory(path):
             raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
         folder = os.path.dirname(path)
@@ -78,6 +89,8 @@ class PickledMappingStorage(MappingStorage):
         self._lock: Lock | None = None if read_only else take_lock(self._files, path)
         try:
             super().__init__(path, self._read(must_exist=read_only))
+            if not read_only and self._files.exists(path):
+                self._note_file()
             self._sort_key = os.path.realpath(path)
         except BaseException:
             self._let_go()
@@ -128,6 +141,9 @@ class PickledMappingStorage(MappingStorage):
     def _write_new(self, data: dict[bytes, bytes]) -> None:
         """Write the new file beside the old one. `StorageWriteError` if that fails."""
         content = _encode(data)
+        gone = self._what_is_gone()
+        if gone is not None:
+            raise StorageError(f"{gone}. Nothing was committed. Close the storage, see to the file")
         if len(content) > LARGE_BYTES and not self._is_large:
             self._is_large = True
             warnings.warn(
@@ -145,6 +161,19 @@ class PickledMappingStorage(MappingStorage):
                 f"{self._path}.new could not be written: {error}. Nothing was committed"
             ) from error
 
+    def _note_file(self) -> None:
+        """Remember which file is the one that was read, or written."""
+        if self._file is not None:
+            self._file.close()
+        self._file = self._files.open(self._path, "r")
+
+    def _what_is_gone(self) -> str | None:
+        if self._file is not None:
+            return what_is_gone(self._files, self._path, self._file)
+        if self._files.exists(self._path):
+            return f"{self._path} was made by somebody else while it was open"
+        return None
+
     def _remove_new(self) -> None:
         try:
             if self._files.exists(self._path + ".new"):
@@ -159,6 +188,7 @@ class PickledMappingStorage(MappingStorage):
             self._files.rename(self._path + ".new", self._path)
             if self._lock is not None:
                 self._lock.settle()
+            self._note_file()
         except OSError as error:
             self._failed = (
                 f"{self._path} could not be replaced by what was written: {error}. Whether the "
@@ -215,6 +245,8 @@ class PickledMappingStorage(MappingStorage):
             self._let_go()
 
     def _let_go(self) -> None:
+        if self._file is not None:
+            self._file.close()
         if self._lock is not None:
             self._lock.release()
 

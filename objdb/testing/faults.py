@@ -55,7 +55,7 @@ class FaultyFiles:
 
     def open(self, path: str, mode: str) -> FaultyFile:
         if path not in self.contents:
-            if mode != "c":
+            if mode not in "cp":
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             self.do(Operation("create", path))
             self.contents[path] = bytearray()

@@ -5,12 +5,20 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from objdb.errors import FileFormatError, PackError, StorageLockedError
+from objdb.errors import (
+    CorruptedDataError,
+    FileFormatError,
+    PackError,
+    StorageError,
+    StorageFailedError,
+    StorageLockedError,
+)
 from objdb.ids import NO_TID, ROOT_OID
 from objdb.storage.berkeley.storage import BerkeleyStorage
 from objdb.storage.file.storage import FileStorage
@@ -107,14 +115,122 @@ def test_a_link_in_the_place_of_what_is_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", ["removed", "replaced"])
-def test_a_pack_of_what_is_not_in_place(gone: str, tmp_path: Path) -> None:
-    """A pack does not take the place of a file that somebody else put there, or removed."""
+def test_a_file_that_is_not_in_place(gone: str, tmp_path: Path) -> None:
+    """A pack does not take the place of a file that somebody else put there, or removed; commits
+    stop when the index is written, at the latest, and closing tells it."""
     path = tmp_path / "data"
-    with FileStorage(path) as storage:
-        commit(storage, {ROOT_OID: (NO_TID, b"root")})
-        path.rename(tmp_path / "kept")
-        if gone == "replaced":
-            path.write_bytes(b"somebody else's")
-        with pytest.raises(PackError, match=r"data was removed, or replaced"):
-            replace(storage)
+    storage = FileStorage(path, checkpoint_records=5)
+    commit(storage, {ROOT_OID: (NO_TID, b"root")})
+    path.rename(tmp_path / "kept")
+    if gone == "replaced":
+        path.write_bytes(b"somebody else's")
+    with pytest.raises(PackError, match=r"data was removed, or replaced"):
+        replace(storage)
+    with pytest.raises(StorageFailedError, match=f"data was {gone}"):
+        for _ in range(5):
+            tid = commit(storage, {ROOT_OID: (storage.lastTransaction(), b"root")})
+    with pytest.raises(StorageError, match=rf"data was {gone}.*no file that has this name"):
+        storage.close()
     assert gone == "removed" or path.read_bytes() == b"somebody else's"
+    (tmp_path / "kept").rename(path)
+    with FileStorage(path) as storage:
+        assert storage.lastTransaction() == tid
+
+
+@pytest.mark.parametrize("gone", ["removed", "replaced", "made"])
+def test_a_pickled_storage_that_is_not_in_place(gone: str, tmp_path: Path) -> None:
+    """A commit does not take the place of somebody else's file, nor make one anew that was removed;
+    nothing is committed then."""
+    path = tmp_path / "data"
+    with PickledMappingStorage(path) as storage:
+        tid = NO_TID
+        if gone != "made":
+            tid = commit(storage, {ROOT_OID: (NO_TID, b"root")})
+            path.rename(tmp_path / "kept")
+        if gone != "removed":
+            path.write_bytes(b"somebody else's")
+        with pytest.raises(StorageError, match=f"data was {gone}.*Nothing was committed"):
+            commit(storage, {ROOT_OID: (tid, b"another")})
+        assert storage.lastTransaction() == tid
+    assert path.exists() == (gone != "removed")
+
+
+# What is made beside a database, under names that anybody can foretell.
+BESIDE = [
+    ("file", ".lock"), ("file", ".oidx"), ("file", ".pack"), ("file", ".oidx.pack"),
+    ("file", ".new"), ("pickle", ".lock"), ("pickle", ".new"), ("sqlite", ".lock"),
+    ("sqlite", ".new"), ("sqlite", "-wal"), ("berkeley", "/objdb.lock"),
+    ("berkeley", "/objdb.json.new"),
+]
+MAKE: dict[str, Any] = {
+    "file": FileStorage, "pickle": PickledMappingStorage, "sqlite": SQLiteStorage,
+    "berkeley": BerkeleyStorage,
+}
+
+
+@pytest.mark.parametrize(("kind", "ending"), BESIDE)
+def test_planted_links(kind: str, ending: str, tmp_path: Path) -> None:
+    """A link in such a place is refused, or replaced: nothing is written to where it leads."""
+    path, victim = tmp_path / "data", tmp_path / "victim"
+    victim.write_bytes(b"somebody else's")
+    if ending.startswith("/"):
+        path.mkdir()
+    Path(f"{path}{ending}").symlink_to(victim)
+    with (
+        suppress(FileFormatError, OSError, StorageError, CorruptedDataError),
+        MAKE[kind](path) as storage,
+    ):
+        commit(storage, {ROOT_OID: (NO_TID, b"root")})
+        storage.pack(storage.lastTransaction(), lambda record: [])
+    assert victim.read_bytes() == b"somebody else's"
+
+
+def test_modes_of_copies(tmp_path: Path) -> None:
+    """A backup is for whom the database is; nothing is readable by others even for a moment."""
+    for kind in ("sqlite", "berkeley"):
+        path, backup = tmp_path / kind, tmp_path / f"{kind}-backup"
+        with MAKE[kind](path) as storage:
+            commit(storage, {ROOT_OID: (NO_TID, b"root")})
+            for each in [path, *(path.iterdir() if path.is_dir() else ())]:
+                each.chmod(0o700 if each.is_dir() else 0o640)
+            storage.backup(backup)
+        assert backup.stat().st_mode & 0o777 == (0o700 if backup.is_dir() else 0o640)
+        for each in backup.iterdir() if backup.is_dir() else ():
+            assert each.name == "objdb.json" or each.stat().st_mode & 0o777 == 0o640, each
+
+
+def test_modes_while_packing(tmp_path: Path) -> None:
+    """What a pack makes is its owner's alone until it has the mode of the file."""
+    path, seen = tmp_path / "data", set()
+    path_was = os.umask(0)
+    try:
+        with FileStorage(path) as storage:
+            commit(storage, {ROOT_OID: (NO_TID, b"root")})
+            path.chmod(0o600)
+            made = os.open
+
+            def watch(name: Any, flags: int, mode: int = 0o777, **options: Any) -> int:
+                file = made(name, flags, mode, **options)
+                if str(name).endswith(".pack") and flags & os.O_CREAT:
+                    seen.add(stat.S_IMODE(os.fstat(file).st_mode))
+                return file
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "open", watch)
+                replace(storage)
+    finally:
+        os.umask(path_was)
+    assert seen == {0o600}
+
+
+def test_owners_are_kept(tmp_path: Path) -> None:
+    """A pack by root leaves the file its owner's, and a commit of a pickled storage too; anybody
+    else has but himself to give it to."""
+    owner = (12345, 12346) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    for kind in ("file", "pickle"):
+        path = tmp_path / kind
+        with MAKE[kind](path) as storage:
+            commit(storage, {ROOT_OID: (NO_TID, b"root")})
+            os.chown(path, *owner)
+            replace(storage)
+        assert (path.stat().st_uid, path.stat().st_gid) == owner

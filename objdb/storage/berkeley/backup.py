@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 
-from objdb.storage.berkeley.directory import Marker, write_marker
+from objdb.storage.berkeley.directory import Marker, file_of, write_marker
 from objdb.storage.berkeley.environment import Environment
-from objdb.storage.files import UNFINISHED, sync_path
+from objdb.storage.files import UNFINISHED, keep_mode, sync_path
 
 _CACHE_BYTES = 16 << 20
 
@@ -30,7 +30,9 @@ def back_up(environment: Environment, marker: Marker, directory: str) -> None:
         copy.close(in_order=True)
         write_marker(new, marker)
         for name in os.listdir(new):
+            keep_mode(os.path.join(new, name), os.path.join(environment.path, file_of("current")))
             sync_path(os.path.join(new, name))
+        keep_mode(new, environment.path)
         os.rename(new, directory)
         sync_path(os.path.dirname(directory))
     finally:

@@ -27,6 +27,7 @@ from objdb.errors import (
 from objdb.storage.files import (
     Lock,
     OSFiles,
+    open_new,
     require_regular,
     sync_path,
     take_lock,
@@ -152,7 +153,7 @@ def write_marker(path: str, marker: Marker) -> None:
     """Write what the storage is made as, surviving a crash."""
     said = {"format": marker.format, "history": marker.history, "complete": marker.is_complete}
     new = os.path.join(path, _MARKER + ".new")
-    with open(new, "w", encoding="utf-8") as file:
+    with open_new(new) as file:
         json.dump(said, file)
         file.flush()
         os.fsync(file.fileno())

@@ -172,10 +172,10 @@ class PackableFile(FileHistory):
 
     def _new_medium(self) -> Medium:
         files, path = self._files, self._name
-        file = files.open(path + ".pack", "c")
+        file = files.open(path + ".pack", "p")
         try:
             files.keep_mode(path + ".pack", path)
-            index_file = files.open(path + ".oidx.pack", "c")
+            index_file = files.open(path + ".oidx.pack", "p")
             try:
                 files.keep_mode(path + ".oidx.pack", path)
                 return Medium(file, Log(file), Index(index_file, writable=True), is_shared=False)

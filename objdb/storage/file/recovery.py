@@ -312,7 +312,7 @@ def _save_tail(log: Log, files: Files, start: int, size: int) -> str:
     while files.exists(f"{log.file.path}.tr{number}"):
         number += 1
     path = f"{log.file.path}.tr{number}"
-    saved = files.open(path, "c")
+    saved = files.open(path, "p")
     files.keep_mode(path, log.file.path)
     while size > start and log.is_zero_from(max(start, size - _ZEROS_CHUNK), size):
         size = max(start, size - _ZEROS_CHUNK)  # space allocated ahead is not worth saving

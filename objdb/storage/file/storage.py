@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from objdb.errors import (
     POSKeyError,
+    StorageError,
     StorageFailedError,
     StorageWriteError,
     UsageError,
@@ -61,6 +62,7 @@ from objdb.storage.files import (
     hold_or_release,
     path_given,
     take_lock,
+    what_is_gone,
 )
 
 DURABILITIES = ("sync", "os")
@@ -450,6 +452,9 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
         try:
             self._since_checkpoint = 0
             medium = self._medium
+            gone = what_is_gone(self._files, self._name, medium.file)
+            if gone is not None:
+                return self._fail(gone)
             synced = self._durability == "sync"
             medium.index.write_checkpoint(*medium.published, synced=synced)
         except OSError as error:
@@ -472,12 +477,13 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
     def _close(self) -> None:
         if self._pid != os.getpid():  # a fork's copy: the parent's files are not ours to finish
             return
+        medium = self._medium
+        gone = None if self._is_read_only else what_is_gone(self._files, self._name, medium.file)
         try:
             ticket = self._join_group()
             if ticket is not None:
                 self._group.wait(ticket)
-            medium = self._medium
-            if not self._is_read_only and self._failed is None:
+            if not (self._is_read_only or self._failed or gone):
                 medium.log.truncate(medium.end)
                 medium.file.sync()
                 medium.index.write_checkpoint(*medium.published)
@@ -485,6 +491,8 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
             self._medium.close()
             if self._lock is not None:
                 self._lock.release()
+        if gone is not None:
+            raise StorageError(f"{gone}: what was committed is in no file that has this name")
 
     def registerDB(self, db: Any) -> None:
         """See `RevisionStorage.registerDB`."""

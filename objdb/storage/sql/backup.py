@@ -25,6 +25,7 @@ def back_up(
     with suppress(FileNotFoundError):
         os.remove(temporary)
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         source, copy = connect(), sqlite3.connect(temporary)
         try:
             keep_mode(temporary, path)

@@ -24,13 +24,8 @@ from objdb.errors import (
     UsageError,
     require_at_least,
 )
-from objdb.storage.files import (
-    has_locks,
-    note_locks,
-    require_folder,
-    require_regular,
-    sync_path,
-)
+from objdb.storage.files import require_folder, require_no_link, require_regular, sync_path
+from objdb.storage.libraries import has_locks, note_locks
 from objdb.storage.sql.links import is_open_in_parent
 from objdb.storage.sql.statements import SCHEMA
 from objdb.storage.sql.wal import require_whole_log
@@ -230,14 +225,16 @@ def open_database(
 def _require_openable(path: str, create: bool) -> None:
     if os.path.isdir(path):
         raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
+    require_no_link(path + ".lock")
     if create:
         require_folder(path, "database")
     if not os.path.exists(path):
         if not create:
             raise FileNotFoundError(errno.ENOENT, "there is no such database", path)
         return
-    for ending in ("", ".lock", "-wal", "-shm"):
-        require_regular(path + ending)
+    require_regular(path)
+    for ending in ("-wal", "-shm"):
+        require_no_link(path + ending)
     if has_locks(path):  # so it is one
         return
     with open(path, "rb") as file:
@@ -290,7 +287,7 @@ def _make_file(path: str, history: bool, busy_seconds: float) -> None:
     for name in (new, new + "-wal", new + "-shm"):  # what a crash has left
         with suppress(FileNotFoundError):
             os.remove(name)
-    os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
     try:
         connection = connect(new, False, busy_seconds)
         try:
