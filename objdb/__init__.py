@@ -80,9 +80,6 @@ from objdb.version import __version__
 # All else is imported when it is asked for: whoever only wants the errors, or one storage, waits
 # for no other.
 if TYPE_CHECKING:
-    from persistent import Persistent
-    from persistent.list import PersistentList
-    from persistent.mapping import PersistentMapping
     from persistent.wref import WeakRef
 
     from objdb.connection.changes import ObjectState, object_state
@@ -108,6 +105,7 @@ if TYPE_CHECKING:
     from objdb.storage.packing import PackResult
     from objdb.storage.pickled import PickledMappingStorage
     from objdb.storage.sql.sqlite import SQLiteStorage
+    from objdb.typed import Persistent, PersistentList, PersistentMapping
 
 _ON_DEMAND = {
     "AutoPack": "objdb.database.packing",
@@ -141,8 +139,8 @@ _ON_DEMAND = {
     "task_manager": "objdb.connection.tasks",
 }
 _PARTS = {
-    "check", "conflictfree", "connection", "database", "errors", "ids", "interfaces", "records",
-    "safe", "storage",
+    "btrees", "check", "conflictfree", "connection", "database", "errors", "ids", "interfaces",
+    "records", "safe", "storage", "typed",
 }
 
 if not TYPE_CHECKING:  # which would take every name for one of the package

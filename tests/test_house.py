@@ -25,9 +25,11 @@ ALLOWED = {
     "version": set(),
     "errors": {"ids"},
     "interfaces": set(),
+    "typed": set(),
+    "btrees": {"typed"},
     "records": LEAVES,
     "storage": LEAVES,
-    "connection": LEAVES | {"records"},
+    "connection": LEAVES | {"records", "typed"},
     "database": LEAVES | {"connection", "records", "storage"},
     "check": LEAVES | {"records", "storage", "database"},
     "conflictfree": LEAVES | {"records"},
@@ -35,7 +37,7 @@ ALLOWED = {
     "tools": LEAVES | {"records", "storage", "database", "check", "safe", "version"},
     "__main__": {"tools"},
     "testing": LEAVES | {"storage"},
-    "__init__": LEAVES | {"connection", "database", "storage", "version"},
+    "__init__": LEAVES | {"connection", "database", "storage", "typed", "version"},
 }
 # Their methods are described in safe/table.py.
 SAFE_TABLES = {ROOT / "safe" / name for name in ("berkeley.py", "file.py", "sqlite.py")}

@@ -17,13 +17,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 from objdb.connection.aging import Marker
 from objdb.errors import UsageError
 from objdb.ids import NO_TID, Oid, Tid
 
 _OID_AND_TID = struct.Struct("8s8s")
+Isolation = Literal["snapshot", "serializable", "read-current"]
 ISOLATIONS = ("snapshot", "serializable", "read-current")
 
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from objdb.connection.loading import ObjectLoader
+    from objdb.typed import PersistentMapping
 
 
 class Root:
@@ -18,8 +19,9 @@ class Root:
     def __init__(self, jar: ObjectLoader) -> None:
         object.__setattr__(self, "_jar", jar)
 
-    def __call__(self) -> Any:
-        return self._jar.root_object()
+    def __call__(self) -> PersistentMapping[str, Any]:
+        root: PersistentMapping[str, Any] = self._jar.root_object()
+        return root
 
     def __getattr__(self, name: str) -> Any:
         try:

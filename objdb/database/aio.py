@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from objdb.connection.connection import Connection
-from objdb.connection.isolation import require_isolation
+from objdb.connection.isolation import Isolation, require_isolation
 from objdb.connection.retry import Attempts, require_done
 from objdb.connection.tasks import bound as bound_to_task
 from objdb.connection.tasks import task_manager
@@ -39,7 +39,7 @@ class AsyncDatabase:
 
     def aopen(
         self, version: str = "", *, temporary: bool = False, transaction_manager: Any = None,
-        isolation: str | None = None, at: Any = None, before: Any = None,
+        isolation: Isolation | None = None, at: Any = None, before: Any = None,
     ) -> Coroutine[Any, Any, Connection]:
         """Return a connection that takes part in the transactions of *transaction_manager*
         (default: `task_manager`, those of the task that calls this): `await` it.
@@ -51,14 +51,14 @@ class AsyncDatabase:
         if version:
             self._require_versions()
             require_name(version)
-        isolation = self.isolation if isolation is None else require_isolation(isolation)
+        mode = self.isolation if isolation is None else require_isolation(isolation)
         past = bound(at, before, self.storage.lastTransaction())
         manager = bound_to_task(
             task_manager if transaction_manager is None else transaction_manager
         )
         waits = not temporary and past is None
         holder = self._pool.holder(frames=2) if waits else None
-        return self._aopen(holder, manager, isolation, version, past)
+        return self._aopen(holder, manager, mode, version, past)
 
     async def _aopen(
         self, holder: Holder | None, manager: Any, isolation: str, version: str, past: Tid | None

@@ -14,7 +14,7 @@ from persistent.mapping import PersistentMapping
 from zope.interface import implementer
 
 from objdb.connection.connection import Connection
-from objdb.connection.isolation import require_isolation
+from objdb.connection.isolation import Isolation, require_isolation
 from objdb.connection.retry import Attempts, Block, require_done
 from objdb.connection.tasks import bound as bound_to_task
 from objdb.connection.tasks import later_of
@@ -89,7 +89,8 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
     def __init__(
         self, storage: Any = None, pool_size: int = 7, cache_size: int = 10_000,
         cache_size_bytes: int = 0, cache_deactivate_after: float = 60, *,
-        isolation: str = "snapshot", pool_wait: float = 30, databases: dict[str, Any] | None = None,
+        isolation: Isolation = "snapshot", pool_wait: float = 30,
+        databases: dict[str, Any] | None = None,
         database_name: str = "unnamed", record_stacks: bool = False, detect_mutations: bool = False,
         historical_pool_size: int = 3, historical_timeout: float = 300,
         historical_cache_size: int = 1000, version_pool_size: int = 3,
@@ -226,7 +227,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
 
     def open(
         self, version: Any = "", transaction: Any = None, temporary: bool = False, *,
-        transaction_manager: Any = None, isolation: str | None = None, at: Any = None,
+        transaction_manager: Any = None, isolation: Isolation | None = None, at: Any = None,
         before: Any = None,
     ) -> Connection:
         """Return a connection that takes part in the transactions of *transaction_manager*
@@ -248,13 +249,13 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         if version:
             self._require_versions()
             require_name(version)
-        isolation = self.isolation if isolation is None else require_isolation(isolation)
+        mode = self.isolation if isolation is None else require_isolation(isolation)
         past = bound(at, before, self.storage.lastTransaction())
         if transaction is not None:
-            return self._open_for(transaction, version, isolation, past)
+            return self._open_for(transaction, version, mode, past)
         connection = self._take(temporary, version, past)
         try:
-            connection.open(bound_to_task(transaction_manager), isolation, past)
+            connection.open(bound_to_task(transaction_manager), mode, past)
         except BaseException:
             self.return_connection(connection)
             raise
@@ -288,7 +289,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         pool.record_stacks = self._pool.record_stacks
         return pool
 
-    def _open_for(self, txn: Any, version: str, isolation: str, past: Tid | None) -> Connection:
+    def _open_for(self, txn: Any, version: str, isolation: Any, past: Tid | None) -> Connection:
         key = id(txn), version, past
         connection = self._for_transaction.get(key)
         if connection is None:

@@ -17,10 +17,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from objdb.errors import StorageFailedError
 from objdb.ids import Tid
+
+# When a commit returns: when it is on the medium, or when the operating system has it.
+Durability = Literal["sync", "os"]
 
 
 class Ticket:

@@ -69,9 +69,8 @@ def test_closing_in_the_middle(tmp_path: Path, kind: str, others: int) -> None:
     with db.transaction() as connection:
         connection.root()["p"] = Person("before", data=b"x" * 100_000)
         connection.root()["q"] = Person("last")
-    connection = db.open(
-        temporary=True, transaction_manager=transaction.TransactionManager()
-    )
+    manager = transaction.TransactionManager()
+    connection = db.open(temporary=True, transaction_manager=manager)
     person = connection.root()["p"]
 
     def read() -> str:
@@ -79,7 +78,7 @@ def test_closing_in_the_middle(tmp_path: Path, kind: str, others: int) -> None:
 
     def commit() -> str:
         person.name = "after"
-        connection.transaction_manager.commit()
+        manager.commit()
         return "after"
 
     if kind != "read":
@@ -98,7 +97,7 @@ def test_closing_in_the_middle(tmp_path: Path, kind: str, others: int) -> None:
     try:
         acknowledged = worker.finish()
     except ObjdbError:
-        connection.transaction_manager.abort()
+        manager.abort()
     closer.finish()
     for descriptor in innocent:
         assert os.pread(descriptor, 20_000, 0) == b"i" * 10_000

@@ -30,6 +30,9 @@ DOCTEST_OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # What a page needs beyond objdb itself.
 NEEDS = {
     "docs/berkeley.md": ["berkeleydb"],
+    "docs/django.md": ["django"],
+    "docs/fastapi.md": ["fastapi"],
+    "docs/flask.md": ["flask"],
     "docs/layers.md": ["cryptography", "zstandard"],
     "docs/opening.md": ["cryptography"],
     "docs/writing-a-storage.md": ["cryptography"],

@@ -257,7 +257,7 @@ def test_the_log_starts_over(path: Path) -> None:
         size = os.path.getsize(f"{path}-wal")
         go_on.set()
         thread.join()
-    assert size < 6 * 50 * 50_000 / 2
+    assert size < 6 * 50 * 50_000 * 2 / 3  # some three times as much was written
 
 
 # -- forks

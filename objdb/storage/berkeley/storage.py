@@ -48,7 +48,7 @@ from objdb.storage.berkeley.environment import Environment
 from objdb.storage.berkeley.reading import BerkeleyRows
 from objdb.storage.clock import Clock
 from objdb.storage.commit import Staged
-from objdb.storage.durability import GroupCommit, Ticket
+from objdb.storage.durability import Durability, GroupCommit, Ticket
 from objdb.storage.files import free_bytes, path_given, require_folder
 from objdb.storage.tables.pack import Rows, Transactions
 from objdb.storage.tables.rows import (
@@ -100,7 +100,7 @@ class BerkeleyStorage(BerkeleyRows):
 
     def __init__(
         self, directory: str | os.PathLike[str], *, history: bool | None = None,
-        create: bool = True, durability: str = "sync", cache_bytes: int = 64 << 20,
+        create: bool = True, durability: Durability = "sync", cache_bytes: int = 64 << 20,
         log_directory: str | os.PathLike[str] | None = None, keep_logs: bool = False,
         checkpoint_bytes: int = 32 << 20, checkpoint_minutes: int = 1,
     ) -> None:

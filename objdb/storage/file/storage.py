@@ -43,7 +43,7 @@ from objdb.interfaces import (
     IStorageVersions,
 )
 from objdb.storage.commit import Staged
-from objdb.storage.durability import GroupCommit
+from objdb.storage.durability import Durability, GroupCommit
 from objdb.storage.file.checking import check_structure
 from objdb.storage.file.copying import FileCopying
 from objdb.storage.file.following import FollowingFile
@@ -94,7 +94,7 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
 
     def __init__(
         self, path: str | os.PathLike[str], *, create: bool = True, read_only: bool = False,
-        durability: str = "sync", preallocate_bytes: int = 1024 * 1024,
+        durability: Durability = "sync", preallocate_bytes: int = 1024 * 1024,
         checkpoint_records: int = 16_384, files: Files | None = None,
     ) -> None:
         if durability not in DURABILITIES:

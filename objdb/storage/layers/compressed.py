@@ -21,7 +21,7 @@ import random
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from objdb.errors import CorruptedDataError, StorageError, UndoError, Unsupported, UsageError
 from objdb.ids import MAX_TID, ROOT_OID, Oid, Tid, format_oid, int_from_oid, oid_from_int
@@ -50,7 +50,9 @@ class CompressedStorage(TransformingStorage):
     `UsageError` for another method or level; `Unsupported` without the extra.
     """
 
-    def __init__(self, base: Any, method: str = "zlib", *, level: int | None = None) -> None:
+    def __init__(
+        self, base: Any, method: Literal["zlib", "zstd"] = "zlib", *, level: int | None = None
+    ) -> None:
         if method not in METHODS:
             raise UsageError(f"method is {method!r}; it can be {' or '.join(METHODS)}")
         least, most, usual = (-1, 9, -1) if method == "zlib" else (1, 22, 3)

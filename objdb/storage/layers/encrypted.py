@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from objdb.errors import (
     CorruptedDataError,
@@ -65,7 +65,9 @@ class EncryptedStorage(TransformingStorage):
     `objdb[crypto]`.
     """
 
-    def __init__(self, base: Any, keys: Key | Sequence[Key], *, plain: str = "refuse") -> None:
+    def __init__(
+        self, base: Any, keys: Key | Sequence[Key], *, plain: Literal["refuse", "read"] = "refuse"
+    ) -> None:
         try:
             from cryptography.exceptions import InvalidTag
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM

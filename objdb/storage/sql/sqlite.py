@@ -46,6 +46,7 @@ from objdb.interfaces import (
 )
 from objdb.storage.clock import Clock
 from objdb.storage.commit import Staged
+from objdb.storage.durability import Durability
 from objdb.storage.files import path_given
 from objdb.storage.sql.backup import back_up
 from objdb.storage.sql.checking import find_problems
@@ -94,7 +95,7 @@ class SQLiteStorage(SQLStorage):
 
     def __init__(
         self, path: str | os.PathLike[str], *, history: bool | None = None, create: bool = True,
-        read_only: bool = False, durability: str = "sync", busy_seconds: float = 30,
+        read_only: bool = False, durability: Durability = "sync", busy_seconds: float = 30,
         cache_bytes: int = 16 << 20, keep_seconds: float = 600,
     ) -> None:
         self._pragmas = pragmas(durability, cache_bytes)

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from objdb.errors import CorruptedDataError
 
-log = logging.getLogger("objdb")
+log = logging.getLogger("objdb.storage")
 
 _HEADER, _FRAME = 32, 24
 _MAGIC = 0x377F0682
