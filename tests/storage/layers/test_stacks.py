@@ -159,6 +159,7 @@ def test_stacks_declare_what_they_do(name: str) -> None:
     """A layer has every method of the interfaces it declares, with its signature."""
     storage = STACKS[name](MappingStorage())
     declared = list(providedBy(storage))
-    assert len(declared) == (9 if "changes" in name else 10)  # a DemoStorage lists no single objects
+    # A DemoStorage lists no single objects.
+    assert len(declared) == (9 if "changes" in name else 10)
     for interface in declared:
         verifyObject(interface, storage)
