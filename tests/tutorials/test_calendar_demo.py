@@ -1,6 +1,7 @@
 """The demo, from its first line to the crash, and the crash by itself."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -55,17 +56,34 @@ def test_the_file_it_leaves(told):
         assert index_faults(calendar) == []
 
 
-def test_a_second_demo_asks_for_a_word(told):
-    """The demo's own file is replaced only with --fresh, and --interactive opens it as it is."""
+def test_a_second_demo(told):
+    """The demo's own file is replaced only with --fresh, and --interactive opens it as it is;
+    without a word, the story is told beside it. What its last line says can be typed."""
     file = ["--file", str(told[0] / "cal.fs")]
-    refused = CliRunner().invoke(main, ["demo", *file])
-    assert refused.exit_code == 1 and "--fresh begins again" in refused.output
+    beside = CliRunner().invoke(main, ["demo", *file])
+    assert beside.exit_code == 0 and "stays as it is" in beside.output, beside.output
+    with objdb.DB(told[0] / "cal-2.fs") as db, db.transaction() as connection:
+        assert len(connection.root()["calendar"]) == 38
+    words = shlex.split(beside.output.rpartition("Use it: ")[2])
+    assert words[:2] == ["./dev", "demo"]
+    last = CliRunner().invoke(main, words[1:], input="q\n")
+    assert last.exit_code == 0 and "q quit" in last.output
     used = CliRunner().invoke(main, ["demo", "--interactive", *file], input="q\n")
     assert used.exit_code == 0 and "q quit" in used.output and "SIGKILL" not in used.output
     bad = CliRunner().invoke(main, ["demo", "--fresh", "--country", "XX", *file])
     assert bad.exit_code == 1 and "unknown country" in bad.output
     with objdb.DB(told[0] / "cal.fs") as db, db.transaction() as connection:
         assert len(connection.root()["calendar"]) == 38
+
+
+def test_what_was_typed_is_kept(told):
+    """After a wrong answer in the menu, the others need not be typed again."""
+    file = ["--file", str(told[0] / "cal.fs")]
+    typed = ["a", "Choir", "some day", "2h", "", "a", "", "2026-03-03 20:00", "", "", "q"]
+    used = CliRunner().invoke(main, ["demo", "--interactive", *file], input="\n".join(typed) + "\n")
+    assert used.exit_code == 0 and "Your answers are kept" in used.output
+    assert "added: " in used.output and "Choir" in used.output.rpartition("added: ")[2]
+    CliRunner().invoke(main, ["remove", "Choir", *file])
 
 
 def test_fresh_begins_again(told):
@@ -91,7 +109,8 @@ def test_other_storages(tmp_path, monkeypatch, uri):
     found = CliRunner().invoke(main, ["--storage", uri, "find", "Strategy"])
     assert found.exit_code == 0 and "Strategy" in found.output
     again = CliRunner().invoke(main, ["demo", "--storage", uri])
-    assert again.exit_code == 1 and "--fresh begins again" in again.output
+    assert again.exit_code == 0 and "--fresh begins it again" in again.output
+    assert "told in " + uri.replace("cal", "cal-2") in again.output.replace("\n", " ")
     assert not list(tmp_path.glob("*.fs"))
 
 

@@ -28,12 +28,18 @@ from .ics_write import calendar_as_ics
 from .inputs import parse_day, parse_duration, parse_month, parse_repeat, parse_when
 from .menu import Menu
 from .model import Calendar
-from .opening import calendar_in, create_calendar, names_in, open_calendar
+from .opening import (
+    DEFAULT_FILE,
+    calendar_in,
+    create_calendar,
+    free_beside,
+    names_in,
+    open_calendar,
+)
 from .public_holidays import add_holidays, holidays_of
 from .views import day_view, describe, month_view, people_view
 from .zones import local_zone_name
 
-DEFAULT_FILE = "cal.fs"
 Result = TypeVar("Result")
 
 
@@ -154,10 +160,12 @@ def demo(
         if not (fresh or interactive) and sys.stdin.isatty():
             fresh = click.confirm(f"{ctx.obj} is there from an earlier demo. Begin again?")
         if not (fresh or interactive):
-            raise CalendarError(
-                f"{ctx.obj} is there from an earlier demo; --fresh begins again,"
-                " --interactive opens it"
+            earlier, ctx.obj = ctx.obj, free_beside(ctx.obj)
+            say(
+                f"{earlier} is there from an earlier demo, and stays as it is (--fresh begins it"
+                f" again, --interactive opens it). This one is told in {ctx.obj}"
             )
+            is_there = False
     if fresh or not is_there:
         tell(ctx.obj, Console(), country=country, zone=zone, year=year or date.today().year)
     if interactive:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, time, timedelta
@@ -18,7 +20,7 @@ from .check import double_bookings, index_faults
 from .crash import Outcome, crash
 from .errors import CalendarError, PersonBusy
 from .model import Calendar
-from .opening import KEY, Where, calendar_in, names_in
+from .opening import DEFAULT_FILE, KEY, Where, calendar_in, names_in
 from .public_holidays import add_holidays, holidays_of
 from .views import day_view, describe, month_view
 
@@ -69,7 +71,10 @@ def tell(where: Where, console: Console, *, country: str, zone: str, year: int) 
     fall_over(where, console)
     with objdb.DB(where) as db, db.transaction() as connection:
         check(calendar_in(connection), console)
-    console.print(Text("\nUse it: python -m tutorials.calendar demo --interactive", "bold"))
+    words = ["./dev", "demo", "--interactive"]
+    if os.fspath(where) != DEFAULT_FILE:
+        words += ["--storage", os.fspath(where)]
+    console.print(Text(f"\nUse it: {shlex.join(words)}", "bold"), soft_wrap=True)
 
 
 def _stays(where: Where) -> bool:

@@ -34,6 +34,7 @@ class Menu:
         self.db = db
         self.console = console
         self.month = date.today().replace(day=1)
+        self.typed: dict[str, str] = {}  # by the question, while an action has not succeeded
         self.actions: dict[str, Callable[[], None]] = {
             "n": self.next_month,
             "p": self.previous_month,
@@ -56,11 +57,20 @@ class Menu:
                 if letter == "q":
                     return
                 self.actions.get(letter, self.show_month)()
+                self.typed.clear()
             except click.Abort:
                 self.console.print()
                 return
             except (CalendarError, objdb.ObjdbError) as error:
-                self.console.print(Text(str(error), style="red"))
+                kept = f"\nYour answers are kept: {letter}, and Enter for each that was right"
+                self.console.print(Text(f"{error}{kept if self.typed else ''}", style="red"))
+
+    def ask(self, question: str, default: str | None = None) -> str:
+        """Ask the user; what was typed before an error is there again."""
+        default = self.typed.get(question, default)
+        typed: str = click.prompt(question, default=default, show_default=bool(default))
+        self.typed[question] = typed
+        return typed
 
     def show_month(self) -> None:
         """Show the month."""
@@ -82,13 +92,13 @@ class Menu:
 
     def go_to(self) -> None:
         """Go to a month."""
-        year, month = parse_month(click.prompt("Month (like 2026-03)"))
+        year, month = parse_month(self.ask("Month (like 2026-03)"))
         self.month = date(year, month, 1)
         self.show_month()
 
     def show_day(self) -> None:
         """Show a day."""
-        day = parse_day(click.prompt("Day (like 2026-03-02)", default="today"))
+        day = parse_day(self.ask("Day (like 2026-03-02)", "today"))
         with self.db.transaction() as connection:
             self.console.print(day_view(calendar_in(connection), day))
 
@@ -99,10 +109,10 @@ class Menu:
 
     def add(self) -> None:
         """Make an appointment."""
-        subject = click.prompt("Subject")
-        when = click.prompt("When (like 2026-03-02 14:30)")
-        lasts = parse_duration(click.prompt("How long", default="1d" if len(when) == 10 else "1h"))
-        people = click.prompt("With (usernames)", default="", show_default=False).split()
+        subject = self.ask("Subject")
+        when = self.ask("When (like 2026-03-02 14:30)")
+        lasts = parse_duration(self.ask("How long", "1d" if len(when) == 10 else "1h"))
+        people = self.ask("With (usernames)", "").split()
 
         def make(connection: Any) -> str:
             calendar = calendar_in(connection)
@@ -115,8 +125,8 @@ class Menu:
 
     def invite(self) -> None:
         """Invite somebody."""
-        subject = click.prompt("Which appointment")
-        username = click.prompt("Whom (username)")
+        subject = self.ask("Which appointment")
+        username = self.ask("Whom (username)")
 
         def ask(connection: Any) -> str:
             calendar = calendar_in(connection)
@@ -128,8 +138,8 @@ class Menu:
 
     def change(self) -> None:
         """Move an appointment."""
-        subject = click.prompt("Which appointment")
-        when = click.prompt("To when (like 2026-03-02 14:30)")
+        subject = self.ask("Which appointment")
+        when = self.ask("To when (like 2026-03-02 14:30)")
 
         def move(connection: Any) -> str:
             calendar = calendar_in(connection)
@@ -141,7 +151,7 @@ class Menu:
 
     def remove(self) -> None:
         """Call an appointment off."""
-        subject = click.prompt("Which appointment")
+        subject = self.ask("Which appointment")
 
         def drop(connection: Any) -> str:
             calendar = calendar_in(connection)

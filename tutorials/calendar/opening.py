@@ -12,6 +12,7 @@ from .errors import CalendarError
 from .model import Calendar
 
 KEY = "calendar"
+DEFAULT_FILE = "cal.fs"
 Where = str | os.PathLike[str]
 
 
@@ -28,6 +29,16 @@ def names_in(where: Where) -> list[str]:
         return []
     except objdb.FileFormatError as error:
         raise CalendarError(f"{error}. It is left alone") from error
+
+
+def free_beside(where: Where) -> str:
+    """Return where there is nothing yet: cal-2.fs beside cal.fs, also in a URI."""
+    path, question, query = os.fspath(where).partition("?")
+    stem, ending = os.path.splitext(path)
+    number = 2
+    while names_in(found := f"{stem}-{number}{ending}{question}{query}"):
+        number += 1
+    return found
 
 
 def open_calendar(where: Where) -> objdb.DB:
