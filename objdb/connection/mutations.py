@@ -13,8 +13,10 @@ Objects are compared as they are pickled, part by part, and not by their `__eq__
 from __future__ import annotations
 
 import copyreg
+import logging
 import types
 from typing import Any
+from weakref import WeakSet
 
 from persistent import Persistent
 from persistent.wref import WeakRef
@@ -25,6 +27,8 @@ from objdb.ids import NO_TID, format_oid
 from objdb.records.broken import class_name
 from objdb.records.format import PROTOCOL
 from objdb.records.showing import shown
+
+logger = logging.getLogger("objdb.connection")
 
 _MOST_TOLD = 5
 # Pickled by their names.
@@ -38,6 +42,7 @@ class MutationDetector:
 
     def __init__(self, jar: Any) -> None:
         self._jar = jar
+        self._told: WeakSet[type] = WeakSet()  # of which it was said that nobody can say
 
     def find(self, items: list[tuple[bytes, Any]]) -> list[tuple[Any, str]]:
         """Return (object, path of its first difference) for those of *items*, (oid, object) in
@@ -60,16 +65,28 @@ class MutationDetector:
             before = self._jar._read_state(type(obj), record)
             if type(obj).__setstate__ is not Persistent.__setstate__:
                 before = _as_loaded(obj, before)
-        except Exception:
+        except Exception as error:
+            self._tell(obj, error)
             return None
         cls, now = type(obj), obj.__getstate__()
         try:
             path = Comparison().in_states(cls, before, now)
             if path is None or Comparison().in_states(cls, now, obj.__getstate__()) is None:
                 return path
-        except Exception:  # it is nested too deeply, or code of its classes fails: nobody can say
+        except Exception as error:  # it is nested too deeply, or code of its classes fails
+            self._tell(obj, error)
             return None
         return None  # its state is another one each time it is asked for
+
+    def _tell(self, obj: Any, error: Exception) -> None:
+        """Say, once for each class, that nobody can say."""
+        if type(obj) not in self._told:
+            self._told.add(type(obj))
+            logger.warning(
+                "%s %s cannot be compared with its record (%s: %s): changes of such an object that "
+                "are made without notice are not found", class_name(type(obj)),
+                format_oid(obj._p_oid), type(error).__name__, error,
+            )
 
 
 def _as_loaded(obj: Any, state: Any) -> Any:

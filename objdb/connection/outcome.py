@@ -20,7 +20,7 @@ from objdb.errors import PartialCommitError
 
 _COMMITTED = object()  # the key under which a transaction keeps the connections that finished
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("objdb.connection")
 
 
 def note_committed(txn: Any, connection: Any) -> None:

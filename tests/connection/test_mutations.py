@@ -382,3 +382,26 @@ def test_off_unless_asked_for(databases: Databases) -> None:
         transaction.commit()
         connection.cacheMinimize()
         assert connection.root()["ann"].tags == []
+
+
+def test_what_cannot_be_compared(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an object whose state cannot be compared it is said, once for each class, that changes of
+    it are not found; nothing is refused."""
+
+    def fail(*arguments: Any) -> None:
+        raise RecursionError("nested too deeply")
+
+    with objdb.DB(detect_mutations=True) as db:
+        with db.transaction() as connection:
+            for name in "ab":
+                connection.root()[name] = Person(name)
+        monkeypatch.setattr("objdb.connection.mutations.Comparison.in_states", fail)
+        with db.transaction() as connection:
+            assert [connection.root()[name].name for name in "ab"] == ["a", "b"]
+            connection.root()["c"] = 1
+        with db.transaction() as connection:
+            assert connection.root()["c"] == 1
+    told = [record.message for record in caplog.records if "cannot be compared" in record.message]
+    assert len([text for text in told if "Person" in text]) == 1
