@@ -1,31 +1,53 @@
-"""objdb: a transactional object database.
+"""objdb: a transactional object database. Objects that can be reached from a root object stay.
 
-    database/    1  hands out connections: db, aio, pool, past, caches, invalidations,
-                    conflicts, together (who commits), undoing, versions, packing,
-                    differences, opening by path or URI
-    connection/  2  binds objects to one snapshot in one transaction: loading, committing,
-                    connection (views), isolation, savepoints, subtransactions, retry
-                    (turns, transactions), outcome, mutations; for asyncio: tasks, workers, prefetch
-    records/     3  object state to bytes and back; the only place that pickles
-    storage/     4  bytes to revisions: memory, commit, revisions, versions, undo, copying,
-                    packing, durability, clock, moments, file/, tables/, sql/, berkeley/, pickled;
-                    storages over storages: layers/
-      files.py   5  the seam to the operating system
-    check.py        whole-database invariants
-    safe/           module safes: a durable dict per module, in Berkeley DB, SQLite or a file
-    tools/          the `objdb` command
-    conflictfree.py types whose concurrent changes are merged
-    testing/        for authors of storages: the conformance suite, the faulty file system;
-                    schedules of transactions; histories, random ones, and their checker
-    _accelerator.c, _unpickle.c
-                    loading and pickling in C; their Python is connection/loadpath,
-                    records/pickling and unpickling, storage/file/lookup
+    import objdb
 
-Folder order, reading order and flow order are the same. Imports go one way:
-database → connection, records, storage; connection and conflictfree → records; records and
-storage → ids, errors, interfaces; safe → storage, database.
+    class Visitor(objdb.Persistent):
+        def __init__(self):
+            self.visits = 0
+
+    with objdb.DB("visitors.fs") as db:
+        with db.transaction() as connection:
+            root = connection.root()
+            root.setdefault("Ann", Visitor()).visits += 1
+
+To begin with: `DB`, `DB.transaction`, `DB.run`, `Persistent`, `PersistentMapping`,
+`PersistentList`; `objdb.btrees` for what grows; `ConflictError` and `objdb.errors` for what can go
+wrong; `FileStorage`, `SQLiteStorage` and others for where it is kept. At a shell: `objdb --help`.
+The documentation's first page is docs/quickstart.md.
 """
 
+# The house. Its parts, in the order in which a call goes through them:
+#
+#     database/    1  hands out connections: db, aio, pool, past, caches, invalidations,
+#                     conflicts, together (who commits), undoing, versions, packing,
+#                     differences, opening by path or URI
+#     connection/  2  binds objects to one snapshot in one transaction: loading, committing,
+#                     connection (views), root, isolation, savepoints, subtransactions, retry
+#                     (turns, transactions), outcome, mutations; for asyncio: tasks, workers,
+#                     prefetch
+#     records/     3  object state to bytes and back; the only place that pickles
+#     storage/     4  bytes to revisions: memory, commit, revisions, versions, undo, copying,
+#                     packing, durability, clock, moments, listing, foreign (what was written
+#                     for ZODB), file/, tables/, sql/, berkeley/, pickled;
+#                     storages over storages: layers/
+#       files.py   5  the seam to the operating system
+#     check.py        whole-database invariants
+#     safe/           module safes: a durable dict per module, in Berkeley DB, SQLite or a file
+#     tools/          the `objdb` command
+#     typed, btrees   types for users' type checkers; notebook: IPython
+#     conflictfree.py types whose concurrent changes are merged
+#     testing/        for authors of storages: the conformance suite, the faulty file system;
+#                     schedules of transactions; histories, random ones, and their checker
+#     _accelerator.c, _unpickle.c
+#                     loading and pickling in C; their Python is connection/loadpath,
+#                     records/pickling and unpickling, storage/file/lookup
+#
+# Folder order, reading order and flow order are the same. Imports go one way:
+# database → connection, records, storage; connection and conflictfree → records; records and
+# storage → ids, errors, interfaces; safe → storage, database.
+
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -153,6 +175,9 @@ if not TYPE_CHECKING:  # which would take every name for one of the package
         module, _, attribute = _ON_DEMAND[name].partition(":")
         found = globals()[name] = getattr(import_module(module), attribute or name)
         return found
+
+    if "IPython" in sys.modules:
+        import_module("objdb.notebook").install()
 
 
 def __dir__() -> list[str]:

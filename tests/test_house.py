@@ -27,6 +27,7 @@ ALLOWED = {
     "interfaces": set(),
     "typed": set(),
     "btrees": {"typed"},
+    "notebook": set(),
     "records": LEAVES,
     "storage": LEAVES,
     "connection": LEAVES | {"records", "typed"},
@@ -37,7 +38,7 @@ ALLOWED = {
     "tools": LEAVES | {"records", "storage", "database", "check", "safe", "version"},
     "__main__": {"tools"},
     "testing": LEAVES | {"storage"},
-    "__init__": LEAVES | {"connection", "database", "storage", "typed", "version"},
+    "__init__": LEAVES | {"connection", "database", "storage", "notebook", "typed", "version"},
 }
 # Their methods are described in safe/table.py.
 SAFE_TABLES = {ROOT / "safe" / name for name in ("berkeley.py", "file.py", "sqlite.py")}

@@ -98,6 +98,10 @@ class RevisionStorage(ABC):
         """Return the storage's name (a path, where there is one)."""
         return self._name
 
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ", read only" if self._is_read_only else ""
+        return f"<{type(self).__name__} {self._name}{state}>"
+
     def sortKey(self) -> str:
         """Return the text that orders storages in a two-phase commit over several: in all
         processes alike for those that have a path, however that was spelt."""
