@@ -110,15 +110,15 @@ def test_cut_anywhere(path: Path, caplog: pytest.LogCaptureFixture) -> None:
         if size in whole or size == 4:
             with FileStorage(path) as storage:
                 assert storage.lastTransaction() == whole.get(size, NO_TID)
-            path.with_name("data.fs.oidx").unlink()
+            path.with_name("data.fs.oidx").unlink(missing_ok=True)
         elif size < first:
             require_refused(path, "no transaction that is whole")
-            path.with_name("data.fs.oidx").unlink()
+            path.with_name("data.fs.oidx").unlink(missing_ok=True)
             with pytest.raises(objdb.CorruptedDataError, match="no transaction that is whole"):
                 FileStorage(path, read_only=True)
         elif size % 10 == 0:
             require_refused(path, "bytes behind the last whole transaction")
-            path.with_name("data.fs.oidx").unlink()
+            path.with_name("data.fs.oidx").unlink(missing_ok=True)
             caplog.clear()
             last = max(end for end in whole if end <= size)
             with FileStorage(path, read_only=True) as storage:
@@ -226,3 +226,18 @@ def test_a_check_beside_a_writer(tmp_path: Path) -> None:
             assert "a commit that was not decided" in problem
             writer.tpc_finish(txn)
             assert reader.self_check() == []
+
+
+def test_a_refused_opening_leaves_nothing(tmp_path: Path) -> None:
+    """A damaged file that is refused has no index beside it that was not there before."""
+    path = tmp_path / "data.fs"
+    with objdb.DB(path) as db, db.transaction() as connection:
+        connection.root()["x"] = 1
+    path.with_name("data.fs.oidx").unlink()
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(objdb.CorruptedDataError):
+            objdb.FileStorage(path)
+        assert {each.name for each in tmp_path.iterdir()} <= {"data.fs", "data.fs.lock"}

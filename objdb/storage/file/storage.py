@@ -140,7 +140,7 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
         """Open the log and its index, and see to what a crash left."""
         files, read_only = self._files, self._is_read_only
         file = files.open(path, "r" if read_only else "w")
-        log, index = Log(file), None
+        log, index, is_new = Log(file), None, not files.exists(path + ".oidx")
         try:
             index = self._open_index(path + ".oidx")
             state = open_log(log, index, read_only=read_only)
@@ -152,6 +152,8 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
             file.close()
             if index is not None:
                 index.close()
+                if is_new and not read_only:
+                    files.remove(path + ".oidx")
             raise
         self._note_oid(state.max_oid.to_bytes(8, "big"))
         medium = Medium(file, log, index, is_shared=read_only)
@@ -165,10 +167,10 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
         self._load_plain = medium.reader.load
 
     def _open_index(self, path: str) -> Index:
-        if self._is_read_only and not self._files.exists(path):
+        read_only = self._is_read_only
+        if read_only and not self._files.exists(path):
             return Index(None, writable=False)
-        mode = "r" if self._is_read_only else "c"
-        return Index(self._files.open(path, mode), writable=not self._is_read_only)
+        return Index(self._files.open(path, "r" if read_only else "c"), writable=not read_only)
 
     def _after_recovery(self, index: Index, state: LogState, was_closed: bool) -> None:
         """Make durable what the replay found out, if it was much, or nothing was known; and what
@@ -411,8 +413,7 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
         are decided and not visible yet; None if there are none. The slot is held."""
         if not self._group.unpublished:
             return None
-        end = self._medium.end
-        nothing = Written(end, end, {}, 0, {})
+        nothing = Written(self._medium.end, self._medium.end, {}, 0, {})
         ticket = LogTicket(self._decided, nothing, lambda tid: None)
         self._group.join(ticket)
         return ticket
@@ -455,8 +456,7 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
             gone = what_is_gone(self._files, self._name, medium.file)
             if gone is not None:
                 return self._fail(gone)
-            synced = self._durability == "sync"
-            medium.index.write_checkpoint(*medium.published, synced=synced)
+            medium.index.write_checkpoint(*medium.published, synced=self._durability == "sync")
         except OSError as error:
             self._fail(f"the index could not be synced: {error}")
         finally:
