@@ -21,6 +21,7 @@ from objdb.errors import (
     ObjdbError,
     ReadOnlyError,
     StorageError,
+    StorageLockedError,
     StorageWriteError,
     UsageError,
 )
@@ -306,3 +307,17 @@ def test_damaged_rows(path: Path, table: str, column: str, value: str) -> None:
         lambda storage: objdb.DB(storage).close(),
     ):
         call(action)
+
+
+def test_another_name(path: Path) -> None:
+    """A hard link has a log of its own: opening the database by two names at once is refused, and
+    by one after the other is not."""
+    fill(path)
+    link = path.with_name("link.sqlite")
+    os.link(path, link)
+    with SQLiteStorage(path), pytest.raises(StorageLockedError, match="another name of the same"):
+        SQLiteStorage(link)
+    with SQLiteStorage(link) as storage:
+        assert storage.load(ROOT_OID)
+        with pytest.raises(StorageLockedError, match=r"link\.sqlite"):
+            SQLiteStorage(path)

@@ -233,6 +233,7 @@ def _require_openable(path: str, create: bool) -> None:
             raise FileNotFoundError(errno.ENOENT, "there is no such database", path)
         return
     require_regular(path)
+    _require_one_name(path)
     for ending in ("-wal", "-shm"):
         require_no_link(path + ending)
     if has_locks(path):  # so it is one
@@ -247,6 +248,24 @@ def _require_openable(path: str, create: bool) -> None:
         raise FileFormatError(
             f"{path} is no SQLite database: it begins with {magic!r}", path=path
         )
+
+
+def _require_one_name(path: str) -> None:
+    """Raise `StorageLockedError` if the database is in use under another name (a hard link) that
+    is in the same directory: it has a log of its own there, and the two would not know of each
+    other."""
+    there = os.stat(path)
+    if there.st_nlink == 1:
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    for entry in os.scandir(folder):
+        if entry.name == os.path.basename(path) or entry.inode() != there.st_ino:
+            continue
+        if os.path.samefile(entry.path, path) and os.path.exists(entry.path + "-wal"):
+            raise StorageLockedError(
+                f"{path} is open as {entry.path}, another name of the same file (a hard link), or "
+                "was when its process died. Open it by that name", path=path,
+            )
 
 
 def _look_at(connection: sqlite3.Connection, path: str, history: bool | None) -> Made:
