@@ -258,7 +258,7 @@ def _require_one_name(path: str) -> None:
     if there.st_nlink == 1:
         return
     folder = os.path.dirname(os.path.abspath(path))
-    for entry in os.scandir(folder):
+    for entry in list(os.scandir(folder)):
         if entry.name == os.path.basename(path) or entry.inode() != there.st_ino:
             continue
         if os.path.samefile(entry.path, path) and os.path.exists(entry.path + "-wal"):
