@@ -477,13 +477,13 @@ class FileStorage(FollowingFile, PackableFile, FileCopying):
     def _close(self) -> None:
         if self._pid != os.getpid():  # a fork's copy: the parent's files are not ours to finish
             return
-        medium = self._medium
-        gone = None if self._is_read_only else what_is_gone(self._files, self._name, medium.file)
+        medium, is_settled = self._medium, self._is_read_only or self._failed is not None
+        gone = None if is_settled else what_is_gone(self._files, self._name, medium.file)
         try:
             ticket = self._join_group()
             if ticket is not None:
                 self._group.wait(ticket)
-            if not (self._is_read_only or self._failed or gone):
+            if not (is_settled or self._failed or gone):
                 medium.log.truncate(medium.end)
                 medium.file.sync()
                 medium.index.write_checkpoint(*medium.published)

@@ -58,7 +58,7 @@ def test_a_layer_declares_what_the_base_does(tmp_path: Path, base: MappingStorag
     assert not IStorageSelfCheck.providedBy(over_memory)
     with pytest.raises(AttributeError, match="does not declare"):
         over_memory.self_check()
-    assert repr(over_memory).startswith("<Layer over <objdb.storage")
+    assert repr(over_memory).startswith("<Layer over <MappingStorage base>")
 
 
 def test_no_storage() -> None:
