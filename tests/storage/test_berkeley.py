@@ -204,13 +204,13 @@ def test_a_log_that_cannot_be_synced(path: Path) -> None:
 
 
 def test_large_transactions_and_records(path: Path) -> None:
-    """A hundred thousand objects in one transaction, and a record of 64 MiB, which others read
+    """A hundred thousand objects in one transaction, and a record of 8 MiB, which others read
     while it is replaced and that is taken back."""
     with BerkeleyStorage(path, cache_bytes=8 << 20) as storage:
         oids = [storage.new_oid() for _ in range(100_000)]
         tid = commit(storage, dict.fromkeys(oids, (NO_TID, b"x" * 150)))
         assert len(storage) == 100_000 and storage.load(oids[-1]) == (b"x" * 150, tid)
-        large = os.urandom(64 << 20)
+        large = os.urandom(8 << 20)
         tid = commit(storage, {oids[3]: (tid, large)})
         metadata = voted(storage, {oids[3]: (tid, large[::-1])})
         assert storage.load(oids[3]) == (large, tid)
