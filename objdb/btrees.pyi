@@ -200,12 +200,3 @@ class LLTreeSet(Set[int]): ...
 class UUTreeSet(Set[int]): ...
 
 class QQTreeSet(Set[int]): ...
-
-__all__ = [
-    "Length",
-    "OOBTree", "OIBTree", "OLBTree", "OUBTree", "OQBTree", "IOBTree", "LOBTree", "UOBTree",
-    "QOBTree", "IIBTree", "LLBTree", "UUBTree", "QQBTree", "IFBTree", "LFBTree", "UFBTree",
-    "QFBTree", "IUBTree", "UIBTree", "LQBTree", "QLBTree", "OOTreeSet", "OITreeSet",
-    "OLTreeSet", "OUTreeSet", "OQTreeSet", "IOTreeSet", "LOTreeSet", "UOTreeSet", "QOTreeSet",
-    "IITreeSet", "LLTreeSet", "UUTreeSet", "QQTreeSet",
-]

@@ -71,5 +71,3 @@ class PersistentList(Persistent, MutableSequence[Item], Generic[Item]):
 
     def copy(self) -> PersistentList[Item]:
         """Return another one with the same items."""
-
-__all__ = ["Persistent", "PersistentList", "PersistentMapping"]

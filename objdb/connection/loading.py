@@ -71,6 +71,7 @@ class ObjectLoader(LoadPath):
         # Connections to the databases of the group, this one too, in the same transactions, by
         # name. They stay with this one, since the objects in its cache refer to theirs.
         self._companions: dict[str, Any] = {self._db.database_name: self}
+        self._root = Root(self)
         self._cache = PickleCache(self, cache_size, cache_size_bytes)
         self._counts_bytes = cache_size_bytes > 0
         self._reader = ObjectReader(self, self._cache)
@@ -94,7 +95,12 @@ class ObjectLoader(LoadPath):
     def root(self) -> Root:
         """The root object, a `PersistentMapping`, when it is called: `connection.root()`; what is
         reachable from it is stored. `connection.root.name` is `connection.root()["name"]`."""
-        return Root(self)
+        return self._root
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection can be used."""
+        return self._phase is not Phase.CLOSED
 
     def root_object(self) -> Any:
         """Return the root object, for `root`."""

@@ -24,12 +24,14 @@ class Root:
         return root
 
     def __getattr__(self, name: str) -> Any:
+        _require_name(name)
         try:
             return self()[name]
         except KeyError:
             raise AttributeError(f"there is nothing under {name!r} in the root object") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
+        _require_name(name)
         self()[name] = value
 
     def __delattr__(self, name: str) -> None:
@@ -42,9 +44,21 @@ class Root:
         return name in self()
 
     def __dir__(self) -> Iterator[str]:
-        return (name for name in self() if isinstance(name, str))
+        found = self() if self._jar.is_open else ()
+        return (name for name in found if isinstance(name, str))
 
     def __repr__(self) -> str:
+        if not self._jar.is_open:
+            return f"<root of {self._jar!r}>"
         names = sorted(map(str, self()))
         shown = " ".join(names[:20]) + (" …" if len(names) > 20 else "")
         return f"<root: {shown}>"
+
+
+def _require_name(name: str) -> None:
+    """Raise AttributeError for what is an attribute of the root object itself, or of any object."""
+    if name.startswith(("_p_", "__")):
+        raise AttributeError(
+            f"{name} is nothing that is in the root object. For an attribute of that itself, call "
+            f"it: connection.root().{name}"
+        )

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from objdb.errors import UsageError
 from objdb.ids import tid_from_text
@@ -233,14 +234,18 @@ def is_secret(parameter: str) -> bool:
 
 def without_secrets(uri: str) -> str:
     """Return a URI as errors show it: what somebody wrote into it as a secret is left out."""
-    return _SECRETS.sub(r"\1…", uri)
+    return _PARAMETER.sub(_shown_parameter, _USER.sub("//…@", uri))
+
+
+def _shown_parameter(found: re.Match[str]) -> str:
+    name, value = found.groups()
+    where = unquote(value).partition(":")[0]
+    return found[0] if not is_secret(unquote(name)) or where in ("env", "file") else f"{name}=…"
 
 
 _SECRET_NAMES = ("key", "passphrase", "password", "passwd", "pwd", "secret", "token")
-_SECRETS = re.compile(
-    rf"((?:{'|'.join(_SECRET_NAMES)})=(?!(?:env|file)(?::|%3a))|//(?=[^/?]*@))[^&)#@]+",
-    re.IGNORECASE,
-)
+_PARAMETER = re.compile(r"([^?&=#()]+)=([^&]*)")
+_USER = re.compile(r"//[^/?]*@")
 
 
 def scheme_named(name: str, uri: str) -> Scheme:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import traceback
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -547,30 +546,3 @@ def test_why_a_file_is_locked(tmp_path: Path) -> None:
     with objdb.DB(tmp_path / "a.fs"), pytest.raises(StorageLockedError, match="one DB is enough"):
         objdb.DB(tmp_path / "a.fs")
     assert "reloader" in why_locked(1) and "sqlite:" in why_locked(None)
-
-
-SECRETS = (
-    "encrypted+file:a.fs?key=hunter2", "encrypted+file:a.fs?passphrase=hunter2&key=hunter2",
-    "encrypted+file:a.fs?what=1&passphrase=hunter2", "nothing:a?password=hunter2",
-    "encrypted:(file:a.fs?key=hunter2)", "encrypted+file://ann:hunter2@host/a.fs",
-    "encrypted+nothing:x?token=hunter2&KEY=hunter2", "file:a.fs?key=hunter2",
-    "encrypted+./a.fs?key=hunter2", "encrypted+file:a.fs#?key=hunter2",
-)
-
-
-@pytest.mark.parametrize("uri", SECRETS)
-def test_a_secret_in_a_uri(
-    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What somebody wrote into a URI as a secret is repeated by no error, nor by the command."""
-    from click.testing import CliRunner
-
-    from objdb.tools.main import main
-
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError) as caught:
-        objdb.DB(uri)
-    told = "".join(traceback.format_exception(caught.value)[-1:]) + repr(caught.value)
-    told += CliRunner().invoke(main, ["check", uri]).output + caplog.text
-    assert "hunter2" not in told
-    assert list(tmp_path.iterdir()) == []

@@ -234,6 +234,10 @@ def test_the_root_by_its_names() -> None:
             _ = connection.root.people
         with pytest.raises(AttributeError, match="'people'"):
             del connection.root.people
+        with pytest.raises(AttributeError, match=r"connection\.root\(\)\._p_changed"):
+            connection.root._p_changed = True
+        assert dict(connection.root()) == {}
+    assert "root of <Connection" in repr(connection.root) and "people" not in dir(connection.root)
 
 
 def test_what_belongs_to_a_connection() -> None:

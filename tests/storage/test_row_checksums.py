@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import random
@@ -10,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -23,6 +25,7 @@ from objdb.errors import CorruptedDataError, FileFormatError, StorageFailedError
 from objdb.ids import NO_TID, ROOT_OID, Oid, Tid
 from objdb.records.references import references
 from objdb.storage.copying import copy_transactions
+from objdb.storage.libraries import has_locks
 from objdb.testing.helpers import commit, contents
 
 KINDS = ("sqlite", "berkeley")
@@ -338,3 +341,42 @@ def test_an_oid_is_not_given_twice(tmp_path: Path) -> None:
     with opened("sqlite", path) as storage:
         new: Oid = storage.new_oid()
         assert int.from_bytes(new, "big") >= 100
+
+
+def test_opened_by_many_threads_at_once(tmp_path: Path) -> None:
+    """However threads meet while they open one database, SQLite keeps its locks: another process
+    that comes and goes meanwhile takes no log away."""
+    for number in range(15):
+        path = tmp_path / f"data{number}.sqlite"
+        objdb.SQLiteStorage(path).close()
+        gate = threading.Barrier(6)
+        opened: list[Any] = []
+
+        def open_it(path: Path = path, gate: Any = gate, opened: list[Any] = opened) -> None:
+            gate.wait(60)
+            opened.append(objdb.SQLiteStorage(path))
+
+        threads = [threading.Thread(target=open_it) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        locks = Path("/proc/locks").read_text()
+        here = f" {os.getpid()} ", f":{path.stat().st_ino} "
+        assert any("POSIX" in line and all(word in line for word in here)
+                   for line in locks.splitlines())
+        for storage in opened:
+            storage.close()
+        assert not has_locks(str(path))
+
+
+def test_a_failed_opening_holds_nothing(tmp_path: Path) -> None:
+    """A database that could not be opened is not taken for one that is open here."""
+    path = tmp_path / "data.sqlite"
+    fill("sqlite", path)
+    change(path, "UPDATE facts SET value = 7 WHERE name = 'keeps_history'")
+    for _ in range(2):
+        with pytest.raises(CorruptedDataError, match="keeps_history"):
+            objdb.SQLiteStorage(path)
+        gc.collect()
+        assert not has_locks(str(path))

@@ -45,7 +45,7 @@ _SALT, _OID, _NONCE, _SEALED = 3, 19, 27, 39
 # scrypt takes 128 MiB and about half a second at this cost, twice as much at the next.
 COST = 17
 _OLD_COST = 15
-_COSTS = range(10, 23)  # what there can be; more memory than for these is not asked for
+_COSTS = range(10, 21)  # what there can be: up to a gigabyte of memory
 _SALT_BYTES = 15
 _BLOCKS = 8  # scrypt's r
 

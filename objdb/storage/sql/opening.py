@@ -7,7 +7,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import quote
@@ -25,7 +25,7 @@ from objdb.errors import (
     require_at_least,
 )
 from objdb.storage.files import require_folder, require_no_link, require_regular, sync_path
-from objdb.storage.libraries import has_locks, note_locks
+from objdb.storage.libraries import has_locks, looking, note_locks
 from objdb.storage.sql.links import is_open_in_parent
 from objdb.storage.sql.statements import SCHEMA
 from objdb.storage.sql.wal import require_whole_log
@@ -132,10 +132,29 @@ class Grip:
     its locks on them. Those end when anything in the process closes the file that it opened on its
     own; then another process takes itself for the last one, and removes the write-ahead log."""
 
-    def __init__(self, path: str) -> None:
+    _forget: Callable[[], None] | None = None
+
+    def __init__(self, path: str, look: Callable[[], object]) -> None:
+        """Note that SQLite opens *path* from now on, having called *look*, which opens files of it,
+        if nobody in this process has it open yet."""
         self._log = path + "-wal"
-        self._files = {name: _identity(name) for name in (path, self._log)}
-        self.let_go = note_locks(path)
+        self._files = {path: _identity(path), self._log: None}
+        with looking:
+            if not has_locks(path):
+                look()
+            self._forget = note_locks(path)
+
+    def take(self) -> None:
+        """Note which files they are, now that they are open."""
+        self._files = {name: _identity(name) for name in self._files}
+
+    def let_go(self) -> None:
+        """SQLite has closed the database."""
+        forget, self._forget = self._forget, None
+        if forget is not None:
+            forget()
+
+    __del__ = let_go
 
     def what_is_gone(self, only_log: bool = False) -> str | None:
         """Return what has become of a file that is not there any more, as a reason to commit no
@@ -192,8 +211,8 @@ def connect(
 def open_database(
     path: str, history: bool | None, create: bool, read_only: bool, busy_seconds: float,
     durability: str,
-) -> Made:
-    """Make the database if it is to be made, and return how it was made.
+) -> tuple[Made, Grip]:
+    """Make the database if it is to be made, and return how it was made, and the hold on it.
 
     `FileFormatError`, `UsageError` if it cannot be opened like this.
     """
@@ -209,11 +228,10 @@ def open_database(
             lock.acquire()
             if not os.path.exists(path):
                 _make_file(path, history is not False, busy_seconds)
-        if not has_locks(path):
-            require_whole_log(path, durability)
+        grip = Grip(os.path.abspath(path), lambda: require_whole_log(path, durability))
         connection = connect(path, read_only, busy_seconds)
         try:
-            return _look_at(connection, path, history)
+            return _look_at(connection, path, history), grip
         finally:
             connection.close()
     except SQLITE_ERRORS as error:
@@ -236,10 +254,11 @@ def _require_openable(path: str, create: bool) -> None:
     _require_one_name(path)
     for ending in ("-wal", "-shm"):
         require_no_link(path + ending)
-    if has_locks(path):  # so it is one
-        return
-    with open(path, "rb") as file:
-        magic = file.read(16)
+    with looking:
+        if has_locks(path):  # so it is one
+            return
+        with open(path, "rb") as file:
+            magic = file.read(16)
     if not magic:
         raise FileFormatError(
             f"{path} is empty, so it is no database. Remove it to let a new one be made", path=path

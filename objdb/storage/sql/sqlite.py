@@ -53,7 +53,6 @@ from objdb.storage.sql.checking import find_problems
 from objdb.storage.sql.links import Link, Links, unwatch, watch
 from objdb.storage.sql.opening import (
     SQLITE_ERRORS,
-    Grip,
     ProcessLock,
     connect,
     explained,
@@ -108,7 +107,7 @@ class SQLiteStorage(SQLStorage):
         }
         self._keep_seconds = keep_seconds
         self._busy_seconds = busy_seconds
-        made = open_database(
+        made, self._grip = open_database(
             path, history, create and not read_only, read_only, busy_seconds, durability
         )
         super().__init__(path, read_only=read_only, keeps_history=made.keeps_history, path=path)
@@ -125,7 +124,7 @@ class SQLiteStorage(SQLStorage):
         self._process_lock = ProcessLock(self._path + ".lock", self._busy_seconds)
         self._writer = Link(self._connect(), self._statements)
         self._polling = self._connect()
-        self._grip = Grip(self._path)
+        self._grip.take()
         self._own_tid: Tid | None = None  # of the transaction that is being committed here
         self._aside_lock = threading.Lock()  # of setting oids aside
         self._oids_until = 0  # up to which oids are set aside for this process
@@ -458,11 +457,11 @@ class SQLiteStorage(SQLStorage):
         unwatch(self)
         if self._pid != os.getpid():
             return  # the connections are the parent's
-        self._grip.let_go()
         self._links.close(_CLOSE_SECONDS)
         with self._poll_lock:
             self._polling.close()
         self._writer.end(_CLOSE_SECONDS)  # which takes back what was not decided
+        self._grip.let_go()
         self._process_lock.close()
 
     # -- forks
@@ -483,7 +482,6 @@ class SQLiteStorage(SQLStorage):
         if is_quiet:
             self._writer.end()
         self._polling.close()
-        self._grip.let_go()
         return is_quiet and is_unused
 
     def after_fork(self) -> None:
@@ -491,7 +489,7 @@ class SQLiteStorage(SQLStorage):
         if self._writer.is_closed:
             self._writer = Link(self._connect(), self._statements)
         self._polling = self._connect()
-        self._grip = Grip(self._path)
+        self._grip.take()
         self._forking.close()
         self._start_clock()
 
