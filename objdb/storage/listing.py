@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from objdb.errors import POSKeyError
+from objdb.errors import POSKeyError, require_at_least
 from objdb.ids import Oid, Tid
 
 
@@ -47,6 +47,8 @@ class RecordWalk:
 
 
 def last_transactions(storage: Any, count: int) -> list[tuple[Tid, list[Oid]]]:
-    """Return (tid, oids that it changed) of the last *count* transactions, the oldest first."""
+    """Return (tid, oids that it changed) of the last *count* transactions, the oldest first.
+    `UsageError` for what is no number of them."""
+    require_at_least(0, count=count)
     newest: Iterable[tuple[Tid, list[Oid]]] = storage._iter_newest()
     return list(islice(newest, count))[::-1]

@@ -214,6 +214,8 @@ def test_listing(kind: str, tmp_path: Path) -> None:
         assert storage.record_iternext(oids[2])[::3] == (oids[2], oids[3])
         with pytest.raises(objdb.POSKeyError):
             storage.record_iternext(b"\x01" * 8)
+        with pytest.raises(UsageError, match="count is -1"):
+            storage.lastInvalidations(-1)
         last = storage.lastInvalidations(2)
         assert [tid for tid, _ in last] == tids[-2:]
         assert all(len(changed) == 2 and bytes(8) in changed for _, changed in last)
@@ -269,6 +271,8 @@ def test_prefetch_called_plainly_and_awaited(tmp_path: Path) -> None:
         connection.prefetch(mappings)
         assert all(each._p_changed is False for each in mappings)
         connection.cacheMinimize()
+        with pytest.raises(UsageError, match="no persistent object"):
+            connection.prefetch("text")
         connection.prefetch(mappings[0]._p_oid, mappings[1])
         assert [each._p_changed for each in mappings] == [False, False, None, None, None]
         connection.close()
