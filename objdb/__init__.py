@@ -27,10 +27,11 @@ The documentation's first page is docs/quickstart.md.
 #                     (turns, transactions), outcome, mutations; for asyncio: tasks, workers,
 #                     prefetch
 #     records/     3  object state to bytes and back; the only place that pickles
-#     storage/     4  bytes to revisions: memory, commit, revisions, versions, undo, copying,
-#                     packing, durability, clock, moments, listing, foreign (what was written
-#                     for ZODB), file/, tables/, sql/, berkeley/, pickled;
-#                     storages over storages: layers/
+#     storage/     4  bytes to revisions: engine (the contract), memory, storage (the protocol
+#                     over any engine: commit, committer, durability, staging, oids), conflicts,
+#                     versions, undo, history, copying, amending, row_packing, packing, rows,
+#                     bytesmap, pickled, clock, moments, foreign (what was written for ZODB),
+#                     file/, sql/, berkeley/; storages over storages: layers/
 #       files.py   5  the seam to the operating system
 #     check.py        whole-database invariants
 #     safe/           module safes: a durable dict per module, in Berkeley DB, SQLite or a file

@@ -12,22 +12,22 @@ is VOTED: it holds the *commit slot* from the first conflict check until its out
 from __future__ import annotations
 
 import enum
-import tempfile
+import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import Any
 
-from objdb.errors import StorageTransactionError, UndoError, UsageError
-from objdb.ids import Oid, Tid, format_oid
+from objdb.errors import (
+    ReadOnlyError,
+    StorageClosedError,
+    StorageFailedError,
+    StorageForkedError,
+    StorageTransactionError,
+    UsageError,
+)
 from objdb.storage.extension import dumps_extension, loads_extension
-
-# A transaction that stages more than this keeps it in a temporary file.
-SPOOL_BYTES = 32 * 1024 * 1024
-# Which older revision of the object a staged one has the data of: its position, on a medium that
-# can point there; elsewhere its tid.
-Repeat = Any
 
 
 class TransactionMetaData:
@@ -123,13 +123,6 @@ def _as_bytes(what: str, text: str | bytes) -> bytes:
         ) from error
 
 
-class Spooled(NamedTuple):
-    """A record in the temporary file of a large transaction."""
-
-    position: int
-    size: int
-
-
 class Phase(enum.Enum):
     """How far a transaction has come."""
 
@@ -137,150 +130,50 @@ class Phase(enum.Enum):
     VOTED = "voted"
 
 
-class Staged:
-    """One transaction's writes, until it commits or aborts."""
+class Access:
+    """Whether the storage *name* can be used: by whom, and for what.
 
-    def __init__(self, transaction: Any, tid: Tid | None, status: str) -> None:
-        self.transaction = transaction
-        self.phase = Phase.BEGUN
-        self.tid = tid
-        self.status = status
-        self.reads: dict[Oid, Tid] = {}
-        self.version_reads: dict[str, dict[Oid, Tid]] = {}  # what was read in versions
-        self.unchanged_since: Tid | None = None  # the tid that has to be the last one at the vote
-        self.resolved: list[Oid] = []
-        # Since the vote: (where the current revision is, its tid) of every oid written; and of
-        # those that are in a version, which.
-        self.current: dict[Oid, tuple[Any, Tid] | None] = {}
-        self.locked: dict[Oid, str] = {}
-        self.medium: Any = None  # what the storage needs between vote and finish
-        # oid -> the revision the staged one was made from (`NO_TID`: a new object), or None for
-        # a restored revision, which is not checked.
-        self.bases: dict[Oid, Tid | None] = {}
-        # oid -> record, or where in the spool it is; None to un-create the object. Two dicts of
-        # bytes, unlike one of tuples, give the garbage collector nothing to visit.
-        self._records: dict[Oid, bytes | Spooled | None] = {}
-        self.record_bytes = 0  # of all records; 8 for each object un-created, or pointed to
-        # Of the records, those that repeat an older revision. Where the medium points to that,
-        # the record is None.
-        self.repeats: dict[Oid, Repeat] = {}
-        self.places: Any = None  # what the positions in `repeats` are positions in
-        self.versions: dict[Oid, str] = {}  # of the revisions staged, those that are in one
-        # Requests (to undo a transaction, to commit or abort a version): functions that stage
-        # what has to change, made from what is current; the objects that they change, with what
-        # is current, as in `current`; and the versions that they empty, with the same.
-        self.requests: list[Callable[[], object]] = []
-        self.requested: dict[Oid, tuple[Any, Tid]] = {}
-        self.emptied: dict[str, dict[Oid, tuple[Any, Tid]]] = {}
-        self.requested_at: Tid | None = None  # the last tid decided, when it was staged
-        self.is_stale = False  # not all of what they stage is staged any more
-        self._spool: Any = None
+    `is_closed` is set when closing begins, `is_released` when the engine is closed, too.
+    """
 
-    def __len__(self) -> int:
-        return len(self.bases)
+    def __init__(self, name: str, is_read_only: bool) -> None:
+        self._name = name
+        self.is_read_only = is_read_only
+        self.is_closed = False
+        self.is_released = False
+        self._pid = os.getpid()
 
-    def write(
-        self, oid: Oid, base_tid: Tid | None, record: bytes | None, version: str = ""
-    ) -> None:
-        """Stage a revision of *oid*; a second one of the same oid replaces the first."""
-        if oid in self.bases:
-            self.require_not_requested(oid)
-            self.repeats.pop(oid, None)
-            self.versions.pop(oid, None)
-            replaced = self.record(oid)
-            self.record_bytes -= 8 if replaced is None else len(replaced)
-        self.bases[oid] = base_tid
-        self.record_bytes += 8 if record is None else len(record)
-        if version:
-            self.versions[oid] = version
-        if self.record_bytes > SPOOL_BYTES and record is not None:
-            self._records[oid] = self._to_spool(record)
-        else:
-            self._records[oid] = record
+    def __str__(self) -> str:
+        state = ", closed" if self.is_closed else ", read only" if self.is_read_only else ""
+        return f"{self._name}{state}"
 
-    def write_requested(
-        self, oid: Oid, current: tuple[Any, Tid], record: bytes | None, repeat: Repeat | None,
-        version: str,
-    ) -> None:
-        """Stage what a request makes of *oid*; a further request replaces it."""
-        self.requested.pop(oid, None)
-        self.write(oid, current[1], record, version)
-        self.requested[oid] = current
-        if repeat is not None:
-            self.repeats[oid] = repeat
+    @property
+    def is_limited(self) -> bool:
+        """Whether it is closed or read-only; a fork is not looked for."""
+        return self.is_read_only or self.is_closed
 
-    def write_all_requested(
-        self, current: dict[Oid, tuple[Any, Tid]], records: dict[Oid, bytes | None],
-        repeats: dict[Oid, Repeat], version: str,
-    ) -> None:
-        """Stage what a request makes of many objects, of which nothing is staged yet."""
-        self.requested.update(current)
-        self.bases.update({oid: tid for oid, (_, tid) in current.items()})
-        self._records.update(records)
-        sizes = (8 if record is None else len(record) for record in records.values())
-        self.record_bytes += sum(sizes)
-        self.repeats.update(repeats)
-        if version:
-            self.versions.update(dict.fromkeys(current, version))
+    @property
+    def is_fork(self) -> bool:
+        """Whether the process that opened it was forked, and this is the child."""
+        return self._pid != os.getpid()
 
-    def drop_requested(self) -> None:
-        """Take back what was staged by requests."""
-        for oid in self.requested:
-            record = self.record(oid)
-            self.record_bytes -= 8 if record is None else len(record)
-            self.repeats.pop(oid, None)
-            self.versions.pop(oid, None)
-            del self.bases[oid], self._records[oid]
-        self.requested.clear()
-        self.emptied.clear()
+    def require_open(self) -> None:
+        """Raise `StorageClosedError` if it is closed."""
+        if self.is_closed:
+            raise StorageClosedError(f"{self._name} is closed. Open it again to use it")
 
-    def require_not_requested(self, oid: Oid) -> None:
-        """Raise `UndoError` if this transaction undoes a change of *oid*, or commits or aborts
-        one made in a version."""
-        if oid in self.requested:
-            raise UndoError(
-                f"object {format_oid(oid)} cannot be changed in the transaction that undoes a "
-                "change of it, or commits or aborts its version. Commit that first", oid=oid,
-                reason="it is changed here as well",
+    def require_writable(self) -> None:
+        """Raise `StorageClosedError`, `ReadOnlyError` or `StorageForkedError` if nothing can be
+        committed."""
+        if self.is_closed:
+            self.require_open()
+        if self.is_read_only:
+            raise ReadOnlyError(f"{self._name} is open for reading only. Open it for writing")
+        if self._pid != os.getpid():
+            raise StorageForkedError(
+                f"{self._name} was opened by process {self._pid}, of which this one is a fork. "
+                "Open the storage in the child"
             )
-
-    def _to_spool(self, record: bytes) -> Spooled:
-        if self._spool is None:
-            self._spool = tempfile.TemporaryFile(prefix="objdb-commit-")
-            for oid, kept in self._records.items():
-                if isinstance(kept, bytes):
-                    self._records[oid] = self._to_spool(kept)
-        position = self._spool.seek(0, 2)
-        self._spool.write(record)
-        return Spooled(position, len(record))
-
-    def _from_spool(self, place: Spooled) -> bytes:
-        self._spool.seek(place.position)
-        data: bytes = self._spool.read(place.size)
-        return data
-
-    def record(self, oid: Oid) -> bytes | None:
-        """Return the staged record of *oid*."""
-        record = self._records[oid]
-        return self._from_spool(record) if isinstance(record, Spooled) else record
-
-    def records(self) -> Iterable[tuple[Oid, bytes | None]]:
-        """Return (oid, record) in the order they were staged, with one spooled record in memory
-        at a time."""
-        if self._spool is None:
-            return self._records.items()  # type: ignore[return-value]
-        return self._spooled_records()
-
-    def _spooled_records(self) -> Iterator[tuple[Oid, bytes | None]]:
-        for oid, record in self._records.items():
-            yield oid, self._from_spool(record) if isinstance(record, Spooled) else record
-
-    def close(self) -> None:
-        """Drop everything."""
-        self.bases = {}
-        self._records = {}
-        if self._spool is not None:
-            self._spool.close()
 
 
 class CommitSlot:
@@ -288,27 +181,45 @@ class CommitSlot:
 
     `_lock` is held from `take` to `release` by the transaction `_holder`; `_staged` maps a
     transaction's identity to its staged writes (each entry is touched by its own thread only).
-    `resolving` is the thread that is in an application's code with the lock held, or 0.
+    `resolving` is the thread that is in an application's code with the lock held, or 0. `failure`
+    says why nobody commits any more; None as long as somebody may.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.Lock()
-        self._holder: Staged | None = None
-        self._staged: dict[int, Staged] = {}
+        self._holder: Any = None
+        self._staged: dict[int, Any] = {}
         self.resolving = 0
+        self.failure: str | None = None
 
-    def begin(self, transaction: Any, tid: Tid | None, status: str) -> None:
-        """Register *transaction*; `StorageTransactionError` if it has begun already."""
+    def begin(self, transaction: Any, staged: Any) -> None:
+        """Register *transaction*, and what it stages. Raises `StorageTransactionError` if it has
+        begun already, `StorageFailedError` after a failure."""
+        self.require_not_failed()
         if id(transaction) in self._staged:
             raise StorageTransactionError(
                 f"{self._name}: this transaction has begun already. Finish or abort it first"
             )
-        self._staged[id(transaction)] = Staged(transaction, tid, status)
+        self._staged[id(transaction)] = staged
 
-    def staged(self, transaction: Any, phase: Phase = Phase.BEGUN) -> Staged:
+    def fail(self, reason: str) -> None:
+        """Let nobody commit any more, since the outcome of a commit is unknown. A second reason
+        is ignored."""
+        if self.failure is None:
+            self.failure = reason
+
+    def require_not_failed(self) -> None:
+        """Raise `StorageFailedError` after `fail`."""
+        if self.failure is not None:
+            raise StorageFailedError(
+                f"{self._name} commits no more, since {self.failure}. Close the storage, check "
+                "the disk, and reopen it: it then shows what was committed"
+            )
+
+    def staged(self, transaction: Any, phase: Phase = Phase.BEGUN) -> Any:
         """Return the staged writes of *transaction*, which must be in *phase*."""
-        staged = self._staged.get(id(transaction))
+        staged: Any = self._staged.get(id(transaction))
         if staged is None:
             raise StorageTransactionError(
                 f"{self._name}: this transaction has not begun here (or has ended). Call "
@@ -321,12 +232,15 @@ class CommitSlot:
             )
         return staged
 
-    def take(self, staged: Staged) -> None:
-        """Wait for the slot, and hold it. `StorageTransactionError` inside `_p_resolveConflict`,
-        where that would be for ever."""
+    def take(self, staged: Any) -> None:
+        """Wait for the slot, and hold it. Raises `StorageFailedError` after a failure, and
+        `StorageTransactionError` inside `_p_resolveConflict`, which would wait for ever."""
         self._require_outside()
         self._lock.acquire()
         self._holder = staged
+        if self.failure is not None:
+            self.release(staged)
+            self.require_not_failed()
 
     def _require_outside(self) -> None:
         if self.resolving == get_ident():
@@ -335,14 +249,14 @@ class CommitSlot:
                 "inside _p_resolveConflict, which is called in the middle of another one's commit"
             )
 
-    def release(self, staged: Staged) -> None:
+    def release(self, staged: Any) -> None:
         """Let the next transaction have the slot, if *staged* holds it."""
         if self._holder is staged:
             self._holder = None
             self._lock.release()
 
     @contextmanager
-    def resolving_in(self, staged: Staged) -> Iterator[None]:
+    def resolving_in(self, staged: Any) -> Iterator[None]:
         """Note, if *staged* holds the slot, that this thread is in an application's code."""
         if self._holder is not staged:
             yield
@@ -355,10 +269,16 @@ class CommitSlot:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the slot, without a transaction: nothing is committed meanwhile."""
+        """Hold the slot, without a transaction: nothing is committed meanwhile. Raises
+        `StorageFailedError` after a failure."""
         self._require_outside()
         with self._lock:
-            yield
+            self.require_not_failed()
+            try:
+                yield
+            except StorageFailedError as error:
+                self.fail(str(error))
+                self.require_not_failed()
 
     @contextmanager
     def quiet(self, seconds: float) -> Iterator[bool]:
@@ -371,6 +291,6 @@ class CommitSlot:
             if is_held:
                 self._lock.release()
 
-    def end(self, transaction: Any) -> Staged | None:
+    def end(self, transaction: Any) -> Any:
         """Forget *transaction* and return what it had staged, or None if it never began."""
         return self._staged.pop(id(transaction), None)

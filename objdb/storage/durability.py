@@ -15,36 +15,39 @@ decided them all. Until then it does not lead, so nobody waits for it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Generic, Literal, TypeVar
+from typing import Any, Literal
 
 from objdb.errors import StorageFailedError
-from objdb.ids import Tid
+from objdb.ids import Oid, Tid
 
 # When a commit returns: when it is on the medium, or when the operating system has it.
 Durability = Literal["sync", "os"]
 
 
 class Ticket:
-    """A decided transaction that waits to be durable. *finished* is called with its tid when it
-    is, before others see it."""
+    """A committed transaction that waits to be durable. *finished* is called with its tid when it
+    is, before others see it. *token* is the engine's, None for one that only waits; *oids* are what
+    it wrote."""
 
-    __slots__ = ("error", "finished", "is_settled", "leads", "tid", "wake")
+    __slots__ = ("error", "finished", "is_settled", "leads", "oids", "tid", "token", "wake")
 
-    def __init__(self, tid: Tid, finished: Callable[[Tid], object]) -> None:
+    def __init__(
+        self, tid: Tid, finished: Callable[[Tid], object], token: Any = None,
+        oids: Iterable[Oid] = (),
+    ) -> None:
         self.tid = tid
         self.finished = finished
+        self.token = token
+        self.oids = oids
         self.error: BaseException | None = None
         self.is_settled = False  # durable and published, or failed
         self.leads = False
         self.wake: threading.Lock | None = None  # held until there is something to do
 
 
-AnyTicket = TypeVar("AnyTicket", bound=Ticket)
-
-
-class GroupCommit(Generic[AnyTicket]):
+class GroupCommit:
     """Makes tickets durable in groups.
 
     *sync* puts everything written so far on the medium; *publish(ticket)* lets others see it.
@@ -52,15 +55,15 @@ class GroupCommit(Generic[AnyTicket]):
     can be read without the lock: tickets leave it only after they were published.
     """
 
-    def __init__(self, sync: Callable[[], None], publish: Callable[[AnyTicket], None]) -> None:
+    def __init__(self, sync: Callable[[], None], publish: Callable[[Ticket], None]) -> None:
         self._sync = sync
         self._publish = publish
         self._mutex = threading.Lock()
-        self._waiting: list[AnyTicket] = []
+        self._waiting: list[Ticket] = []
         self._is_led = False
-        self.unpublished: tuple[AnyTicket, ...] = ()
+        self.unpublished: tuple[Ticket, ...] = ()
 
-    def join(self, ticket: AnyTicket, *, waits_at_once: bool = True) -> None:
+    def join(self, ticket: Ticket, *, waits_at_once: bool = True) -> None:
         """Enter a ticket; called in tid order, by the holder of the commit slot."""
         with self._mutex:
             self._waiting.append(ticket)
@@ -68,7 +71,7 @@ class GroupCommit(Generic[AnyTicket]):
             if waits_at_once:
                 self._line_up(ticket)
 
-    def _line_up(self, ticket: AnyTicket) -> None:
+    def _line_up(self, ticket: Ticket) -> None:
         """Let the ticket lead, or else be woken. `_mutex` is held."""
         if self._is_led:
             ticket.wake = threading.Lock()
@@ -76,7 +79,7 @@ class GroupCommit(Generic[AnyTicket]):
         else:
             self._is_led = ticket.leads = True
 
-    def wait(self, ticket: AnyTicket) -> None:
+    def wait(self, ticket: Ticket) -> None:
         """Return when the ticket's transaction is durable and published.
 
         Raises `StorageFailedError` when the sync failed: the outcome is unknown.
@@ -121,7 +124,7 @@ class GroupCommit(Generic[AnyTicket]):
                     with suppress(RuntimeError):  # it has gone on already
                         ticket.wake.release()
 
-    def _make_durable(self, group: list[AnyTicket]) -> None:
+    def _make_durable(self, group: list[Ticket]) -> None:
         try:
             self._sync()
         except BaseException as error:

@@ -52,6 +52,21 @@ class PackResult(NamedTuple):
     objects_after: int
 
 
+class PackOptions(NamedTuple):
+    """What is asked of a pack: see `IStoragePackable.pack`. `require_wanted()` raises what ends
+    it."""
+
+    moment: Any
+    references: References
+    gc: bool
+    progress: Progress | None
+    keep_old: bool
+    dry_run: bool
+    roots: Callable[[], Iterable[Oid]]
+    elsewhere: Elsewhere
+    require_wanted: Callable[[], None]
+
+
 def pack_tid(moment: Any, last: Tid) -> Tid:
     """Return the last tid that belongs to *moment*, seconds since 1970 or a tid; *last* is the
     last tid there is, which the future stands for. `UsageError` for what is no moment."""

@@ -1,6 +1,6 @@
 """A storage in memory that is written to a file, whole, after each commit: for prototypes.
 
-    magic 16   CRC-32 of the rest 4   length of the rest 8   pickle of a dict: see `memory`
+    magic 16   CRC-32 of the rest 4   length of the rest 8   pickle of a dict: see `bytesmap`
 
     vote     the dict with the transaction in it ─► PATH.new ─► sync
     finish   PATH.new ─► PATH
@@ -18,8 +18,10 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NoReturn
+
+from zope.interface import implementer
 
 from objdb.errors import (
     CorruptedDataError,
@@ -29,8 +31,9 @@ from objdb.errors import (
     StorageWriteError,
     UsageError,
 )
-from objdb.ids import Oid
-from objdb.storage.clock import Clock
+from objdb.ids import Oid, Tid
+from objdb.storage.bytesmap import BytesEngine, Written
+from objdb.storage.engine import IMaintained
 from objdb.storage.files import (
     File,
     Files,
@@ -41,9 +44,9 @@ from objdb.storage.files import (
     what_is_gone,
     write_file,
 )
-from objdb.storage.memory import MappingStorage
-from objdb.storage.packing import PackResult, Progress, References
-from objdb.storage.tables.rows import Row, TransactionRow, encode_row, encode_transaction
+from objdb.storage.packing import PackResult
+from objdb.storage.rows import Row, TransactionRow, encode_transaction
+from objdb.storage.storage import Storage
 
 MAGIC = b"objdb pickle 1\r\n"
 _HEADER = struct.Struct(">16sIQ")
@@ -56,7 +59,189 @@ class LargePickleWarning(UserWarning):
     """The file of a `PickledMappingStorage` has become so large that commits take long."""
 
 
-class PickledMappingStorage(MappingStorage):
+@implementer(IMaintained)
+class PickledEngine(BytesEngine):
+    """Keeps rows in a dict that is written to the file *path*; see `PickledMappingStorage`.
+
+    `_changing` is held while rows of committed transactions change, and while they are copied to
+    be written; `_saving` while the file is written and replaced.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], every_seconds: float, read_only: bool, files: Files
+    ) -> None:
+        self._files = files
+        path = files.real_path(path_given(path, "file"))
+        self._is_large = False
+        self._file: File | None = None  # the one at the path, if there is one
+        if files.is_directory(path):
+            raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
+        folder = os.path.dirname(path)
+        if folder and not files.exists(folder):
+            raise FileNotFoundError(
+                errno.ENOENT, "the folder of the database does not exist", folder
+            )
+        self.tick_seconds = 0 if read_only else every_seconds
+        self._pid = os.getpid()
+        self._changing = threading.Lock()
+        self._saving = threading.Lock()
+        self._changes = self._saved = 0  # how many there were, and are in the file
+        self._error: Exception | None = None  # of the last tick
+        self._is_closed = False
+        self._lock: Lock | None = None if read_only else take_lock(files, path)
+        try:
+            super().__init__(path, self._read(path, must_exist=read_only), path)
+            if not read_only and files.exists(path):
+                self._note_file()
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _read(self, path: str, *, must_exist: bool) -> dict[bytes, bytes]:
+        if not must_exist and not self._files.exists(path):
+            return {}
+        file = self._files.open(path, "r")
+        try:
+            content = file.read_at(file.size(), 0)
+        finally:
+            file.close()
+        return _decode(path, content)
+
+    # -- writing
+
+    def write(self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]]) -> Written:
+        """See `IEngine`."""
+        if self._error is not None:
+            raise self._error
+        token = super().write(transaction, rows)
+        if not self.tick_seconds:
+            self._write_new({**self.data, transaction.tid: encode_transaction(transaction)})
+        return token
+
+    def commit(self, token: Written) -> None:
+        """See `IEngine`."""
+        if not self.tick_seconds:
+            self._replace()
+        with self._changing:
+            super().commit(token)
+            self._changes += 1
+
+    def rollback(self, token: Written | None) -> None:
+        """See `IEngine`."""
+        super().rollback(token)
+        self._remove_new()
+
+    def amend(
+        self, rows: dict[tuple[Oid, Tid], Row | None],
+        transactions: dict[Tid, TransactionRow | None],
+    ) -> None:
+        """See `IEngine`; the file is written by `save`, which whoever packs calls at its end."""
+        with self._changing:
+            super().amend(rows, transactions)
+            self._changes += 1
+
+    def save(self) -> None:
+        """Write what there is, if it is not written yet. Nobody votes, or transactions are not
+        written one by one."""
+        with self._changing:
+            if self._changes == self._saved or self._is_closed:
+                return
+            data, changes = dict(self.data), self._changes
+        with self._saving:
+            self._write_new(data)
+            self._replace()
+            self._saved = changes
+
+    def tick(self) -> None:
+        """See `IMaintained`: write what was committed."""
+        self._error = None
+        try:
+            self.save()
+        except Exception as error:
+            self._error = error
+            raise
+
+    # -- the file
+
+    def _write_new(self, data: dict[bytes, bytes]) -> None:
+        """Write the new file beside the old one. Raises `StorageWriteError` if that fails."""
+        path, content = self.name, _encode(data)
+        gone = self._what_is_gone()
+        if gone is not None:
+            raise StorageError(
+                f"{gone}. Nothing was committed. Close the storage, and check the file"
+            )
+        if len(content) > LARGE_BYTES and not self._is_large:
+            self._is_large = True
+            warnings.warn(
+                f"{path} is {len(content) / 1e6:.0f} MB, which are written anew at each "
+                "commit. Move to a FileStorage: objdb migrate does it", LargePickleWarning,
+                stacklevel=2,
+            )
+        # A new file is for the same people as the lock, which was made first.
+        model = path if self._files.exists(path) else path + ".lock"
+        try:
+            write_file(self._files, path + ".new", content, model)
+        except OSError as error:
+            self._remove_new()
+            raise StorageWriteError(
+                f"{path}.new could not be written: {error}. Nothing was committed"
+            ) from error
+
+    def _note_file(self) -> None:
+        """Remember which file is the one that was read, or written."""
+        if self._file is not None:
+            self._file.close()
+        self._file = self._files.open(self.name, "r")
+
+    def _what_is_gone(self) -> str | None:
+        if self._file is not None:
+            return what_is_gone(self._files, self.name, self._file)
+        if self._files.exists(self.name):
+            return f"{self.name} was made by somebody else while it was open"
+        return None
+
+    def _remove_new(self) -> None:
+        try:
+            if self._files.exists(self.name + ".new"):
+                self._files.remove(self.name + ".new")
+        except OSError:  # the next one is written over it
+            return
+
+    def _replace(self) -> None:
+        try:
+            if self._lock is not None:
+                self._lock.hold(self.name + ".new")
+            self._files.rename(self.name + ".new", self.name)
+            if self._lock is not None:
+                self._lock.settle()
+            self._note_file()
+        except OSError as error:
+            raise StorageFailedError(
+                f"the file could not be replaced by what was written ({error}): whether the last "
+                "transaction is on the medium is unknown"
+            ) from error
+
+    def close(self) -> None:
+        """See `IEngine`."""
+        if self._pid != os.getpid():  # a fork's copy: file and lock are the parent's
+            return
+        try:
+            if self.tick_seconds:
+                self.save()
+        finally:
+            self._is_closed = True
+            with self._saving:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._lock is not None:
+            self._lock.release()
+
+
+class PickledMappingStorage(Storage):
     """Keeps everything in memory, and writes it to the file *path*, for prototypes and tests.
 
     The file is read when the storage is opened, and replaced as a whole: after each commit; or,
@@ -69,186 +254,24 @@ class PickledMappingStorage(MappingStorage):
     operating system.
     """
 
+    engine: PickledEngine
+
     def __init__(
         self, path: str | os.PathLike[str], *, every_seconds: float = 0, read_only: bool = False,
         files: Files | None = None,
     ) -> None:
         if not (isinstance(every_seconds, (int, float)) and every_seconds >= 0):
             raise UsageError(f"every_seconds is {every_seconds!r}; it is a number, 0 or more")
-        self._files = files or OSFiles()
-        self._path = path = self._files.real_path(path_given(path, "file"))
-        self._is_large = False
-        self._file: File | None = None  # the one at the path, if there is one
-        if self._files.is_directory(path):
-            raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
-        folder = os.path.dirname(path)
-        if folder and not self._files.exists(folder):
-            raise FileNotFoundError(
-                errno.ENOENT, "the folder of the database does not exist", folder
-            )
-        self._lock: Lock | None = None if read_only else take_lock(self._files, path)
-        try:
-            super().__init__(path, self._read(must_exist=read_only))
-            if not read_only and self._files.exists(path):
-                self._note_file()
-            self._sort_key = os.path.realpath(path)
-        except BaseException:
-            self._let_go()
-            raise
-        self._is_read_only = read_only
-        self._changes = self._saved = 0  # how many there were, and are in the file
-        self._saving = threading.Lock()  # around writing aside of commits
-        self._clock: Clock | None = None
-        if every_seconds and not read_only:
-            self._clock = Clock(every_seconds, self._save, f"{path} writer")
+        engine = PickledEngine(path, every_seconds, read_only, files or OSFiles())
+        super().__init__(engine, read_only=read_only)
 
-    def _read(self, *, must_exist: bool) -> dict[bytes, bytes]:
-        if not must_exist and not self._files.exists(self._path):
-            return {}
-        file = self._files.open(self._path, "r")
-        try:
-            content = file.read_at(file.size(), 0)
-        finally:
-            file.close()
-        return _decode(self._path, content)
-
-    # -- writing
-
-    def _write(
-        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]], replaced: list[Oid]
-    ) -> None:
-        if self._clock is not None:
-            if self._clock.error is not None:
-                raise self._clock.error
-            super()._write(transaction, rows, replaced)
-            return
-        rows = list(rows)
-        super()._write(transaction, rows, replaced)
-        new = {oid + row.tid: encode_row(row) for oid, row in rows}
-        new[transaction.tid] = encode_transaction(transaction)
-        self._write_new({**self._data, **new})
-
-    def _decide(self) -> None:
-        if self._clock is None:
-            self._replace()
-        super()._decide()
-        self._changes += 1
-
-    def _take_back(self) -> None:
-        super()._take_back()
-        self._remove_new()
-
-    def _write_new(self, data: dict[bytes, bytes]) -> None:
-        """Write the new file beside the old one. `StorageWriteError` if that fails."""
-        content = _encode(data)
-        gone = self._what_is_gone()
-        if gone is not None:
-            raise StorageError(f"{gone}. Nothing was committed. Close the storage, see to the file")
-        if len(content) > LARGE_BYTES and not self._is_large:
-            self._is_large = True
-            warnings.warn(
-                f"{self._path} is {len(content) / 1e6:.0f} MB, which are written anew at each "
-                "commit. Move to a FileStorage: objdb migrate does it", LargePickleWarning,
-                stacklevel=2,
-            )
-        # A new one is for whom the lock is, which was made first.
-        model = self._path if self._files.exists(self._path) else self._path + ".lock"
-        try:
-            write_file(self._files, self._path + ".new", content, model)
-        except OSError as error:
-            self._remove_new()
-            raise StorageWriteError(
-                f"{self._path}.new could not be written: {error}. Nothing was committed"
-            ) from error
-
-    def _note_file(self) -> None:
-        """Remember which file is the one that was read, or written."""
-        if self._file is not None:
-            self._file.close()
-        self._file = self._files.open(self._path, "r")
-
-    def _what_is_gone(self) -> str | None:
-        if self._file is not None:
-            return what_is_gone(self._files, self._path, self._file)
-        if self._files.exists(self._path):
-            return f"{self._path} was made by somebody else while it was open"
-        return None
-
-    def _remove_new(self) -> None:
-        try:
-            if self._files.exists(self._path + ".new"):
-                self._files.remove(self._path + ".new")
-        except OSError:  # the next one is written over it
-            return
-
-    def _replace(self) -> None:
-        try:
-            if self._lock is not None:
-                self._lock.hold(self._path + ".new")
-            self._files.rename(self._path + ".new", self._path)
-            if self._lock is not None:
-                self._lock.settle()
-            self._note_file()
-        except OSError as error:
-            self._failed = (
-                f"{self._path} could not be replaced by what was written: {error}. Whether the "
-                "transaction is on the medium is unknown, so the storage commits no more. Close "
-                "it, see to the disk, and open it again"
-            )
-            raise StorageFailedError(self._failed) from error
-
-    def _save(self) -> None:
-        """Write what there is, if it is not written yet (called when it is time; commits do not
-        write then)."""
-        if self._changes == self._saved:
-            return
-        with self._slot.held():
-            data, changes = dict(self._data), self._changes
-        with self._saving:
-            self._require_open()  # who closes it writes
-            self._write_new(data)
-            self._replace()
-            self._saved = changes
-
-    def pack(
-        self, time: Any, referencesf: References, gc: bool = True, *,
-        progress: Progress | None = None, keep_old: bool = False, dry_run: bool = False,
-        roots: Callable[[], Iterable[Oid]] | None = None,
-        elsewhere: Callable[[Oid], bool] | None = None,
-    ) -> PackResult:
+    def pack(self, *arguments: Any, dry_run: bool = False, **options: Any) -> PackResult:
         """See `IStoragePackable`. The file is written once, at the end."""
-        result = super().pack(
-            time, referencesf, gc, progress=progress, keep_old=keep_old, dry_run=dry_run,
-            roots=roots, elsewhere=elsewhere,
-        )
-        if not dry_run:
-            with self._slot.held():
-                self._changes += 1
-                if self._clock is None:
-                    self._write_new(dict(self._data))
-                    self._replace()
+        result = super().pack(*arguments, dry_run=dry_run, **options)
+        if not dry_run and not self.engine.tick_seconds:
+            with self._amender.alone():
+                self.engine.save()
         return result
-
-    def _end_work(self, seconds: float) -> None:
-        if self._clock is not None:
-            self._clock.stop(seconds)
-
-    def _close(self) -> None:
-        if self._pid != os.getpid():  # a fork's copy: file and lock are the parent's
-            return
-        try:
-            with self._saving:
-                if self._clock is not None and self._changes != self._saved:
-                    self._write_new(dict(self._data))
-                    self._replace()
-        finally:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._lock is not None:
-            self._lock.release()
 
 
 def _encode(data: dict[bytes, bytes]) -> bytes:

@@ -229,7 +229,7 @@ class UndoConformance:
         assert set(reasons) == {changed, created, removed, again}
         for oid, words in (
             (changed, "cannot be merged"), (created, "created here"),
-            (removed, "un-created"), (again, "created again"),
+            (removed, "deleted"), (again, "created again"),
         ):
             assert words in reasons[oid]
             assert hex(int.from_bytes(oid, "big")) in str(error)
@@ -373,8 +373,8 @@ class UndoConformance:
         "", "no id", "AAAA", "!" * 12, "A" * 24, b"\xff" * 12, b"1234567", None, 7, ["x"],
     ])
     def test_malformed_ids(self, undoable: Any, transaction_id: Any) -> None:
-        """What is no id is an UndoError that says so."""
-        with pytest.raises(UndoError, match="no id of a transaction"):
+        """Anything else than an id is an UndoError that says so."""
+        with pytest.raises(UndoError, match="not the id of a transaction"):
             undo(undoable, transaction_id)
 
     def test_unknown_ids(self, undoable: Any) -> None:
@@ -427,7 +427,7 @@ class UndoConformance:
         [found] = undoable.preview_undo([tids[1], tids[0]])
         assert found.oid == oid and "cannot be merged" in found.obstacle
         found, other = undoable.preview_undo(["nonsense", NO_TID])
-        assert found.oid is None and "no id" in found.obstacle
+        assert found.oid is None and "not the id" in found.obstacle
         assert other.oid is None and "no such transaction" in other.obstacle
         assert undoable.preview_undo([]) == []
         assert (undoable.load(oid)[0], undoable.lastTransaction()) == (b"three", last)

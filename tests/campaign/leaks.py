@@ -21,7 +21,7 @@ import transaction
 
 import objdb
 from objdb.database import conflicts, invalidations
-from objdb.storage import commit
+from objdb.storage import staging
 from tests.storages import STORAGES
 
 # What is no leak: dicts and lists that grow in steps; and the name of a directory, which the
@@ -179,7 +179,7 @@ def failing_in_database(kind: str, name: str, folder: Path, times: int) -> None:
 @contextmanager
 def small_limits() -> Iterator[None]:
     """Keep little where the number of what is kept is limited, and records in files soon."""
-    limits = (commit, "SPOOL_BYTES", 1000), (invalidations, "_MOST_OIDS", 50)
+    limits = (staging, "SPOOL_BYTES", 1000), (invalidations, "_MOST_OIDS", 50)
     with ExitStack() as stack:
         for module, name, limit in (*limits, (conflicts, "MOST_KEPT", 10)):
             stack.enter_context(patch.object(module, name, limit))

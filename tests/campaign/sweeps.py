@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-from objdb.storage import commit, revisions
+from objdb.storage import staging
+from objdb.storage import storage as storage_module
 from objdb.storage.file import log, recovery
 from objdb.testing.faults import SURVIVALS, FaultyFiles
 from tests.campaign.workload import Workload
@@ -30,8 +31,8 @@ def sweep(seed: int, steps: int = 10) -> int:
     with (
         mock.patch.object(log, "_CHUNK", chunk),
         mock.patch.object(recovery, "_COPY_CHUNK", chunk),
-        mock.patch.object(commit, "SPOOL_BYTES", spool),
-        mock.patch.object(revisions, "_CLOSE_SECONDS", 0),
+        mock.patch.object(staging, "SPOOL_BYTES", spool),
+        mock.patch.object(storage_module, "_CLOSE_SECONDS", 0),
     ):
         work = Workload(FaultyFiles(), chance, options, [()], f"seed {seed}")
         work.run(steps)

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 import objdb
-from objdb.storage.revisions import RevisionStorage
+from objdb.storage import conflicts
 from tests.campaign import races
 from tests.campaign.races import Race, race
 from tests.database.staging import Gate, Worker
@@ -40,7 +40,7 @@ def test_a_deadlock_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lost_updates_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A storage that lets every change overwrite those made meanwhile is caught."""
-    monkeypatch.setattr(RevisionStorage, "_check", lambda storage, staged: None)
+    monkeypatch.setattr(conflicts, "resolve_conflicts", lambda *arguments: None)
     with objdb.DB() as db, pytest.raises(AssertionError, match="seed"):
         for seed in range(20):
             race(db, rounds=50, seed=seed)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from objdb.errors import ObjdbError
+from objdb.storage.commit import CommitSlot
 from objdb.storage.file import recovery
+from objdb.storage.file.engine import FileEngine
 from objdb.storage.file.log import Log
-from objdb.storage.file.storage import FileStorage
 from objdb.testing.faults import FaultyFile
 from tests.campaign import sweeps
 from tests.campaign.sweeps import sweep
@@ -37,7 +38,7 @@ def nothing(*args: Any, **kwargs: Any) -> None:
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (FileStorage, "_sync"), (FileStorage, "_take_back"), (FileStorage, "_fail"),
+        (FileEngine, "sync"), (FileEngine, "erase"), (CommitSlot, "fail"),
         (recovery, "check_crc"), (Log, "decide"), (FaultyFile, "sync"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,

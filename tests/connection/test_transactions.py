@@ -8,7 +8,7 @@ from BTrees.Length import Length
 from BTrees.OOBTree import OOBTree
 
 import objdb
-from objdb.storage.commit import SPOOL_BYTES
+from objdb.storage.staging import SPOOL_BYTES
 from tests.conftest import Databases
 from tests.models import Counter, Person
 

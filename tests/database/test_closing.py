@@ -12,7 +12,7 @@ import transaction
 import objdb
 from objdb.check import check
 from objdb.errors import ObjdbError
-from objdb.storage import revisions
+from objdb.storage import storage as storage_module
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.files import OSFile, OSFiles
 from tests.database.staging import Gate, Worker
@@ -117,7 +117,7 @@ def test_closing_between_vote_and_finish(
     """A commit that is acknowledged while the storage is being closed is in the file; one that is
     not leaves the file whole, also when closing has waited long enough for it."""
     if not is_patient:
-        monkeypatch.setattr(revisions, "_CLOSE_SECONDS", 0)
+        monkeypatch.setattr(storage_module, "_CLOSE_SECONDS", 0)
     files, path = GatedFiles(), tmp_path / "data.fs"
     storage = objdb.FileStorage(path, files=files, preallocate_bytes=preallocate_bytes)
     put(storage, 0, record(Person, {"name": "before"}))

@@ -14,12 +14,15 @@ from objdb.errors import (
     ReadConflictError,
 )
 from objdb.ids import NO_TID, ROOT_OID, next_tid
+from objdb.storage.file.engine import FileEngine
 from objdb.storage.file.storage import FileStorage
 from objdb.storage.layers.before import BeforeStorage
 from objdb.storage.layers.compressed import CompressedStorage
 from objdb.storage.layers.demo import DemoStorage
 from objdb.storage.layers.logged import LoggedStorage
 from objdb.storage.layers.readonly import ReadOnlyStorage
+from objdb.storage.memory import MemoryEngine
+from objdb.storage.storage import Storage
 from tests.database.test_pack import change
 from tests.models import Person
 from tests.storages import FORGETFUL, STORAGES
@@ -53,18 +56,18 @@ def test_a_view_in_the_middle_of_a_pack() -> None:
     """What went is a read conflict as soon as it is gone, before the pack has ended."""
     met: list[type] = []
 
-    class Watched(objdb.MappingStorage):
+    class Watched(MemoryEngine):
         """Lets the view below load when some rows are gone."""
 
-        def _amend(self, rows: Any, transactions: Any) -> None:
-            super()._amend(rows, transactions)
+        def amend(self, rows: Any, transactions: Any) -> None:
+            super().amend(rows, transactions)
             if None in rows.values():
                 for look in (lambda: gone.name, lambda: connection.get(gone._p_oid).name):
                     with pytest.raises(objdb.ObjdbError) as raised:
                         look()
                     met.append(raised.type)
 
-    with objdb.DB(Watched()) as db:
+    with objdb.DB(Storage(Watched("watched"))) as db:
         change(db, a=Person("a"))
         connection = db.open(transaction.TransactionManager())
         gone = connection.root()["a"]
@@ -156,14 +159,14 @@ def test_a_reader_in_the_middle_of_following(
         connection.cacheMinimize()
         change(writer, a=None)
         writer.pack()
-        use = FileStorage._use
+        use = FileEngine.use
 
-        def use_and_look(storage: FileStorage, medium: Any) -> None:
-            use(storage, medium)
+        def use_and_look(engine: FileEngine, medium: Any) -> None:
+            use(engine, medium)
             with pytest.raises(ReadConflictError):
                 gone.name  # noqa: B018
 
-        monkeypatch.setattr(FileStorage, "_use", use_and_look)
+        monkeypatch.setattr(FileEngine, "use", use_and_look)
         reader.storage.poll()
         connection.close()
 

@@ -16,7 +16,8 @@ from objdb.connection.connection import Connection
 from objdb.connection.isolation import ISOLATIONS, ReadSet
 from objdb.database.invalidations import InvalidationLog
 from objdb.ids import MAX_TID
-from objdb.storage.revisions import RevisionStorage
+from objdb.storage import conflicts
+from objdb.storage.storage import Storage
 from objdb.testing import recording
 from objdb.testing.anomalies import ALLOWED, check
 from objdb.testing.recording import (
@@ -131,10 +132,10 @@ def move_the_marker(reads: ReadSet) -> dict[bytes, bytes]:
     return {}
 
 
-BREAKAGES: dict[str, tuple[type, str, Callable[..., Any], str]] = {
-    "reads are not checked": (RevisionStorage, "checkReads", forget_reads, "serializable"),
+BREAKAGES: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
+    "reads are not checked": (Storage, "checkReads", forget_reads, "serializable"),
     "reads are forgotten": (ReadSet, "serials", move_the_marker, "serializable"),
-    "writes are not checked": (RevisionStorage, "_check", forget_reads, "snapshot"),
+    "writes are not checked": (conflicts, "resolve_conflicts", forget_reads, "snapshot"),
     "no view is kept": (Connection, "_begin_view", keep_no_view, "snapshot"),
     "the cache is stale": (InvalidationLog, "between", see_no_invalidations, "snapshot"),
     "merging loses": (objdb.DB, "resolve", take_ours, "snapshot"),
@@ -155,7 +156,7 @@ def test_breakages_are_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None
 
 def test_threads_find_breakages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads find it, too, and tell the seed and the transactions."""
-    monkeypatch.setattr(RevisionStorage, "_check", forget_reads)
+    monkeypatch.setattr(conflicts, "resolve_conflicts", forget_reads)
     with objdb.DB() as db, pytest.raises(AssertionError, match="seed 5: snapshot tr") as caught:
         check_isolation(db, threads=5, transactions=200, seed=5)
     assert " committed: " in str(caught.value)

@@ -24,6 +24,7 @@ from objdb.errors import (
     StorageWriteError,
 )
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, next_tid
+from objdb.storage.berkeley.engine import BerkeleyEngine
 from objdb.storage.berkeley.environment import Environment
 from objdb.storage.berkeley.storage import BerkeleyStorage
 from objdb.storage.commit import TransactionMetaData
@@ -120,16 +121,16 @@ def test_aborts_under_readers(path: Path) -> None:
                 oid = chance.choice(oids)
                 found = (
                     storage.loadBefore(oid, MAX_TID), storage.loadBefore(oid, last),
-                    storage._row_after(oid, first).tid, storage._row(oid, last).data,
+                    storage.engine.after(oid, first).tid, storage.engine.row(oid, last).data,
                 )
                 if found != ((b"2", last, None), (b"1", first, last), last, b"2"):
                     failures.append(found)
                 if chance.random() < 0.01:
-                    listed = [(len(t.oids), t.tid) for t in storage._iter_transactions(
+                    listed = [(len(t.oids), t.tid) for t in storage.engine.transactions(
                         NO_TID, MAX_TID
                     )]
                     chains = {oid: [tid for tid, _ in chain] for oid, chain in (
-                        storage._iter_chains()
+                        storage.engine.chains()
                     )}
                     expected = {key: [first, last] for key in oids}
                     if listed != [(300, first), (300, last)] or chains != expected:
@@ -152,20 +153,20 @@ def test_commits_that_wait_are_checked_against(storage: BerkeleyStorage) -> None
     """What is decided and waits for the log is not seen, and conflicted with."""
     tid = storage.getTid(ROOT_OID)
     begun, go_on = threading.Event(), threading.Event()
-    flush = storage._environment.flush
+    flush = storage.engine._environment.flush
 
     def slowly() -> None:
         begun.set()
         go_on.wait(60)
         flush()
 
-    storage._environment.flush = slowly
+    storage.engine._environment.flush = slowly
     first = threading.Thread(target=lambda: commit(storage, {ROOT_OID: (tid, b"first")}))
     first.start()
     begun.wait(60)
-    storage._environment.flush = flush
+    storage.engine._environment.flush = flush
     assert storage.load(ROOT_OID) == (b"root", tid)
-    assert storage._find_current([ROOT_OID])[ROOT_OID][1] > tid
+    assert storage.engine.current([ROOT_OID])[ROOT_OID].tid > tid
     told: list[Any] = []
 
     def conflicting() -> None:
@@ -191,11 +192,11 @@ def test_a_log_that_cannot_be_synced(path: Path) -> None:
         def fail() -> None:
             raise OSError(5, "the disk is gone")
 
-        storage._environment.flush = fail
+        storage.engine._environment.flush = fail
         with pytest.raises(StorageFailedError, match="unknown"):
             commit(storage, {ROOT_OID: (tid, b"lost?")})
         for _ in range(2):
-            with pytest.raises(StorageFailedError, match=r"synced.*open it again"):
+            with pytest.raises(StorageFailedError, match=r"synced.*reopen it"):
                 commit(storage, {ROOT_OID: (tid, b"more")})
         assert storage.load(ROOT_OID) == (b"root", tid)
     with BerkeleyStorage(path) as storage:
@@ -243,7 +244,7 @@ def test_what_is_counted(path: Path) -> None:
 
 def _counted(storage: BerkeleyStorage) -> tuple[int, int]:
     sizes = {
-        table: [len(value) for _, value in storage._environment.piece(
+        table: [len(value) for _, value in storage.engine._environment.piece(
             table, b"", b"\xff" * 17, 10_000
         )] for table in ("current", "old", "transactions")
     }
@@ -288,7 +289,7 @@ def test_forks(path: Path) -> None:
         def use() -> str:
             calls = [
                 lambda: storage.load(ROOT_OID), lambda: storage.loadSerial(ROOT_OID, tid),
-                lambda: commit(storage, {}), lambda: list(storage._iter_chains()),
+                lambda: commit(storage, {}), lambda: list(storage.engine.chains()),
             ]
             names = [error_of(call).partition(":")[0] for call in calls]
             storage.close()
@@ -385,9 +386,7 @@ def test_closing(path: Path) -> None:
 
 def test_closing_with_a_vote(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transaction that voted when the storage is closed is taken back."""
-    from objdb.storage import revisions
-
-    monkeypatch.setattr(revisions, "_CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr("objdb.storage.storage._CLOSE_SECONDS", 0.05)
     storage = BerkeleyStorage(path)
     tid = commit(storage, {ROOT_OID: (NO_TID, b"1")})
     metadata = voted(storage, {ROOT_OID: (tid, b"2")})
@@ -427,8 +426,8 @@ def test_the_clock_forgets(path: Path) -> None:
         for number in range(1, 5):
             tids.append(commit(storage, dict.fromkeys(oids, (tids[-1], b"%d" % number))))
         storage._tick()
-        assert storage._environment.piece("old", b"", b"\xff" * 16, 10) == []
-        assert [t.tid for t in storage._iter_transactions(NO_TID, MAX_TID)] == tids[-1:]
+        assert storage.engine._environment.piece("old", b"", b"\xff" * 16, 10) == []
+        assert [t.tid for t in storage.engine.transactions(NO_TID, MAX_TID)] == tids[-1:]
         assert storage.loadBefore(oids[7], next_tid(tids[1])) is None
         assert storage.load(oids[7]) == (b"4", tids[-1])
         assert (len(storage), storage.getSize()) == _counted(storage)
@@ -438,11 +437,8 @@ def test_the_clock_and_a_vote_that_does_not_end(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A storage whose clock waits for a transaction that voted can be closed."""
-    from objdb.storage import revisions
-    from objdb.storage.berkeley import storage as module
-
-    monkeypatch.setattr(revisions, "_CLOSE_SECONDS", 0.1)
-    monkeypatch.setattr(module, "_CLOCK_SECONDS", 0.01)
+    monkeypatch.setattr("objdb.storage.storage._CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(BerkeleyEngine, "tick_seconds", 0.01)
     storage = BerkeleyStorage(path, history=False)
     tid = commit(storage, {ROOT_OID: (NO_TID, b"1")})
     metadata = voted(storage, {ROOT_OID: (tid, b"2")})

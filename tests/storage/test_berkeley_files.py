@@ -26,7 +26,7 @@ from objdb.errors import (
     UsageError,
 )
 from objdb.ids import NO_TID, ROOT_OID
-from objdb.storage.berkeley import engine
+from objdb.storage.berkeley import package
 from objdb.storage.berkeley.environment import PAGE_BYTES
 from objdb.storage.berkeley.storage import BerkeleyStorage
 from objdb.testing.helpers import commit, contents
@@ -186,7 +186,7 @@ def test_a_page_that_becomes_zeros(path: Path) -> None:
     with BerkeleyStorage(path) as storage:
         oids = [ROOT_OID, *(storage.new_oid() for _ in range(100))]
         tid = commit(storage, dict.fromkeys(oids, (NO_TID, b"x" * 90)))
-        storage._environment.checkpoint()
+        storage.engine._environment.checkpoint()
         with (path / "current.bdb").open("r+b") as file:
             file.seek(4 * PAGE_BYTES)
             file.write(bytes(PAGE_BYTES))
@@ -404,8 +404,8 @@ def test_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "full" in ended.stdout and "Make room" in ended.stdout
     with BerkeleyStorage(path) as storage:
         tid, before = storage.getTid(ROOT_OID), contents(storage)
-        monkeypatch.setattr("objdb.storage.berkeley.storage.free_bytes", lambda place: 5000)
-        storage._look_for_space()
+        monkeypatch.setattr("objdb.storage.berkeley.engine.free_bytes", lambda place: 5000)
+        storage.engine._look_for_space()
         with pytest.raises(StorageWriteError, match=r"5000 are free.*Make room"):
             commit(storage, {ROOT_OID: (tid, b"x")})
         monkeypatch.undo()
@@ -439,7 +439,7 @@ def test_no_permission(path: Path) -> None:
         assert storage.load(ROOT_OID)
 
 
-@pytest.mark.parametrize("step", ["write_marker", "read_facts", "read_places"])
+@pytest.mark.parametrize("step", ["write_marker", "read_facts", "read_versions"])
 def test_opening_that_fails_late(
     path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -449,7 +449,7 @@ def test_opening_that_fails_late(
         raise OSError("for now")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"objdb.storage.berkeley.storage.{step}", fail)
+        patch.setattr(f"objdb.storage.berkeley.engine.{step}", fail)
         with pytest.raises(OSError, match="for now") as raised:
             BerkeleyStorage(path)
         assert open_files(path) == set() and raised.tb is not None
@@ -459,7 +459,7 @@ def test_opening_that_fails_late(
 
 def test_without_the_package(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has no berkeleydb is told what to install; the class is there nonetheless."""
-    monkeypatch.setattr(engine, "bdb", None)
+    monkeypatch.setattr(package, "bdb", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'objdb\[berkeley\]'") as caught:
         objdb.BerkeleyStorage(path)
     assert caught.value.extra == "objdb[berkeley]" and isinstance(caught.value, StorageError)
@@ -488,7 +488,7 @@ def test_a_relative_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with BerkeleyStorage(path.name) as storage:
         monkeypatch.chdir("/")
         commit(storage, {ROOT_OID: (NO_TID, b"root")})
-        storage._environment.checkpoint()
+        storage.engine._environment.checkpoint()
     assert list(path.glob("log.*"))
     with BerkeleyStorage(path) as storage:
         assert storage.load(ROOT_OID)[0] == b"root"

@@ -72,7 +72,7 @@ def make_file(files: Files) -> FileStorage:
 
 def store(storage: FileStorage, txn: Any, oid: bytes, record: bytes, version: str) -> None:
     """Stage a change of what is current."""
-    storage.store(oid, storage._find_current([oid])[oid][1], record, version, txn)
+    storage.store(oid, storage.engine.current([oid])[oid].tid, record, version, txn)
 
 
 @pytest.mark.parametrize("survival", SURVIVALS)
@@ -109,11 +109,11 @@ def test_syncs_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """A copy of many transactions is made durable in few steps, and is at the end."""
     source = make_source()
     with FileStorage(tmp_path / "copy.fs") as copy:
-        syncs, sync = [], copy._medium.file.sync
-        monkeypatch.setattr(copy._medium.file, "sync", lambda: (syncs.append(1), sync()))
+        syncs, sync = [], copy.engine.medium.file.sync
+        monkeypatch.setattr(copy.engine.medium.file, "sync", lambda: (syncs.append(1), sync()))
         count = copy.copyTransactionsFrom(source)
         assert len(syncs) <= count // 20
-        assert copy._group.unpublished == ()
+        assert copy.engine._unpublished == ()
         assert copy.lastTransaction() == source.lastTransaction()
 
 

@@ -13,7 +13,7 @@ import objdb
 from objdb.ids import NO_TID, ROOT_OID
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.file.storage import FileStorage
-from objdb.storage.revisions import MAX_RECORD_BYTES
+from objdb.storage.staging import MAX_RECORD_BYTES
 from objdb.testing.conformance import commit
 from tests.models import Person
 

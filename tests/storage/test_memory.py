@@ -9,7 +9,7 @@ import pytest
 
 import objdb
 from objdb.errors import StorageFailedError
-from objdb.ids import NO_TID, ROOT_OID, Oid, oid_from_int
+from objdb.ids import NO_TID, ROOT_OID, oid_from_int
 from objdb.storage.memory import MappingStorage
 from objdb.testing.helpers import commit, contents
 
@@ -21,17 +21,20 @@ def test_in_the_middle_of_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     storage: Any = db.storage
     seen: list[Any] = []
 
-    def look(oid: Oid) -> None:
+    publish = storage.engine.publish
+
+    def look(token: Any) -> None:
         seen.append([entry["description"] for entry in storage.history(ROOT_OID, 9)])
         with pytest.raises(objdb.POSKeyError):
             storage.history(oid_from_int(1))
         assert storage.getSize() > 0
+        publish(token)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_note_oid", look)
+        patch.setattr(storage.engine, "publish", look)
         with db.transaction(note="the second") as connection:
             connection.root()["new"] = objdb.PersistentMapping()
-    assert seen == [["initial database creation"]] * 2
+    assert seen == [["initial database creation"]]
     assert storage.history(ROOT_OID)[0]["description"] == "the second"
     assert len(storage.history(oid_from_int(1))) == 1
     db.close()
@@ -86,12 +89,12 @@ def test_a_mapping_that_takes_no_more() -> None:
 def test_a_pack_that_was_stopped(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Wherever a pack is stopped, the packed transactions are the first ones, and the next pack
     takes away what it has left: transactions too."""
-    monkeypatch.setattr("objdb.storage.tables.pack._BATCH", 1)
+    monkeypatch.setattr("objdb.storage.row_packing._BATCH", 1)
     storage = MappingStorage()
     tids = [commit(storage, {ROOT_OID: (NO_TID, b"0")})]
     for number in range(1, 5):
         tids.append(commit(storage, {ROOT_OID: (tids[-1], b"%d" % number)}))
-    amend, done = storage._amend, []
+    amend, done = storage.engine.amend, []
 
     def stop(rows: Any, transactions: Any) -> None:
         if len(done) == steps:
@@ -100,7 +103,7 @@ def test_a_pack_that_was_stopped(monkeypatch: pytest.MonkeyPatch, steps: int) ->
         done.append(transactions)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_amend", stop)
+        patch.setattr(storage.engine, "amend", stop)
         with suppress(KeyboardInterrupt):
             storage.pack(tids[-1], lambda record: [])
     statuses = [entry[1] for entry in contents(storage)]

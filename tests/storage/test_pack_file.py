@@ -23,6 +23,7 @@ from objdb.errors import (
 )
 from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, next_tid, oid_from_int
 from objdb.storage.commit import TransactionMetaData
+from objdb.storage.file import opening
 from objdb.storage.file.storage import FileStorage
 from objdb.testing.faults import SURVIVALS, FaultyFiles
 from objdb.testing.helpers import commit, contents, undo
@@ -135,7 +136,7 @@ def test_checksums(path: Path) -> None:
     """Packed transactions have checksums of their own, of which damage is found."""
     with FileStorage(path) as storage:
         storage.pack(storage.lastTransaction(), refer)
-        position = storage._medium.log.record(storage._medium.index.get(B)[0]).data_at
+        position = storage.engine.medium.log.record(storage.engine.medium.index.get(B)[0]).data_at
     data = bytearray(path.read_bytes())
     data[position] ^= 1
     path.write_bytes(data)
@@ -147,7 +148,8 @@ def test_damage_is_not_packed(path: Path) -> None:
     """A damaged record ends the pack, and everything is as it was: else the damage would get a
     checksum of its own."""
     with FileStorage(path) as storage:
-        position = storage._medium.log.record(storage._medium.index.get(ROOT_OID)[0]).data_at
+        medium = storage.engine.medium
+        position = medium.log.record(medium.index.get(ROOT_OID)[0]).data_at
         with open(path, "r+b") as file:
             file.seek(position)
             file.write(b"X")
@@ -273,14 +275,14 @@ def test_a_reader_follows(path: Path) -> None:
 def test_a_reader_is_opened_between(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that opens the log before it is replaced, and the index after, notices."""
     with FileStorage(path) as writer:
-        open_index = FileStorage._open_index
+        open_index = opening.open_index
 
-        def packed_first(storage: FileStorage, index_path: str) -> Any:
+        def packed_first(*arguments: Any, **options: Any) -> Any:
             monkeypatch.undo()
             writer.pack(writer.lastTransaction(), refer)
-            return open_index(storage, index_path)
+            return open_index(*arguments, **options)
 
-        monkeypatch.setattr(FileStorage, "_open_index", packed_first)
+        monkeypatch.setattr(opening, "open_index", packed_first)
         with FileStorage(path, read_only=True) as reader:
             assert contents(reader) == contents(writer) and reader.self_check() == []
 
@@ -366,14 +368,14 @@ def test_errors_of_the_disk(code: int, is_lasting: bool) -> None:
 def test_the_rename_is_not_confirmed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is not known whether the new file stays in place, nothing more is committed."""
     with FileStorage(path) as storage:
-        rename = storage._files.rename
+        rename = storage.engine.files.rename
 
         def unconfirmed(old: str, new: str) -> None:
             rename(old, new)
             raise OSError(errno.EIO, "the directory")
 
-        monkeypatch.setattr(storage._files, "rename", unconfirmed)
-        with pytest.raises(StorageFailedError, match="Close it"):
+        monkeypatch.setattr(storage.engine.files, "rename", unconfirmed)
+        with pytest.raises(StorageFailedError, match="Close the storage"):
             storage.pack(storage.lastTransaction(), refer)
         monkeypatch.undo()
         with pytest.raises(StorageFailedError):

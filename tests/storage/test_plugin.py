@@ -16,16 +16,20 @@ PAGE = ROOT / "docs" / "writing-a-storage.md"
 BLOCK = re.compile(r"^```python\n(# plainfiles\.py.*?)^```$", re.MULTILINE | re.DOTALL)
 FACTORIES = """
 import objdb
-from plainfiles import PlainFileStorage
+from objdb.storage.storage import Storage
+from plainfiles import PlainFiles, PlainFileStorage
 
 NOTHING = 3
 
-class Forgetful(PlainFileStorage):
-    def _decide(self):
-        super()._decide()
-        for oid in self._deciding.oids:
+class ForgetfulFiles(PlainFiles):
+    def commit(self, transaction):
+        super().commit(transaction)
+        for oid in transaction.oids:
             if len(self._chains[oid]) > 2:
                 self._chains[oid].pop()
+
+def Forgetful(directory):
+    return Storage(ForgetfulFiles(directory))
 
 def without_history(directory):
     return objdb.SQLiteStorage(directory, history=False)
@@ -146,7 +150,8 @@ def test_half_written_transactions_are_ignored(folder: Path) -> None:
     script = """
 import json, os
 import objdb
-from plainfiles import PlainFileStorage
+from objdb.storage.storage import Storage
+from plainfiles import PlainFiles, PlainFileStorage
 with objdb.DB(PlainFileStorage("data")) as db, db.transaction() as connection:
     connection.root()["a"] = 1
 names = set(os.listdir("data"))

@@ -310,7 +310,7 @@ def test_locks_that_were_lost(tmp_path: Path) -> None:
     path.read_bytes()
     assert other_process(path) == "one"
     for _ in range(2):
-        with pytest.raises(StorageFailedError, match=r"-wal was (removed|replaced).*open it again"):
+        with pytest.raises(StorageFailedError, match=r"-wal was (removed|replaced).*reopen it"):
             commit(storage, {ROOT_OID: (tid, b"two")})
     storage.close()
     with objdb.SQLiteStorage(path) as storage:

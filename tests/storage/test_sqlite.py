@@ -359,7 +359,7 @@ def test_a_fork_in_the_middle_of_a_read(path: Path, monkeypatch: pytest.MonkeyPa
 
     with SQLiteStorage(path) as storage:
         storage.load(ROOT_OID)
-        lock = storage._links.local.link.lock
+        lock = storage.engine._links.local.link.lock
         lock.acquire()
         told = in_child(lambda: [opened(), in_child(opened), in_child(opened)])
         assert told == str(["refused"] * 3)
@@ -370,7 +370,7 @@ def test_a_fork_in_the_middle_of_a_read(path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_fork_beside_a_vote(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fork does not wait for ever for a thread that waits for a transaction to end."""
     monkeypatch.setattr("objdb.storage.sql.links._FORK_SECONDS", 0.05)
-    monkeypatch.setattr("objdb.storage.sql.sqlite._CLOCK_SECONDS", 0.01)
+    monkeypatch.setattr("objdb.storage.sql.sqlite_engine.SQLiteEngine.tick_seconds", 0.01)
     waits = threading.Event()
     with SQLiteStorage(path, history=False, keep_seconds=0) as storage:
         tid = commit(storage, {ROOT_OID: (NO_TID, b"root")})
@@ -385,7 +385,7 @@ def test_a_fork_beside_a_vote(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             return held()
 
         monkeypatch.setattr(storage._slot, "held", noted)
-        storage._pruned_tid = NO_TID  # so that the thread has something to do
+        storage._amender.pruned_tid = NO_TID  # so that the thread has something to do
         assert waits.wait(30)
         assert in_child(lambda: "forked") == "forked"
         storage.tpc_finish(transaction)
@@ -451,7 +451,7 @@ def test_what_others_commit_behind_ones_own(path: Path) -> None:
 def test_closing_under_a_call(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection is not closed under a call of SQLite, which is interrupted; if that does not
     end, who has called closes the connection behind it."""
-    monkeypatch.setattr("objdb.storage.sql.sqlite._CLOSE_SECONDS", 0.01)
+    monkeypatch.setattr("objdb.storage.sql.sqlite_engine._CLOSE_SECONDS", 0.01)
     fill(path)
     storage = SQLiteStorage(path)
     links, is_in, may_end = [], threading.Event(), threading.Event()
@@ -462,10 +462,10 @@ def test_closing_under_a_call(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     def call() -> None:
         storage.load(ROOT_OID)
-        links.append(storage._links.local.link)
+        links.append(storage.engine._links.local.link)
         links[0].connection.create_function("stay", 0, stay)
         with pytest.raises(StorageClosedError):
-            storage._find_all("SELECT stay() FROM objects, objects, objects")
+            storage.engine._find_all("SELECT stay() FROM objects, objects, objects")
 
     calling = threading.Thread(target=call)
     calling.start()
@@ -485,7 +485,7 @@ def test_the_link_of_a_thread_that_ends(path: Path) -> None:
 
         def call() -> None:
             storage.load(ROOT_OID)
-            links.append(storage._links.local.link)
+            links.append(storage.engine._links.local.link)
 
         def call_and_lock() -> None:
             call()
@@ -499,15 +499,15 @@ def test_the_link_of_a_thread_that_ends(path: Path) -> None:
         links[1].lock.release()
         links[1].end_if_told()
         assert links[1].is_closed
-        storage._links.rest()
-        assert not storage._links._all & set(links)
+        storage.engine._links.rest()
+        assert not storage.engine._links._all & set(links)
 
 
 CLOSER = """
 import random, sys, threading, time, transaction, objdb
-import objdb.storage.sql.sqlite as module
+from objdb.storage.sql.sqlite_engine import SQLiteEngine
 from objdb.storage.sql.sqlite import SQLiteStorage
-module._CLOCK_SECONDS = 0.001
+SQLiteEngine.tick_seconds = 0.001
 wrong = []
 for number in range(8):
     db = objdb.DB(SQLiteStorage(sys.argv[1], durability="os"), pool_size=20)

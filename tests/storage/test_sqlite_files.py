@@ -166,7 +166,7 @@ def test_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         commit(storage, {ROOT_OID: (tid, b"x")})
     with SQLiteStorage(path) as storage:
         tid, before = storage.getTid(ROOT_OID), contents(storage)
-        writer = storage._writer.connection
+        writer = storage.engine._writer.connection
         (pages,) = writer.execute("PRAGMA page_count").fetchone()
         writer.execute(f"PRAGMA max_page_count={pages + 2}")
         with pytest.raises(StorageWriteError, match=r"full.*Make room"):

@@ -128,7 +128,7 @@ def test_the_iterator(make: Make, storage: Any) -> None:
     assert listed[1:] == [
         (first, [(oids[2], b"1")]), (second, [(oids[0], b"2")]), (third, [(oids[1], None)]),
     ]
-    storage._forget_old(0)
+    storage._amender.prune(storage._db, 0)
     assert [t.tid for t in storage.iterator(first, second)] == [first, second]
     with objdb.MappingStorage() as copy:
         copy.copyTransactionsFrom(storage)
@@ -143,11 +143,11 @@ def test_old_revisions_go(storage: Any) -> None:
     gets nothing, not something else."""
     tids = [commit(storage, {ROOT_OID: (storage.getTid(ROOT_OID), b"%d" % i)}) for i in range(5)]
     assert storage.loadBefore(ROOT_OID, tids[2]) == (b"1", tids[1], tids[2])
-    size = sum(1 for _ in storage._iter_chains())
-    storage._forget_old(0)
+    size = sum(1 for _ in storage.engine.chains())
+    storage._amender.prune(storage._db, 0)
     assert storage.loadBefore(ROOT_OID, tids[2]) is None
     assert storage.loadBefore(ROOT_OID, MAX_TID) == (b"4", tids[4], None)
-    assert [chain for _, chain in storage._iter_chains()] == [[(tids[4], 1)]] and size == 1
+    assert [chain for _, chain in storage.engine.chains()] == [[(tids[4], 1)]] and size == 1
     assert storage.lastTransaction() == tids[4]
 
 
@@ -162,15 +162,15 @@ def test_what_is_read_stays(make: Make) -> None:
         for age in range(1, 20):
             with db.transaction() as connection:
                 connection.root()["ann"].age = age
-            db.storage._forget_old(0)
+            db.storage._amender.prune(db.storage._db, 0)
         assert reader.root()["ann"].age == 0
         reader.cacheMinimize()
         assert reader.root()["ann"].age == 0
         reader.sync()
         assert reader.root()["ann"].age == 19
-        db.storage._forget_old(0)
+        db.storage._amender.prune(db.storage._db, 0)
         reader.close()
-        chains = [chain for _, chain in db.storage._iter_chains()]
+        chains = [chain for _, chain in db.storage.engine.chains()]
         assert all(len(chain) == 1 for chain in chains)
 
 
@@ -179,10 +179,10 @@ def test_after_reopening(make: Make) -> None:
     with make() as storage:
         first = commit(storage, {ROOT_OID: (NO_TID, b"1")})
         last = commit(storage, {ROOT_OID: (first, b"2")})
-        storage._forget_old(0)
+        storage._amender.prune(storage._db, 0)
     with make() as storage:
         assert storage.lastTransaction() == last
-        storage._forget_old(0)
+        storage._amender.prune(storage._db, 0)
         assert storage.loadBefore(ROOT_OID, next_tid(first)) is None
         assert commit(storage, {ROOT_OID: (last, b"3")}) > last
 

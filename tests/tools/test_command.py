@@ -229,7 +229,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["undolog", "--where", "nonsense"], 1, "NameError"),
     (["undolog", "--where", "__import__('os')"], 1, "NameError"),
     (["undo"], 2, "Missing argument"),
-    (["undo", "garbage"], 1, "no id of a transaction"),
+    (["undo", "garbage"], 1, "not the id of a transaction"),
     (["undo", "AAAAAAAAAAA="], 1, ""),
     (["migrate"], 2, "Missing argument"),
     (["nonsense"], 2, "No such command"),

@@ -21,20 +21,20 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from objdb.ids import NO_TID, Oid, Tid
-from objdb.storage.berkeley.engine import abandon, bdb
+from objdb.storage.amending import Rows, Transactions
 from objdb.storage.berkeley.environment import Environment
-from objdb.storage.tables.pack import Rows, Transactions
-from objdb.storage.tables.rows import (
+from objdb.storage.berkeley.package import abandon, bdb
+from objdb.storage.rows import (
     CRC_BYTES,
     PLAIN,
-    Place,
+    Current,
     Row,
     TransactionRow,
     encode_row,
     sealed,
     unsealed,
 )
-from objdb.storage.tables.rows import encode_transaction as encoded
+from objdb.storage.rows import encode_transaction as encoded
 
 _FACTS = struct.Struct(">QQQB")
 FACTS_BYTES = _FACTS.size
@@ -62,20 +62,20 @@ def read_facts(environment: Environment) -> tuple[Tid, Facts]:
     return tid, Facts._make(_FACTS.unpack(value[:FACTS_BYTES]))
 
 
-def read_places(environment: Environment) -> dict[Oid, Place]:
-    """Return where the last revisions are that are in a version."""
-    found: dict[Oid, Place] = {}
+def read_versions(environment: Environment) -> dict[Oid, Current]:
+    """Return what is current of the objects whose last revision is in a version."""
+    found: dict[Oid, Current] = {}
     start = b""
     while piece := environment.piece("versions", start, b"\xff" * 8, _PIECE):
         for oid, value in piece:
-            found[oid] = Place(oid, value[:8], value[8:].decode())
+            found[oid] = Current(value[:8], value[8:].decode())
         start = piece[-1][0] + b"\0"
     return found
 
 
 class Change:
     """A transaction of the engine, which begins from *facts*; `facts` are those after it, and
-    `places` has the objects that come into a version, or out of it (None).
+    `versions` has the objects that come into a version, or out of it (None).
 
     Errors are the engine's. It has to be committed or aborted.
     """
@@ -86,39 +86,39 @@ class Change:
         self._txn: Any = environment.handle.txn_begin()
         self._txn.set_priority(_PRIORITY)
         self.facts = facts
-        self.places: dict[Oid, Place | None] = {}
+        self.versions: dict[Oid, Current | None] = {}
 
     def add(
-        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row | bytes]],
-        replaced: list[Oid], in_versions: dict[Oid, Place],
+        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]],
+        replaced: list[Oid], in_versions: dict[Oid, Current],
     ) -> None:
-        """Put a transaction and its rows, or, of those that have nothing else, the records;
-        *replaced* are the objects that are there already."""
+        """Put a transaction and its rows; *replaced* are the objects that are there already."""
         for oid in replaced:
             self._keep_old(oid)
         tid, txn, put = transaction.tid, self._txn, self._environment.current.put
         head, size, seals = tid + PLAIN, -len(tid) * len(replaced), self._seals
         for oid, row in rows:
-            if isinstance(row, bytes):
-                value = head + row
+            data = row.data
+            if data is not None and not row.version and row.back_pointer is None:
+                value = head + data
             else:
                 value = tid + encode_row(row)
                 if row.version:
-                    self.places[oid] = Place(oid, tid, row.version)
+                    self.versions[oid] = Current(tid, row.version)
             if seals:
                 value = sealed(oid, value)
             put(oid, value, txn)
             size += len(value)
         for oid in in_versions.keys() & transaction.oids if in_versions else ():
-            self.places.setdefault(oid, None)
-        self._put_places()
+            self.versions.setdefault(oid, None)
+        self._put_versions()
         noted = encoded(transaction)
         largest = int.from_bytes(max(transaction.oids, default=NO_TID), "big")
         facts = self.facts
         self.facts = Facts(
             facts.objects + len(transaction.oids) - len(replaced), max(facts.max_oid, largest),
             facts.size + size + FACTS_BYTES + len(noted) + CRC_BYTES * seals,
-            facts.had_versions or bool(self.places),
+            facts.had_versions or bool(self.versions),
         )
         noted = self._sealed(tid, _FACTS.pack(*self.facts) + noted)
         self._environment.transactions.put(tid, noted, txn)
@@ -154,7 +154,7 @@ class Change:
                 facts = self._unsealed(tid, value)[:FACTS_BYTES]
                 value = self._sealed(tid, facts + encoded(transaction))
                 self._replace("transactions", tid, value)
-        self._put_places()
+        self._put_versions()
         cursor = self._environment.transactions.cursor(txn)
         try:
             tid, value = cursor.last()
@@ -167,7 +167,7 @@ class Change:
     def _remove(self, oid: Oid, tid: Tid) -> None:
         if self._is_current(oid, tid):
             self._delete("current", oid)
-            self.places[oid] = None
+            self.versions[oid] = None
             self.facts = self.facts._replace(objects=self.facts.objects - 1)
         else:
             self._delete("old", oid + tid)
@@ -209,11 +209,11 @@ class Change:
                 cursor.close()
                 del cursor
 
-    def _put_places(self) -> None:
+    def _put_versions(self) -> None:
         versions = self._environment.versions
-        for oid, place in self.places.items():
-            if place is not None:
-                versions.put(oid, place.tid + place.version.encode(), self._txn)
+        for oid, current in self.versions.items():
+            if current is not None:
+                versions.put(oid, current.tid + current.version.encode(), self._txn)
             elif versions.has_key(oid, self._txn):
                 versions.delete(oid, self._txn)
 

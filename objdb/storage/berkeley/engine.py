@@ -1,74 +1,356 @@
-"""The package `berkeleydb`, if it is there, and what its errors mean."""
+"""BerkeleyEngine: rows in tables of Berkeley DB, beside the log that makes them durable.
+
+    load     one get of the current row; of an older one, a search in `old`
+    write    a transaction of Berkeley DB: replaced rows to `old`, then the new ones
+    commit   without a sync
+    sync     of the log, for all that is committed
+
+`_writing` is held for each use of `_change`, the transaction of Berkeley DB. Reading takes no lock.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import importlib
+import os
+import threading
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
+from zlib import crc32
+
+from zope.interface import implementer
 
 from objdb.errors import (
-    CorruptedDataError,
-    MissingPackageError,
     ObjdbError,
-    StorageError,
+    StorageClosedError,
     StorageFailedError,
+    StorageForkedError,
     StorageWriteError,
 )
-from objdb.storage.berkeley.directory import no_permission
+from objdb.ids import NO_TID, Oid, Tid
+from objdb.storage.amending import Rows, Transactions
+from objdb.storage.berkeley.change import Change, Facts, read_facts, read_versions
+from objdb.storage.berkeley.directory import (
+    Marker,
+    lock_directory,
+    read_marker,
+    settle_log_directory,
+    write_marker,
+)
+from objdb.storage.berkeley.environment import Environment
+from objdb.storage.berkeley.package import DIRTY, bdb, explained, require_package
+from objdb.storage.berkeley.reading import BerkeleyRows
+from objdb.storage.durability import Durability
+from objdb.storage.engine import (
+    ICurrentLoad,
+    IMaintained,
+    IPrunable,
+    ISelfChecking,
+    ISynced,
+    Visibility,
+)
+from objdb.storage.files import free_bytes, require_folder
+from objdb.storage.rows import CRC_BYTES, SOUND, TransactionRow
+from objdb.storage.staging import StagedRows
 
-bdb: Any = None
-try:
-    bdb = importlib.import_module("berkeleydb.db")
-except ImportError:
-    pass
-
-DIRTY: int = getattr(bdb, "DB_READ_UNCOMMITTED", 0)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PRUNE_OIDS = 5000  # about how many objects are pruned at a time
+# What a commit of some bytes may take in the log and the tables.
+_BYTES_BESIDE, _TIMES = 1 << 20, 3
 
 
-def require_package() -> None:
-    """Raise `MissingPackageError` if the package `berkeleydb` cannot be imported."""
-    if bdb is None:
-        raise MissingPackageError(
-            "BerkeleyStorage needs the package berkeleydb, which cannot be imported. Install "
-            "objdb[berkeley] (pip install 'objdb[berkeley]')",
-            package="berkeleydb", extra="objdb[berkeley]",
+class _Gone:
+    """In the place of an environment that cannot be used any more."""
+
+    def __init__(self, error: Callable[[], ObjdbError]) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error()
+
+    def load(self, *args: Any) -> Any:
+        """In the place of the function that gets a row."""
+        raise self._error()
+
+
+@implementer(ICurrentLoad, ISynced, IPrunable, ISelfChecking, IMaintained)
+class BerkeleyEngine(BerkeleyRows):
+    """Keeps rows in *directory*; see `BerkeleyStorage` for the arguments. *checkpoint*: after how
+    many KiB of the log, and after how many minutes, the tables are put on the medium."""
+
+    tick_seconds = 1.0
+    keep_seconds = 0.0  # no other process reads
+
+    def __init__(
+        self, directory: str, history: bool | None, create: bool, durability: Durability,
+        cache_bytes: int, log_directory: str | None, keep_logs: bool, checkpoint: tuple[int, int],
+    ) -> None:
+        require_package()
+        self.name = directory
+        self.visibility = Visibility(directory)
+        self._checkpoint = checkpoint
+        self._commit_flags = (
+            bdb.DB_TXN_NOSYNC if durability == "sync" else bdb.DB_TXN_WRITE_NOSYNC
+        )
+        self._durability = durability
+        self._pid = os.getpid()
+        self._is_failed = False
+        self._free_bytes = 0
+        self._writing = threading.Lock()
+        self._backup_lock = threading.Lock()
+        self._change: Change | None = None
+        self._pruned_tid: Tid = NO_TID
+        self._lock = lock_directory(directory, create)
+        try:
+            self._marker = marker = read_marker(directory, history)
+            self.path = os.path.abspath(directory)
+            self._log_directory = settle_log_directory(
+                self.path, log_directory, not marker.is_complete
+            )
+            self.keeps_history = marker.history
+            self.has_checksums = marker.has_checksums
+            self._open(cache_bytes, keep_logs, marker)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, cache_bytes: int, keep_logs: bool, marker: Marker) -> None:
+        self._environment: Any = Environment(
+            self.name, log_directory=self._log_directory, cache_bytes=cache_bytes,
+            has_checksums=marker.has_checksums, keep_logs=keep_logs,
+            create=not marker.is_complete,
+        )
+        try:
+            if not marker.is_complete:
+                write_marker(self.name, marker._replace(is_complete=True))
+            self._facts: Facts
+            last, self._facts = read_facts(self._environment)
+            self._in_versions = read_versions(self._environment)
+        except BaseException:
+            self._environment.close_handles(is_written=False)
+            raise
+        self._get_current = self._environment.current.get
+        self.max_oid = self._facts.max_oid
+        if last != NO_TID:
+            self.visibility.show(last)
+        _open_engines.add(self)
+
+    # -- reading
+
+    def load_current(
+        self, oid: Oid, tid: Tid, version: str
+    ) -> tuple[bytes, Tid, None] | None:
+        """See `ICurrentLoad`."""
+        try:
+            found = self._get_current(oid, None, None, DIRTY)
+        except bdb.DBError as error:
+            self._environment.is_damage(error)
+            return None
+        # Of a plain row that is visible, which is almost always, this is all.
+        if found is not None and not found[8]:
+            serial = found[:8]
+            if serial < tid and serial < self.visibility.before:
+                if not self.has_checksums:
+                    return found[9:], serial, None
+                if crc32(found, crc32(oid)) == SOUND:
+                    return found[9:-CRC_BYTES], serial, None
+        return None
+
+    def count(self) -> int:
+        """See `IEngine`."""
+        return self._facts.objects
+
+    def size(self) -> int:
+        """See `IEngine`: of all rows. The files are somewhat larger."""
+        return self._facts.size
+
+    # -- committing
+
+    def write(self, transaction: TransactionRow, rows: StagedRows) -> Tid:
+        """See `IEngine`; the token is the tid."""
+        self._require_space(transaction.size)
+        with self._writing:
+            self._end_change(None)  # that of a commit that was interrupted
+            try:
+                self._change = Change(self._environment, self._facts)
+                self._change.add(transaction, rows, rows.replaced, self._in_versions)
+            except (bdb.DBError, MemoryError) as error:
+                self._environment.is_damage(error)  # and else it could not be taken back
+                raise explained(error, self.name) from error
+        return transaction.tid
+
+    def _require_space(self, size: int) -> None:
+        """Raise `StorageWriteError` if a transaction would fill the disk: at the vote, where
+        nothing is lost by it, rather than later."""
+        needed = size * _TIMES + _BYTES_BESIDE
+        if needed > self._free_bytes:
+            self._look_for_space()
+        if needed > self._free_bytes:
+            raise StorageWriteError(
+                f"{self.name}: the disk is full: a commit of {size} bytes may need {needed}, and "
+                f"{self._free_bytes} are free; nothing was committed. Make room, and try again"
+            )
+        self._free_bytes -= size
+
+    def _look_for_space(self) -> None:
+        """Note how much can be written (called now and then)."""
+        self._free_bytes = min(free_bytes(self.path), free_bytes(self._log_directory))
+
+    def _end_change(self, flags: int | None) -> None:
+        """Commit the transaction of Berkeley DB, or abort it (None), if there is one. `_writing`
+        is held."""
+        change = self._change
+        if change is None:
+            return
+        try:
+            if flags is None:
+                change.abort()
+            else:
+                change.commit(flags)
+                self._take_in(change)
+        except (bdb.DBError, MemoryError) as error:
+            self._is_failed = True
+            raise StorageFailedError(
+                f"a transaction could not be ended ({explained(error, self.name)})"
+            ) from error
+        finally:
+            self._change = None
+
+    def _take_in(self, change: Change) -> None:
+        self._facts = change.facts
+        for oid, current in change.versions.items():
+            if current is not None:
+                self._in_versions[oid] = current
+            else:
+                self._in_versions.pop(oid, None)
+
+    def commit(self, token: Tid) -> None:
+        """See `IEngine`."""
+        with self._writing:
+            self._end_change(self._commit_flags)
+
+    def rollback(self, token: Tid | None) -> None:
+        """See `IEngine`."""
+        with self._writing:
+            self._end_change(None)
+
+    def sync(self) -> None:
+        """See `ISynced`."""
+        if self._durability == "sync":
+            try:
+                self._environment.flush()
+            except BaseException as error:
+                self._is_failed = True
+                raise StorageFailedError(f"the log could not be synced ({error!r})") from error
+
+    def after_commit(self) -> None:
+        """See `ISynced`: nothing is due."""
+
+    def publish(self, token: Tid) -> None:
+        """See `IEngine`."""
+        self.visibility.show(token)
+
+    # -- maintenance
+
+    def amend(self, rows: Rows, transactions: Transactions) -> None:
+        """See `IEngine`."""
+        self._change_alone(lambda change: change.amend(rows, transactions))
+
+    def _change_alone(self, action: Callable[[Change], object]) -> None:
+        """Call *action* with a transaction of Berkeley DB, and commit that. The slot is held."""
+        with self._writing:
+            self._end_change(None)
+            try:
+                self._change = Change(self._environment, self._facts)
+                action(self._change)
+            except BaseException as error:
+                self._environment.is_damage(error)
+                self._end_change(None)
+                if isinstance(error, (bdb.DBError, MemoryError)):
+                    raise explained(error, self.name) from error
+                raise
+            self._end_change(self._commit_flags)
+
+    def prune(self, horizon: Tid) -> Tid:
+        """See `IPrunable`."""
+        last, done, count = self.visibility.committed_tid, self._pruned_tid, 0
+        gone: Transactions = {}
+        found: list[TransactionRow] = []
+        for transaction in self.transactions(NO_TID, horizon):
+            if count > _PRUNE_OIDS:
+                break
+            done = transaction.tid
+            count += len(transaction.oids) + 1
+            found.append(transaction)
+            if transaction.tid != last:
+                gone[transaction.tid] = None
+        else:
+            done = horizon
+
+        def forget(change: Change) -> None:
+            for transaction in found:
+                change.forget_replaced(transaction.oids, transaction.tid)
+            change.amend({}, gone)
+
+        self._change_alone(forget)
+        self._pruned_tid = done
+        return done
+
+    def tick(self) -> None:
+        """See `IMaintained`: put the tables on the medium when it is time."""
+        self._look_for_space()
+        self._environment.checkpoint(*self._checkpoint)
+
+    def back_up(self, directory: str) -> None:
+        """Write a copy to the new *directory*, while others work."""
+        from objdb.storage.berkeley.backup import back_up
+
+        with self._backup_lock:
+            target = os.path.abspath(directory)  # no slash at its end
+            require_folder(target, "backup")
+            back_up(self._environment, self._marker._replace(is_complete=True), target)
+
+    # -- closing, and forks
+
+    def close(self) -> None:
+        """See `IEngine`."""
+        _open_engines.discard(self)
+        if self._pid != os.getpid():
+            return  # the environment is the parent's
+        with self._backup_lock, self._writing:
+            try:
+                self._end_change(None)
+            finally:
+                environment = self._environment
+                self._use_no_more(
+                    lambda: StorageClosedError(f"{self.name} is closed. Open it again to use it")
+                )
+                try:
+                    environment.close(in_order=not self._is_failed)
+                finally:
+                    self._lock.release()
+
+    def _use_no_more(self, error: Callable[[], ObjdbError]) -> None:
+        gone: Any = _Gone(error)
+        self._environment, self._facts, self._get_current = gone, gone, gone.load
+
+    def leave_to_parent(self) -> None:
+        """Never touch the environment again (called in a process that was forked)."""
+        self._environment.abandon()
+        if self._change is not None:
+            self._change.abandon()
+        self._use_no_more(
+            lambda: StorageForkedError(
+                f"{self.name} was opened by process {self._pid}, of which this one is a fork. "
+                "One process at a time can have it: use it there"
+            )
         )
 
 
-def abandon(handle: Any) -> None:
-    """Keep a handle of the engine from ever being closed."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
+_open_engines: WeakSet[BerkeleyEngine] = WeakSet()
 
 
-def is_panic(error: BaseException) -> bool:
-    """Whether the engine refuses everything from now on."""
-    return isinstance(error, bdb.DBRunRecoveryError)
+def _leave_all_to_parent() -> None:
+    for engine in list(_open_engines):
+        engine.leave_to_parent()
 
 
-def explained(error: BaseException, path: str) -> ObjdbError:
-    """Return the error that says what one of the engine means."""
-    number, text = (*error.args, 0, "")[:2]
-    if number in _FULL:
-        return StorageWriteError(
-            f"{path}: the disk is full ({text}); nothing was committed. Make room, and try again"
-        )
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return no_permission(path, error)
-    if is_panic(error) and "pgin failed" not in str(text):
-        return StorageFailedError(
-            f"{path}: Berkeley DB refuses to go on ({text}). Close the storage and open it again, "
-            "which recovers what was committed"
-        )
-    if isinstance(error, bdb.DBLockDeadlockError):
-        return StorageWriteError(f"{path}: Berkeley DB says {text!r}. Try the transaction again")
-    if isinstance(error, MemoryError):
-        return StorageError(f"{path}: Berkeley DB has too little memory: {text}")
-    if is_panic(error) or number in (errno.EIO, errno.EINVAL, errno.ENOENT) or number < 0:
-        return CorruptedDataError(
-            f"{path} is damaged, or files of it are missing: Berkeley DB says {text!r}. Put back "
-            "what is missing, or restore the directory from a backup; db5.3_dump -r saves what "
-            "can be read", path=path,
-        )
-    return StorageError(f"{path}: Berkeley DB says {text or error!r}")
+os.register_at_fork(after_in_child=_leave_all_to_parent)

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 from objdb.errors import CorruptedDataError, StorageWriteError
 from objdb.storage.berkeley.directory import TABLES, file_of
-from objdb.storage.berkeley.engine import DIRTY, abandon, bdb, explained, is_panic
+from objdb.storage.berkeley.package import DIRTY, abandon, bdb, explained, is_panic
 from objdb.storage.berkeley.pages import blank_pages, describe_blank, require_no_blank_pages
 from objdb.storage.files import free_bytes, sync_path
 

@@ -15,7 +15,7 @@ import os
 import sys
 
 from objdb.errors import CorruptedDataError
-from objdb.storage.berkeley.engine import bdb
+from objdb.storage.berkeley.package import bdb
 
 _PAGE_SIZE_AT, _TYPE_AT = 20, 25
 _PIECE_BYTES = 1 << 20  # a multiple of every page size there can be

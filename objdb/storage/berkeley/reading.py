@@ -1,6 +1,6 @@
 """Finding rows in the tables of Berkeley DB, while another thread may be writing.
 
-What is not decided can be read, and is never shown: its tid is beyond `_visible_before`. A
+What is not decided can be read, and is never shown: its tid is beyond `visibility.before`. A
 reader that meets such a row in `current` finds the one before it in `old`, where the same
 transaction has put it, unless that is being taken back: then it looks again.
 """
@@ -10,40 +10,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from zope.interface import implementer
-
 from objdb.errors import CorruptedDataError
 from objdb.ids import NO_TID, Oid, Tid, format_oid, next_tid
-from objdb.interfaces import IStorageSelfCheck
 from objdb.storage.berkeley.change import FACTS_BYTES, Facts
 from objdb.storage.berkeley.directory import TABLES
-from objdb.storage.tables.pack import Chain
-from objdb.storage.tables.rows import (
-    Place,
+from objdb.storage.engine import Visibility
+from objdb.storage.rows import (
+    Current,
     Row,
     TransactionRow,
     decode_row,
     decode_transaction,
     unsealed,
 )
-from objdb.storage.tables.storage import Entry, TableStorage
 
+Chain = list[tuple[Tid, int]]
 _PIECE = 500  # rows
 _LAST_KEY = b"\xff" * 17
 
 
-@implementer(IStorageSelfCheck)
-class BerkeleyRows(TableStorage):
-    """The part of a BerkeleyStorage that finds rows."""
+class BerkeleyRows:
+    """The part of a Berkeley DB engine that finds rows."""
 
+    name: str
+    visibility: Visibility
+    has_checksums: bool
     _environment: Any  # an Environment, or what raises in the place of one
-    _decided: Tid
     _facts: Facts
-    _in_versions: dict[Oid, Place]
+    _in_versions: dict[Oid, Current]
 
     def _decode(self, oid: Oid, tid: Tid, data: bytes) -> Row:
-        if self._has_checksums:
-            data = unsealed(oid + tid, data, self._name)
+        if self.has_checksums:
+            data = unsealed(oid + tid, data, self.name)
         return decode_row(tid, data)
 
     def _data_bytes(self, oid: Oid, tid: Tid, data: bytes) -> int:
@@ -51,11 +49,12 @@ class BerkeleyRows(TableStorage):
         return len(self._decode(oid, tid, data).data or b"")
 
     def _decode_transaction(self, tid: Tid, data: bytes) -> TransactionRow:
-        if self._has_checksums:
-            data = unsealed(tid, data, self._name)
+        if self.has_checksums:
+            data = unsealed(tid, data, self.name)
         return decode_transaction(tid, data[FACTS_BYTES:])
 
-    def _row(self, oid: Oid, tid: Tid) -> Row | None:
+    def row(self, oid: Oid, tid: Tid) -> Row | None:
+        """See `IEngine`."""
         while True:
             current = self._environment.get("current", oid)
             if current is not None and current[:8] == tid:
@@ -66,7 +65,8 @@ class BerkeleyRows(TableStorage):
             if self._is_still(oid, current):
                 return None
 
-    def _row_before(self, oid: Oid, tid: Tid) -> Row | None:
+    def before(self, oid: Oid, tid: Tid) -> Row | None:
+        """See `IEngine`."""
         while True:
             current = self._environment.get("current", oid)
             if current is not None and current[:8] < tid:
@@ -77,7 +77,8 @@ class BerkeleyRows(TableStorage):
                     return None
                 return self._decode(oid, found[0][8:], found[1])
 
-    def _row_after(self, oid: Oid, tid: Tid) -> Row | None:
+    def after(self, oid: Oid, tid: Tid) -> Row | None:
+        """See `IEngine`."""
         while True:
             current = self._environment.get("current", oid)
             found = self._environment.first_after("old", oid + tid)
@@ -90,37 +91,39 @@ class BerkeleyRows(TableStorage):
 
     def _is_still(self, oid: Oid, current: bytes | None) -> bool:
         """Whether *current*, read before something in `old`, was not taken back meanwhile."""
-        if current is None or current[:8] < self._visible_before:
+        if current is None or current[:8] < self.visibility.before:
             return True
         return bool(self._environment.get("current", oid, 8) == current[:8])
 
-    def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, Entry | None]:
-        found: dict[Oid, Entry | None] = {}
+    def current(self, oids: Iterable[Oid]) -> dict[Oid, Current | None]:
+        """See `IEngine`."""
+        found: dict[Oid, Current | None] = {}
         largest, in_versions = self._facts.max_oid.to_bytes(8, "big"), self._in_versions
         get = self._environment.get
         for oid in oids:
             head = None if oid > largest else get("current", oid, 8)
-            if head is not None and head > self._decided:
-                row = self._row_before(oid, next_tid(self._decided))
+            if head is not None and head > self.visibility.committed_tid:
+                row = self.before(oid, next_tid(self.visibility.committed_tid))
                 head = None if row is None else row.tid
             if head is None:
                 found[oid] = None
-            elif oid in in_versions:
-                found[oid] = in_versions[oid], head
             else:
-                found[oid] = Place(oid, head), head
+                found[oid] = in_versions.get(oid) or Current(head)
         return found
 
-    def _places_in_versions(self) -> list[Place]:
-        return list(self._in_versions.values())
+    def in_versions(self) -> dict[Oid, Current]:
+        """See `IEngine`."""
+        return dict(self._in_versions)
 
-    def _has_versions(self) -> bool:
+    def had_versions(self) -> bool:
+        """See `IEngine`."""
         return self._facts.had_versions
 
-    def _iter_chains(self) -> Iterator[tuple[Oid, Chain]]:
+    def chains(self) -> Iterator[tuple[Oid, Chain]]:
+        """See `IEngine`."""
         start = b""
         while True:
-            bound = self._visible_before
+            bound = self.visibility.before
             piece = self._environment.piece("current", start, b"\xff" * 8, _PIECE)
             if not piece:
                 return
@@ -145,22 +148,24 @@ class BerkeleyRows(TableStorage):
 
     def _chain_of(self, oid: Oid, bound: Tid) -> Chain:
         chain: Chain = []
-        row = self._row_after(oid, NO_TID)
+        row = self.after(oid, NO_TID)
         while row is not None and row.tid < bound:
             chain.append((row.tid, len(row.data or b"")))
-            row = self._row_after(oid, row.tid)
+            row = self.after(oid, row.tid)
         return chain
 
     # -- transactions
 
-    def _transaction(self, tid: Tid) -> TransactionRow | None:
+    def transaction(self, tid: Tid) -> TransactionRow | None:
+        """See `IEngine`."""
         data = self._environment.get("transactions", tid)
         return None if data is None else self._decode_transaction(tid, data)
 
-    def _iter_transactions(
+    def transactions(
         self, start: Tid, stop: Tid, newest_first: bool = False
     ) -> Iterator[TransactionRow]:
-        stop = min(stop, self._decided)
+        """See `IEngine`."""
+        stop = min(stop, self.visibility.committed_tid)
         while start <= stop:
             rows = self._environment.piece("transactions", start, stop, _PIECE, newest_first)
             if not rows:
@@ -173,9 +178,8 @@ class BerkeleyRows(TableStorage):
                 start = next_tid(rows[-1][0])
 
     def self_check(self) -> list[str]:
-        """See `IStorageSelfCheck`: every page is read, every checksum verified, and, if nobody is
+        """See `ISelfChecking`: every page is read, every checksum verified, and, if nobody is
         committing, the objects are counted. Pages of zeros are looked for first."""
-        self._require_open()
         facts, count, is_quiet = self._facts, 0, True
         noted: list[str] = []  # as long as nobody commits
         problems: list[str] = self._environment.find_blank_pages()
@@ -189,14 +193,15 @@ class BerkeleyRows(TableStorage):
                         problems += self._damaged_rows(table, piece)
                     if table == "current":
                         count += len(piece)
-                        is_quiet &= all(value[:8] <= self._decided for _, value in piece)
+                        committed_tid = self.visibility.committed_tid
+                        is_quiet &= all(value[:8] <= committed_tid for _, value in piece)
                     start = piece[-1][0] + b"\0"
             except CorruptedDataError as error:
                 problems.append(f"{table}: {error}")
         if is_quiet and facts is self._facts:
             if not problems and count != facts.objects:
                 noted.append(
-                    f"{self._name}: there are {count} objects, and {facts.objects} are noted"
+                    f"{self.name}: there are {count} objects, and {facts.objects} are noted"
                 )
             problems += noted
         return problems
@@ -204,7 +209,7 @@ class BerkeleyRows(TableStorage):
     def _wrong_notes(self, piece: list[tuple[bytes, bytes]]) -> Iterator[str]:
         for oid, value in piece:
             if self._environment.get("current", oid, 8) != value[:8]:
-                yield f"{self._name}: object {format_oid(oid)} is noted as in a version, wrongly"
+                yield f"{self.name}: object {format_oid(oid)} is noted as in a version, wrongly"
 
     def _damaged_rows(self, table: str, piece: list[tuple[bytes, bytes]]) -> Iterator[str]:
         for key, value in piece:

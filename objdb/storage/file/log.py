@@ -2,7 +2,7 @@
 
 Writing takes the bytes apart from the decision:
 
-    write(staged, head, …)   the whole transaction, status `c`
+    write(transaction, …)   the whole transaction, status `c`
     decide(position)         one byte, status space: now it is committed
     erase(position, end)     zeros over one that was given up
 
@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from objdb.errors import CorruptedDataError, StorageError
 from objdb.ids import LAST_TID, Oid, Tid, format_oid
-from objdb.storage.commit import Staged, TransactionMetaData
-from objdb.storage.durability import Ticket
 from objdb.storage.file.format import (
     COMMITTED,
     MAX_TEXT_BYTES,
@@ -39,6 +37,8 @@ from objdb.storage.file.format import (
 )
 from objdb.storage.file.lookup import IN_VERSION
 from objdb.storage.files import File
+from objdb.storage.rows import TransactionRow
+from objdb.storage.staging import StagedRows
 
 _CHUNK = 4 * 1024 * 1024
 # What is larger is written with a call: one call is nothing then, and what is written through the
@@ -106,10 +106,12 @@ class Head(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A transaction on the medium, undecided: `positions` of its records by oid, as the index
+    """A transaction on the medium, uncommitted: `positions` of its records by oid, as the index
     has them, how many of those objects are new, and the `versions` of those that are, or were,
     in one ("": they are in none now)."""
 
+    tid: Tid
+    status: bytes
     position: int
     end: int
     positions: dict[Oid, int]
@@ -117,22 +119,13 @@ class Written(NamedTuple):
     versions: dict[Oid, str]
 
 
-class LogTicket(Ticket):
-    """A decided transaction that is in the log and waits to be durable."""
-
-    __slots__ = ("positions", "written")
-
-    def __init__(self, tid: Tid, written: Written, finished: Callable[[Tid], object]) -> None:
-        super().__init__(tid, finished)
-        self.written = written
-        self.positions = written.positions
-
-
 class Before(NamedTuple):
     """What the records of a transaction point to: the `previous` record of each object that has
-    one; for those in a version, the record `outside`; and the `latest` record of each version."""
+    one; the `data` of those that have older data again; for those in a version, the record
+    `outside`; and the `latest` record of each version."""
 
     previous: dict[Oid, int]
+    data: dict[Oid, int]
     outside: dict[Oid, int]
     latest: dict[str, int]
 
@@ -338,23 +331,23 @@ class Log:
 
     # -- writing
 
-    def head(self, staged: Staged, metadata: TransactionMetaData, position: int) -> Head:
+    def head(self, transaction: TransactionRow, rows: StagedRows, position: int) -> Head:
         """Return the beginning of a transaction that will be written at *position*, checking
         that its texts fit."""
-        extension, places = pack_extension(metadata.extension_bytes)
-        user, description = metadata.user, metadata.description
+        extension, places = pack_extension(transaction.extension_bytes)
+        user, description = transaction.user, transaction.description
         longest = max(len(user), len(description), len(extension))
         if longest > MAX_TEXT_BYTES:
             raise self._too_long(user, description, extension)
         before = TRANSACTION.size + len(user) + len(description)
-        size = before + len(extension) + len(staged) * RECORD.size
-        size += staged.record_bytes + NUMBER.size
-        if staged.versions:
-            names = staged.versions.values()
+        size = before + len(extension) + len(transaction.oids) * RECORD.size
+        size += transaction.size + NUMBER.size
+        if rows.versions:
+            names = rows.versions.values()
             size += sum(VERSION.size + len(name.encode()) for name in names)
         block = bytearray(
             TRANSACTION.pack(
-                staged.tid, size - NUMBER.size, COMMITTED, len(user), len(description),
+                transaction.tid, size - NUMBER.size, COMMITTED, len(user), len(description),
                 len(extension),
             )
         )
@@ -362,7 +355,7 @@ class Log:
         if places is None:
             return Head(position, size, block, None)
         at = before + places[0]
-        block[at : at + 8] = place_item(position, size, staged.status.encode())
+        block[at : at + 8] = place_item(position, size, transaction.status.encode())
         return Head(position, size, block, before + places[1])
 
     def _too_long(self, *texts: bytes) -> StorageError:
@@ -376,18 +369,20 @@ class Log:
             f"{MAX_TEXT_BYTES} fit. Make it shorter"
         )
 
-    def write(self, staged: Staged, head: Head, before: Before) -> Written:
-        """Write the staged transaction, undecided."""
+    def write(
+        self, transaction: TransactionRow, rows: StagedRows, head: Head, before: Before
+    ) -> Written:
+        """Write the transaction, uncommitted."""
         position, _, block, _ = head
         parts: list[bytes | bytearray] = [block]
-        add, pack, get, tid = parts.append, RECORD.pack, before.previous.get, staged.tid
-        repeats, versions, pack_number = staged.repeats, staged.versions, NUMBER.pack
+        add, pack, get, tid = parts.append, RECORD.pack, before.previous.get, transaction.tid
+        pointers, versions, pack_number = before.data, rows.versions, NUMBER.pack
         positions: dict[Oid, int] = {}
         at, flushed, crc = position + len(block), position, 0
-        for oid, record in staged.records():
+        for oid, record in rows.records():
             positions[oid] = at
             if record is None:
-                data, size = pack_number(repeats.get(oid, 0)), 0
+                data, size = pack_number(pointers.get(oid, 0)), 0
             else:
                 data, size = record, len(record)
             if oid in versions:
@@ -406,10 +401,11 @@ class Log:
         flushed, _ = self._write_piece(head, parts, flushed, crc, is_last=True)
         assert flushed == position + head.size == at + NUMBER.size
         changed = versions
-        if staged.locked:
-            changed = {**dict.fromkeys(staged.locked, ""), **versions}
+        if rows.locked:
+            changed = {**dict.fromkeys(rows.locked, ""), **versions}
         new_objects = len(positions) - len(before.previous)
-        return Written(position, flushed, positions, new_objects, changed)
+        status = transaction.status.encode()
+        return Written(tid, status, position, flushed, positions, new_objects, changed)
 
     def _write_piece(
         self, head: Head, parts: list[bytes | bytearray], at: int, crc: int, *, is_last: bool

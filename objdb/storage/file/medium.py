@@ -1,8 +1,8 @@
-"""What a FileStorage reads and writes: a log, its index, and how far others see into them.
+"""What a FileEngine reads and writes: a log, its index, and how far others see into them.
 
-    storage._medium ──────────────► Medium: log, index, reader, published      the file
-                   ╲
-                    ╰─ after pack ► Medium: log, index, reader, published      the packed one
+    engine.medium ────────────────► Medium: log, index, reader, published      the file
+                 ╲
+                  ╰── after pack ─► Medium: log, index, reader, published      the packed one
 
 Packing puts a new medium in the place of the old, in one assignment. Whoever reads takes the
 medium once and works on it to the end, so a read that began before finishes in the old file. A
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from objdb.errors import CorruptedDataError
+from objdb.errors import CorruptedDataError, POSKeyError
 from objdb.ids import NO_TID, Oid, Tid
 from objdb.storage.file.format import PACKED, START
 from objdb.storage.file.index import Index
@@ -74,6 +74,14 @@ class Medium:
         if position >= IN_VERSION:
             position -= IN_VERSION
         yield from self.chain_from(self.current_record(oid, position, tid))
+
+    def chain_of(self, oid: Oid, name: str) -> Iterator[Record]:
+        """Yield the records of *oid*, newest first. Raises `POSKeyError` naming the file *name*
+        if there is no such object."""
+        entry = self.index.settled(oid)
+        if entry is None:
+            raise POSKeyError(oid, database=name)
+        return self.chain(oid, *entry)
 
     def chain_from(self, record: Record) -> Iterator[Record]:
         """Yield a record and those of the same object before it, newest first."""

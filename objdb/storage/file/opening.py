@@ -1,4 +1,4 @@
-"""What has to be right before a log is opened: the path, the kind of file, the lock."""
+"""Opening a log and its index: the path, the kind of file, what a crash left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import errno
 import os
 
 from objdb.errors import FileFormatError, NeedsMigrationError
+from objdb.storage.durability import Durability
 from objdb.storage.file.format import MAGIC, PYTHON_TWO_MAGIC, START
+from objdb.storage.file.index import Index
+from objdb.storage.file.log import Log
+from objdb.storage.file.medium import Medium, Published
+from objdb.storage.file.recovery import LogState, cut_tail, open_log
 from objdb.storage.files import Files, write_file
 
 # How files of other kinds that can be named in a URI begin.
@@ -59,3 +64,58 @@ def create_file(files: Files, path: str) -> None:
     """Make an empty database, all at once."""
     write_file(files, path + ".new", MAGIC)
     files.rename(path + ".new", path)
+
+
+def open_files(
+    files: Files, path: str, *, read_only: bool, durability: Durability, most_replayed: int
+) -> tuple[Medium, LogState, bool]:
+    """Open the log at *path* and its index, and recover what a crash left. Return the medium, what
+    was found, and whether the index is durable: it is made so if more records than *most_replayed*
+    had to be replayed, or nothing was known."""
+    file = files.open(path, "r" if read_only else "w")
+    log, index, is_new = Log(file), None, not files.exists(path + ".oidx")
+    is_durable = False
+    try:
+        index = open_index(files, path + ".oidx", read_only=read_only)
+        state = open_log(log, index, read_only=read_only)
+        if not read_only:
+            was_closed = file.size() == state.end > START and not state.replayed
+            cut_tail(log, files, state)
+            is_durable = _after_recovery(index, state, was_closed, durability, most_replayed)
+    except BaseException:
+        file.close()
+        if index is not None:
+            index.close()
+            if is_new and not read_only:
+                files.remove(path + ".oidx")
+        raise
+    medium = Medium(file, log, index, is_shared=read_only)
+    medium.end = state.end
+    medium.publish(Published(state.end, state.tid, state.max_oid, state.objects))
+    return medium, state, is_durable
+
+
+def open_index(files: Files, path: str, *, read_only: bool) -> Index:
+    """Open the index at *path*."""
+    if read_only and not files.exists(path):
+        return Index(None, writable=False)
+    return Index(files.open(path, "r" if read_only else "c"), writable=not read_only)
+
+
+def _after_recovery(
+    index: Index, state: LogState, was_closed: bool, durability: Durability, most_replayed: int
+) -> bool:
+    """Make durable what the replay found out, if it was much, or nothing was known; and what
+    the index says, unless the file *was_closed* in order: a process that was killed may have
+    left it to the operating system only. Return whether the first was done."""
+    checkpoint = index.checkpoint
+    unsynced = durability == "os"
+    is_old = checkpoint is None or not checkpoint.synced
+    if is_old or unsynced or state.replayed > most_replayed:
+        index.write_checkpoint(
+            state.end, state.tid, state.max_oid, state.objects, synced=not unsynced
+        )
+        return True
+    if not was_closed:
+        index.sync()
+    return False

@@ -19,33 +19,22 @@ memory, and linked it again. Then all is copied once more, that object included.
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterable
-from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from objdb.errors import PackError, StorageFailedError, StorageSpaceError
-from objdb.ids import NO_TID, Oid, Tid
-from objdb.storage.durability import GroupCommit
 from objdb.storage.file.format import START
-from objdb.storage.file.history import FileHistory
 from objdb.storage.file.index import Index
-from objdb.storage.file.log import Log, LogTicket
+from objdb.storage.file.log import Log
 from objdb.storage.file.medium import Medium, Published
 from objdb.storage.file.survey import Survey
 from objdb.storage.file.transfer import Transfer
-from objdb.storage.files import Files, Lock
-from objdb.storage.packing import (
-    MOST_PLANS,
-    Elsewhere,
-    Pacer,
-    PackResult,
-    Progress,
-    References,
-    no_roots,
-    nowhere_else,
-    pack_tid,
-)
+from objdb.storage.files import Files
+from objdb.storage.packing import MOST_PLANS, Pacer, PackOptions, PackResult, pack_tid
+
+if TYPE_CHECKING:
+    from objdb.storage.file.engine import FileEngine
 
 logger = logging.getLogger("objdb.storage.file")
 
@@ -57,121 +46,81 @@ _BYTES_BESIDE = 1024 * 1024  # on the disk: for directories, and commits meanwhi
 _INDEX_BYTES_EACH = 20
 
 
-class PackableFile(FileHistory):
-    """The part of a FileStorage that packs. `_pack_lock` is held by the one who does."""
+class FilePack:
+    """One pack of *engine*'s file as *options* say; inside `alone()` nobody else changes it. With
+    `keep_old`, the file as it was is kept as `<path>.old`."""
 
-    _files: Files
-    _group: GroupCommit[LogTicket]
-    _checkpoint_lock: threading.Lock
-    _pack_lock: threading.Lock
-    _lock: Lock | None
-    _durability: str
-    _since_checkpoint: int
-    _packer = 0  # the thread that packs
-    _packed_tid: Tid = NO_TID  # since it was opened
-    _packed_earlier: Tid | None = None  # before that; looked for when somebody asks
+    def __init__(
+        self, engine: FileEngine, options: PackOptions,
+        alone: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._engine = engine
+        self._options = options
+        self._alone = alone
+        self._pacer = Pacer(options.progress, options.require_wanted)
 
-    if TYPE_CHECKING:
-
-        def _use(self, medium: Medium) -> None: ...
-        def _join_group(self) -> LogTicket | None: ...
-        def _fail(self, what: str) -> None: ...
-        def _require_not_failed(self) -> None: ...
-
-    @property
-    def packed_tid(self) -> Tid:
-        """See `IStoragePacked`."""
-        if self._packed_earlier is None:
-            self._packed_earlier = self._medium.last_packed()
-        return max(self._packed_tid, self._packed_earlier)
-
-    def pack(
-        self, time: Any, referencesf: References, gc: bool = True, *,
-        progress: Progress | None = None, keep_old: bool = False, dry_run: bool = False,
-        roots: Callable[[], Iterable[Oid]] | None = None,
-        elsewhere: Elsewhere | None = None,
-    ) -> PackResult:
-        """See `IStoragePackable`. With *keep_old*, the file as it was is kept as `<path>.old`."""
-        if dry_run:
-            self._require_open()
-        else:
-            self._require_writable()
-            self._require_not_failed()
-        if not self._pack_lock.acquire(blocking=False):
-            raise PackError(f"{self._name} is being packed already. Wait until that has ended")
-        self._packer = get_ident()
-        try:
-            medium = self._medium
-            pack_to = min(pack_tid(time, medium.published.tid), medium.published.tid)
-            begin = medium.position_behind(pack_to)
-            if begin == START:
-                size, objects = medium.published.end, medium.published.objects
-                return PackResult(size, size, objects, objects)
-            pacer = Pacer(progress, self._require_open)
-            for attempt in range(MOST_PLANS + 1):
-                references = referencesf if gc and attempt < MOST_PLANS else None
-                survey = Survey(
-                    medium, pack_to, begin, references, pacer, elsewhere or nowhere_else
-                )
-                found = roots or no_roots
-                survey.run(medium.published.end, found())
-                if dry_run:
-                    old = medium.published
-                    size = min(old.end, START + survey.size + old.end - begin)
-                    return PackResult(old.end, size, old.objects, survey.objects)
-                self._require_space(survey)
-                result = self._copy(survey, found, pacer, keep_old)
-                if result is not None:
-                    return result
-            raise PackError(
-                f"{self._name} was not packed, since revisions that were to go were brought back "
-                "meanwhile, again and again. Pack to an earlier moment"
-            )
-        finally:
-            self._packer = 0
-            self._pack_lock.release()
-
-    def _end_work(self, seconds: float) -> None:
-        if self._packer != get_ident() and self._pack_lock.acquire(timeout=seconds):
-            self._pack_lock.release()
+    def run(self) -> PackResult:
+        """Pack, or find out what a pack would do."""
+        options, medium, pacer = self._options, self._engine.medium, self._pacer
+        pack_to = min(pack_tid(options.moment, medium.published.tid), medium.published.tid)
+        begin = medium.position_behind(pack_to)
+        if begin == START:
+            size, objects = medium.published.end, medium.published.objects
+            return PackResult(size, size, objects, objects)
+        for attempt in range(MOST_PLANS + 1):
+            collects = options.gc and attempt < MOST_PLANS
+            references = options.references if collects else None
+            survey = Survey(medium, pack_to, begin, references, pacer, options.elsewhere)
+            survey.run(medium.published.end, options.roots())
+            if options.dry_run:
+                old = medium.published
+                size = min(old.end, START + survey.size + old.end - begin)
+                return PackResult(old.end, size, old.objects, survey.objects)
+            self._require_space(survey)
+            result = self._copy(survey)
+            if result is not None:
+                return result
+        raise PackError(
+            f"{self._engine.name} was not packed, since revisions that were to go were brought "
+            "back meanwhile, again and again. Pack to an earlier moment"
+        )
 
     def _require_space(self, survey: Survey) -> None:
         """Raise `StorageSpaceError` unless the new file will find place beside the old one."""
-        published = self._medium.published
+        published = self._engine.medium.published
         later = published.end - survey.begin
         needed = min(int(survey.size * 1.1), survey.begin) + later + _BYTES_BESIDE
         needed += _INDEX_BYTES_EACH * published.objects
-        free = self._files.free_space(self._name)
+        free = self._engine.files.free_space(self._engine.name)
         if free < needed:
             raise StorageSpaceError(
-                f"packing {self._name} takes about {needed:,} bytes for the new file beside the "
-                f"old one, but {free:,} are free. Make space, and pack again",
-                path=self._name, needed=needed, free=free,
+                f"packing {self._engine.name} takes about {needed:,} bytes for the new file beside "
+                f"the old one, but {free:,} are free. Make space, and pack again",
+                path=self._engine.name, needed=needed, free=free,
             )
 
-    def _copy(
-        self, survey: Survey, roots: Callable[[], Iterable[Oid]], pacer: Pacer, keep_old: bool
-    ) -> PackResult | None:
+    def _copy(self, survey: Survey) -> PackResult | None:
         """Write the new file and put it in place; None if more is reached than was copied."""
-        remove_leftovers(self._files, self._name)
+        engine, pacer = self._engine, self._pacer
+        remove_leftovers(engine.files, engine.path)
         target = self._new_medium()
         is_used = False
         try:
-            transfer = Transfer(self._medium, target, pacer)
+            transfer = Transfer(engine.medium, target, pacer)
             transfer.copy_what_stays(survey.stays, survey.orphans, survey.begin, survey.pack_to)
-            if survey.reach_all(roots()) or self._catch_up(survey, transfer, pacer):
+            if survey.reach_all(self._options.roots()) or self._catch_up(survey, transfer):
                 return None
-            with self._places_lock, self._slot.held(), pacer.without_rest():
-                result = self._swap(survey, transfer, target, keep_old)
+            with self._alone(), pacer.without_rest():
+                result = self._swap(survey, transfer, target)
             is_used = result is not None
             return result
         finally:
             if not is_used:
                 target.close()
-                remove_leftovers(self._files, self._name)
+                remove_leftovers(engine.files, engine.path)
 
     def _new_medium(self) -> Medium:
-        files, path = self._files, self._name
+        files, path = self._engine.files, self._engine.path
         file = files.open(path + ".pack", "p")
         try:
             files.keep_mode(path + ".pack", path)
@@ -186,10 +135,10 @@ class PackableFile(FileHistory):
             file.close()
             raise
 
-    def _catch_up(self, survey: Survey, transfer: Transfer, pacer: Pacer) -> bool:
+    def _catch_up(self, survey: Survey, transfer: Transfer) -> bool:
         """Copy what is committed meanwhile, until little is left, and make it durable; return
         whether more is reached than was copied."""
-        medium = self._medium
+        medium, pacer = self._engine.medium, self._pacer
         for _ in range(_MOST_ROUNDS):
             end = medium.published.end
             length = end - transfer.copied
@@ -201,50 +150,45 @@ class PackableFile(FileHistory):
                 break
             pacer.hurry()  # others must not commit faster than this follows
         position = transfer.finish()
-        synced = self._durability == "sync"
+        synced = self._engine.durability == "sync"
         transfer.target.index.write_checkpoint(
-            position, transfer.tid, self._max_oid, transfer.objects, synced=synced
+            position, transfer.tid, self._engine.max_oid, transfer.objects, synced=synced
         )
         return False
 
-    def _swap(
-        self, survey: Survey, transfer: Transfer, target: Medium, keep_old: bool
-    ) -> PackResult | None:
-        """Copy the rest and put the new file in place; the slot is held. None if more is reached
-        than was copied."""
-        ticket = self._join_group()
-        if ticket is not None:
-            self._group.wait(ticket)
-        self._require_open()
-        self._require_not_failed()
-        medium = self._medium
+    def _swap(self, survey: Survey, transfer: Transfer, target: Medium) -> PackResult | None:
+        """Copy the rest and put the new file in place; alone. None if more is reached than was
+        copied."""
+        engine = self._engine
+        medium = engine.medium
         if survey.look_at_later(medium.end):
             return None
         transfer.copy_later(medium.end)
         target.end = transfer.finish()
         old = medium.published
-        with self._checkpoint_lock:
-            self._put_in_place(medium, target, keep_old)
-            self._note_oid(transfer.max_oid.to_bytes(8, "big"))
-            target.publish(Published(target.end, old.tid, self._max_oid, transfer.objects))
+        with engine.checkpoint_lock:
+            self._put_in_place(medium, target)
+            engine.max_oid = max(engine.max_oid, transfer.max_oid)
+            target.publish(Published(target.end, old.tid, engine.max_oid, transfer.objects))
             target.index.note_synced(target.end)
-            self._packed_tid = max(self._packed_tid, survey.pack_to)
-            self._since_checkpoint = 0
-            self._use(target)
+            engine.note_packed(survey.pack_to)
+            engine.since_checkpoint = 0
+            engine.use(target)
         return PackResult(old.end, target.end, old.objects, transfer.objects)
 
-    def _put_in_place(self, medium: Medium, target: Medium, keep_old: bool) -> None:
+    def _put_in_place(self, medium: Medium, target: Medium) -> None:
         """Rename the files. When this raises OSError, the old file is the one in place."""
-        files, path = self._files, self._name
+        engine = self._engine
+        files, path = engine.files, engine.path
         if not (files.exists(path) and medium.file.is_in_place()):
             raise PackError(
                 f"{path} was removed, or replaced by another file, while it was open: the packed "
                 "one is not put there. Copy what is open to a new storage (copyTransactionsFrom) "
                 "before it is closed"
             )
-        if self._lock is not None:
-            self._lock.hold(path + ".pack")
-        if keep_old:
+        if engine.lock is not None:
+            engine.lock.hold(path + ".pack")
+        if self._options.keep_old:
             medium.log.truncate(medium.end)
             files.link(path, path + ".old")
         for index in _INDEXES:
@@ -255,15 +199,14 @@ class PackableFile(FileHistory):
         except OSError as error:
             if medium.file.is_in_place():
                 raise
-            self._fail(f"the packed file may not be in place after a loss of power: {error}")
+            engine.is_failed = True
             raise StorageFailedError(
-                f"{path} was packed, but the disk did not confirm that the new file is in place "
-                f"({error}), so the storage commits no more. Close it, see to the disk, and open "
-                "it again"
+                "it was packed, but the disk did not confirm that the new file is in place "
+                f"({error})"
             ) from error
         target.file.path = path
-        if self._lock is not None:
-            self._lock.settle()
+        if engine.lock is not None:
+            engine.lock.settle()
         try:
             files.rename(path + ".oidx.pack", path + ".oidx")
         except OSError as error:

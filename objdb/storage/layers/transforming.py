@@ -16,12 +16,13 @@ from objdb.errors import ConflictError, POSKeyError, Unsupported, VersionLockErr
 from objdb.ids import MAX_TID, Oid, Tid
 from objdb.interfaces import IStorageIteration, IStorageVersions
 from objdb.storage.commit import TransactionMetaData
+from objdb.storage.conflicts import resolve_nothing, same_bytes
 from objdb.storage.copying import CopyProgress, copy_transactions
 from objdb.storage.foreign import resolver_of
 from objdb.storage.iteration import RevisionRecord
 from objdb.storage.layers.layer import Layer
 from objdb.storage.packing import Elsewhere, PackResult, Progress, References
-from objdb.storage.revisions import MAX_RECORD_BYTES, resolve_nothing, same_bytes
+from objdb.storage.staging import MAX_RECORD_BYTES
 from objdb.storage.undo import UndoneObject
 
 _AT_ONCE = 500  # records rewritten in a transaction

@@ -7,8 +7,8 @@ from typing import Any
 
 from objdb.errors import CorruptedDataError
 from objdb.ids import format_oid, format_tid
+from objdb.storage.sql.rows import name_of, revision_row, transaction_row
 from objdb.storage.sql.statements import REVISION_TABLES, Statements
-from objdb.storage.sql.storage import name_of, revision_row, transaction_row
 
 FindAll = Callable[..., list[Any]]
 _PIECE = 200  # rows

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from weakref import WeakSet
 
 from objdb.ids import Tid
+from objdb.storage.sql.rows import CurrentRow
 from objdb.storage.sql.statements import Statements
-from objdb.storage.sql.storage import CurrentRow
 
 _FORK_SECONDS = 5.0  # how long a fork waits for what is under way
 _REST_SECONDS = 0.01  # how long the clock waits for a link

@@ -166,8 +166,7 @@ class Grip:
                 how = "was removed" if there is None else "was replaced"
                 return (
                     f"{name} {how} while the database was open: what this process commits would "
-                    "be lost, so the storage commits no more. What it committed last may be lost. "
-                    "Close it, see to the files, and open it again"
+                    "be lost, and what it committed last may be lost"
                 )
         return None
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from objdb.errors import StorageWriteError
 from objdb.storage.files import free_bytes
-from objdb.storage.tables.rows import TransactionRow
+from objdb.storage.rows import TransactionRow
 
 # What a commit of some bytes may take.
 _TIMES, _ROW_BYTES, _PAGE_BYTES, _PAGES_BESIDE = 2, 110, 4096, 16

@@ -194,7 +194,7 @@ def test_what_it_takes(base: Base, tmp_path: Path) -> None:
     class Plain(Layer):
         honours = (IStorage,)
 
-    with pytest.raises(UsageError, match="no storage"):
+    with pytest.raises(UsageError, match="not a storage"):
         DemoStorage(None)
     with pytest.raises(Unsupported, match="cannot keep changes"):
         DemoStorage(base.storage, Plain(MappingStorage()))
@@ -284,7 +284,7 @@ def test_versions_are_listed_while_one_begins(base: Base, demo: DemoStorage) -> 
             seen.append(demo.versions())
             super().__setitem__(oid, tids)
 
-    demo._chains.tids = Watched()
+    demo.engine._chains.tids = Watched()
     perform(demo, lambda t: demo.store(demo.new_oid(), NO_TID, b"new", "plan", t))
     assert seen == [[]] and demo.versions() == ["plan"]
 

@@ -267,9 +267,9 @@ def test_the_same_data_is_the_same(base: Any) -> None:
 
 def test_what_is_too_large(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record that has no room left for the rest is refused as too large."""
-    from objdb.storage import revisions
+    from objdb.storage import staging
 
-    monkeypatch.setattr(revisions, "MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr(staging, "MAX_RECORD_BYTES", 1000)
     storage = EncryptedStorage(base, ONE)
     commit(storage, {ROOT_OID: (NO_TID, b"x" * (1000 - OVERHEAD_BYTES))})
     metadata = TransactionMetaData()

@@ -1,4 +1,4 @@
-"""The tables of a storage in an SQL database, and the statements that work on them.
+"""Rows in the tables of an SQL database: found, and written.
 
     objects         the last revision of each object     oid, tid, data, …
     old_revisions   those before it                      oid, tid, data, …
@@ -10,29 +10,22 @@ the one to the other. Oids and tids are signed 64-bit integers of the same bits;
 where the object was un-created, `version` where the revision is in none.
 
 The statements are standard SQL with `?` for parameters, and ON CONFLICT. What differs from one
-database to another, connections and locking above all, is for the subclass.
+database to another, connections and locking above all, is the engine's.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
 
 from objdb.errors import CorruptedDataError
 from objdb.ids import Oid, Tid, format_oid, format_tid
-from objdb.storage.sql.statements import (
-    FORGET_OLD,
-    FORGET_TRANSACTIONS,
-    NOTE_PACKED,
-    REVISION_TABLES,
-    Statements,
-)
-from objdb.storage.tables.pack import Chain, Rows, Transactions
-from objdb.storage.tables.rows import (
-    Place,
+from objdb.storage.amending import Rows, Transactions
+from objdb.storage.rows import (
+    Current,
     Row,
     TransactionRow,
     damaged_row,
@@ -40,7 +33,14 @@ from objdb.storage.tables.rows import (
     row_crc,
     transaction_crc,
 )
-from objdb.storage.tables.storage import Entry, TableStorage
+from objdb.storage.sql.statements import (
+    FORGET_OLD,
+    FORGET_TRANSACTIONS,
+    NOTE_PACKED,
+    REVISION_TABLES,
+    Statements,
+)
+from objdb.storage.staging import StagedRows
 
 _PIECE = 500  # rows fetched at a time
 _MANY = 16  # objects; more are compared with the largest oid first
@@ -70,10 +70,11 @@ def _optional(tid: Tid | None) -> int | None:
 def revision_row(oid: Oid, values: Sequence[Any], path: str) -> Row:
     """Return the row of *oid* that has these columns, of which a seventh is the checksum;
     `CorruptedDataError` naming *path*."""
-    tid, data, version, outside, repeat, follows_gap, *crc = values
+    tid, data, version, outside, back_pointer, follows_gap, *crc = values
     if not (
         type(tid) is int and type(data) in _DATA and type(version) in _TEXT
-        and type(outside) in _NUMBER and type(repeat) in _NUMBER and type(follows_gap) in _NUMBER
+        and type(outside) in _NUMBER and type(back_pointer) in _NUMBER
+        and type(follows_gap) in _NUMBER
     ):
         raise CorruptedDataError(
             f"{path}: the row of a revision of object {format_oid(oid)} is damaged: it has "
@@ -81,28 +82,28 @@ def revision_row(oid: Oid, values: Sequence[Any], path: str) -> Row:
         )
     row = Row(
         name_of(tid), data, version or "", None if outside is None else name_of(outside),
-        None if repeat is None else name_of(repeat), bool(follows_gap),
+        None if back_pointer is None else name_of(back_pointer), bool(follows_gap),
     )
     if crc and row_crc(oid, row) != crc[0]:
         raise damaged_row(oid + row.tid, path)
     return row
 
 
-def _place(values: Sequence[Any]) -> Place:
+def _current(values: Sequence[Any]) -> tuple[Oid, Current]:
     oid, tid, version = values
     if type(oid) is not int or type(tid) is not int or type(version) not in _TEXT:
         raise CorruptedDataError(
             f"the row of a revision of object {oid!r} is damaged: its transaction is {tid!r:.40}, "
             f"its version {version!r:.40}"
         )
-    return Place(name_of(oid), name_of(tid), version or "")
+    return name_of(oid), Current(name_of(tid), version or "")
 
 
 def _facts(row: Row) -> tuple[Any, ...]:
-    if not row.version and row.repeat is None and not row.follows_gap:
+    if not row.version and row.back_pointer is None and not row.follows_gap:
         return None, None, None, None
     return (
-        row.version or None, _optional(row.outside), _optional(row.repeat),
+        row.version or None, _optional(row.outside), _optional(row.back_pointer),
         1 if row.follows_gap else None,
     )
 
@@ -140,17 +141,18 @@ def transaction_row(values: Sequence[Any], path: str) -> TransactionRow:
     return row
 
 
-class SQLStorage(TableStorage):
-    """Base of storages in SQL databases. A subclass supplies, besides `_decide`, `_take_back`,
-    `_alone`, `getSize` and `_close`:
+class SQLRows(ABC):
+    """The part of an engine that works on rows by statements of SQL. A subclass supplies, besides
+    `name`:
 
     * `_find(statement, *parameters)`, `_find_all(…)`: one row or None, all rows, of what is
       committed; inside a vote, with the changes of that
-    * `_statements`: for a database with checksums, or without
-    * `_change(statement, rows)`: execute a statement, inside a vote or `_alone`, for each row of
+    * `_change(statement, rows)`: execute a statement, inside a vote or alone, for each row of
       parameters
+    * `_statements`: of a database with checksums, or without
     """
 
+    name: str
     _statements: Statements
 
     @abstractmethod
@@ -165,38 +167,42 @@ class SQLStorage(TableStorage):
     def _change(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """Execute a statement for each of *rows*."""
 
-    def __len__(self) -> int:
-        """The number of objects."""
-        self._require_open()
+    def count(self) -> int:
+        """See `IEngine`."""
         return int(self._find("SELECT count(*) FROM objects")[0])
 
-    def _fact(self, name: str, default: int | None) -> int:
+    def fact(self, name: str, default: int | None) -> int:
+        """Return a number that is kept by name. Raises `CorruptedDataError`."""
         found = self._find("SELECT value FROM facts WHERE name = ?", name)
         value = default if found is None else found[0]
         if type(value) is not int:
-            raise CorruptedDataError(f"{self._name}: the fact {name} is damaged: {value!r:.40}")
+            raise CorruptedDataError(f"{self.name}: the fact {name} is damaged: {value!r:.40}")
         return value
 
     # -- rows
 
-    def _row(self, oid: Oid, tid: Tid) -> Row | None:
+    def row(self, oid: Oid, tid: Tid) -> Row | None:
+        """See `IEngine`."""
         keys = number(oid), number(tid)
         found = self._find(self._statements.row, *keys, *keys)
-        return None if found is None else revision_row(oid, found, self._name)
+        return None if found is None else revision_row(oid, found, self.name)
 
-    def _row_before(self, oid: Oid, tid: Tid) -> Row | None:
+    def before(self, oid: Oid, tid: Tid) -> Row | None:
+        """See `IEngine`."""
         keys = number(oid), _bound(tid)
         found = self._find(self._statements.before, *keys, *keys)
-        return None if found is None else revision_row(oid, found, self._name)
+        return None if found is None else revision_row(oid, found, self.name)
 
-    def _row_after(self, oid: Oid, tid: Tid) -> Row | None:
+    def after(self, oid: Oid, tid: Tid) -> Row | None:
+        """See `IEngine`."""
         keys = number(oid), _bound(tid)
         found = self._find(self._statements.after, *keys, *keys)
-        return None if found is None else revision_row(oid, found, self._name)
+        return None if found is None else revision_row(oid, found, self.name)
 
-    def _find_current(self, oids: Iterable[Oid]) -> dict[Oid, Entry | None]:
+    def current(self, oids: Iterable[Oid]) -> dict[Oid, Current | None]:
+        """See `IEngine`."""
         oids = list(oids)
-        found: dict[Oid, Entry | None] = dict.fromkeys(oids)
+        found: dict[Oid, Current | None] = dict.fromkeys(oids)
         if len(oids) > _MANY:
             largest = self._find("SELECT max(oid) FROM objects")[0]
             if largest is None:
@@ -212,23 +218,24 @@ class SQLStorage(TableStorage):
                     f"SELECT oid, tid, version FROM objects WHERE oid IN ({marks})",
                     *numbers[start : start + size],
                 )
-                for row in rows:
-                    place = _place(row)
-                    found[place.oid] = place, place.tid
+                found.update(map(_current, rows))
                 start += size
         return found
 
-    def _places_in_versions(self) -> list[Place]:
+    def in_versions(self) -> dict[Oid, Current]:
+        """See `IEngine`."""
         rows = self._find_all("SELECT oid, tid, version FROM objects WHERE version IS NOT NULL")
-        return [_place(row) for row in rows]
+        return dict(map(_current, rows))
 
-    def _has_versions(self) -> bool:
+    def had_versions(self) -> bool:
+        """See `IEngine`."""
         return any(
             self._find(f"SELECT oid FROM {table} WHERE version IS NOT NULL LIMIT 1") is not None
             for table in REVISION_TABLES
         )
 
-    def _iter_chains(self) -> Iterator[tuple[Oid, Chain]]:
+    def chains(self) -> Iterator[tuple[Oid, list[tuple[Tid, int]]]]:
+        """See `IEngine`."""
         start: int = -(2**63)
         while True:
             piece = self._find_all(
@@ -243,8 +250,9 @@ class SQLStorage(TableStorage):
                 " WHERE oid BETWEEN ? AND ? ORDER BY oid, tid", start, last,
             )
             for oid, group in groupby(rows, itemgetter(0)):
-                places = [(_place((oid, tid, None)).tid, size) for _, tid, size in group]
-                yield name_of(oid), places
+                yield name_of(oid), [
+                    (_current((oid, tid, None))[1].tid, size) for _, tid, size in group
+                ]
             if last == 2**63 - 1:
                 return
             start = last + 1
@@ -256,21 +264,23 @@ class SQLStorage(TableStorage):
         for row in rows:
             if not (type(row[0]) is int and row[0] > last):
                 raise CorruptedDataError(
-                    f"{self._name} is damaged: a table has its rows in another order than that of "
+                    f"{self.name} is damaged: a table has its rows in another order than that of "
                     "their keys. Put a backup in its place, or try `sqlite3 FILE .recover`",
-                    path=self._name,
+                    path=self.name,
                 )
             last = row[0]
 
     # -- transactions
 
-    def _transaction(self, tid: Tid) -> TransactionRow | None:
+    def transaction(self, tid: Tid) -> TransactionRow | None:
+        """See `IEngine`."""
         found = self._find(self._statements.transaction, number(tid))
-        return None if found is None else transaction_row(found, self._name)
+        return None if found is None else transaction_row(found, self.name)
 
-    def _iter_transactions(
+    def transactions(
         self, start: Tid, stop: Tid, newest_first: bool = False
     ) -> Iterator[TransactionRow]:
+        """See `IEngine`."""
         low, high = _bound(start), _bound(stop)
         order = "DESC" if newest_first else "ASC"
         statement = (
@@ -282,7 +292,7 @@ class SQLStorage(TableStorage):
             rows = self._find_all(statement, low, high)
             self._require_in_order(low, rows[::-1] if newest_first else rows)
             for row in rows:
-                yield transaction_row(row, self._name)
+                yield transaction_row(row, self.name)
             if len(rows) < _PIECE:
                 return
             if newest_first:
@@ -292,38 +302,37 @@ class SQLStorage(TableStorage):
 
     # -- writing
 
-    def _write(
-        self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]], replaced: list[Oid]
-    ) -> None:
-        self._change(self._statements.keep_old, [(number(oid),) for oid in replaced])
-        self._change(self._statements.store, (
-            (number(oid), number(row.tid), row.data, *self._facts_of(oid, row))
-            for oid, row in rows
-        ))
+    def _write(self, transaction: TransactionRow, rows: StagedRows) -> None:
+        """Write a transaction and its rows."""
+        statements = self._statements
+        self._change(statements.keep_old, [(number(oid),) for oid in rows.replaced])
+        rest, other = iter(rows), list[tuple[Oid, Row]]()
+        store = statements.store_plain if rows.replaced else statements.store_new
+        self._change(store, self._plain(transaction.tid, rest, other))
+        if other:
+            self._change(statements.store, (
+                (number(oid), number(row.tid), row.data, *self._facts_of(oid, row))
+                for oid, row in chain(other, rest)
+            ))
         self._note(transaction)
 
-    def _write_plain(
-        self, transaction: TransactionRow, records: Iterable[tuple[Oid, bytes | None]],
-        replaced: list[Oid],
-    ) -> None:
-        statements = self._statements
-        self._change(statements.keep_old, [(number(oid),) for oid in replaced])
-        store = statements.store_plain if replaced else statements.store_new
-        tid, from_bytes = number(transaction.tid), int.from_bytes
-        if not statements.has_checksums:
-            self._change(store, (
-                (from_bytes(oid, "big", signed=True), tid, record) for oid, record in records
-            ))
-        else:
-            name, gone = transaction.tid, Row(transaction.tid, None)
-            self._change(store, (
-                (
-                    from_bytes(oid, "big", signed=True), tid, record,
-                    row_crc(oid, gone) if record is None else plain_crc(oid, name, record),
-                )
-                for oid, record in records
-            ))
-        self._note(transaction)
+    def _plain(
+        self, tid: Tid, rows: Iterable[tuple[Oid, Row]], other: list[tuple[Oid, Row]]
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield the columns of rows that have a record, or none, and nothing else, up to the
+        first *other* one: in most transactions there is none."""
+        from_bytes, has_checksums = int.from_bytes, self._statements.has_checksums
+        tid_number = number(tid)
+        for oid, row in rows:
+            data = row.data
+            if row.version or row.back_pointer is not None:
+                other.append((oid, row))
+                return
+            if not has_checksums:
+                yield from_bytes(oid, "big", signed=True), tid_number, data
+            else:
+                crc = row_crc(oid, row) if data is None else plain_crc(oid, tid, data)
+                yield from_bytes(oid, "big", signed=True), tid_number, data, crc
 
     def _note(self, transaction: TransactionRow) -> None:
         values = number(transaction.tid), *self._columns(transaction)
@@ -342,21 +351,23 @@ class SQLStorage(TableStorage):
         crc = (row_crc(oid, row),) if self._statements.has_checksums else ()
         return *_facts(row), *crc
 
-    @property
     def packed_tid(self) -> Tid:
-        """See `IStoragePacked`; by any process, or before it was copied here."""
-        return max(super().packed_tid, name_of(self._fact("packed_tid", 0)))
+        """See `IShared`."""
+        return name_of(self.fact("packed_tid", 0))
 
-    def _note_packed(self, tid: Tid) -> None:
+    def note_packed(self, tid: Tid) -> None:
+        """See `IShared`."""
         self._change(NOTE_PACKED, [(number(tid),)])
 
-    def _prune(self, horizon: Tid) -> Tid:
+    def prune(self, horizon: Tid) -> Tid:
+        """See `IPrunable`."""
         until = number(horizon)
         self._change(FORGET_OLD, [(until, until)])
         self._change(FORGET_TRANSACTIONS, [(until,)])
         return horizon
 
-    def _amend(self, rows: Rows, transactions: Transactions) -> None:
+    def amend(self, rows: Rows, transactions: Transactions) -> None:
+        """See `IEngine`."""
         gone = [(number(oid), number(tid)) for (oid, tid), row in rows.items() if row is None]
         changed = [
             (*self._facts_of(oid, row), number(oid), number(tid))

@@ -1,0 +1,133 @@
+"""Changing rows of transactions that are committed: for packs, and to prune what is old.
+
+Nobody commits meanwhile, nobody plans, and iterators go on showing what was there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from threading import get_ident
+from typing import Any
+from weakref import WeakSet
+
+from objdb.errors import PackError
+from objdb.ids import NO_TID, Oid, Tid, tid_after
+from objdb.storage.commit import CommitSlot
+from objdb.storage.engine import IOwnPack, IPackedTid, IShared
+from objdb.storage.history import View
+from objdb.storage.rows import Row, TransactionRow
+
+Rows = dict[tuple[Oid, Tid], "Row | None"]
+Transactions = dict[Tid, "TransactionRow | None"]
+
+
+class Amender:
+    """Amends the rows of *engine*, whose commits go through *slot*. `count` is how often it has
+    removed revisions. `lock` is held while requests are planned; who amends takes it first, and
+    then the slot."""
+
+    def __init__(self, engine: Any, slot: CommitSlot) -> None:
+        self.engine = engine
+        self.lock = threading.RLock()
+        self.count = 0
+        self.pruned_tid: Tid = NO_TID
+        self._pack_lock = threading.Lock()
+        self._packer = 0  # the thread that packs
+        self._slot = slot
+        self._is_shared = IShared.providedBy(engine)
+        self._notes_packs = IPackedTid.providedBy(engine)
+        self._views: WeakSet[View] = WeakSet()
+        self._packed_tid = NO_TID  # since the storage was opened
+        self._packed_earlier: Tid | None = None  # before that; looked for when somebody asks
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep everybody else from committing and planning."""
+        exclusive = self.engine.exclusive if self._is_shared else nullcontext
+        with self.lock, self._slot.held(), exclusive():
+            yield
+
+    @contextmanager
+    def packing(self) -> Iterator[None]:
+        """Keep other packs away. Raises `PackError` if there is one."""
+        if not self._pack_lock.acquire(blocking=False):
+            raise PackError(
+                f"{self.engine.name} is being packed already. Wait until that has ended"
+            )
+        self._packer = get_ident()
+        try:
+            yield
+        finally:
+            self._packer = 0
+            self._pack_lock.release()
+
+    def wait_for_pack(self, seconds: float) -> None:
+        """Wait, at most *seconds*, for a pack in another thread to end."""
+        if self._packer != get_ident() and self._pack_lock.acquire(timeout=seconds):
+            self._pack_lock.release()
+
+    def amend(self, rows: Rows, transactions: Transactions) -> None:
+        """Change rows as `IEngine.amend` says. Called inside `alone`."""
+        if not rows and not transactions:
+            return
+        engine, views = self.engine, list(self._views)
+        if views:
+            old_rows = {key: row for key in rows if (row := engine.row(*key)) is not None}
+            found = ((tid, engine.transaction(tid)) for tid in transactions)
+            old_transactions = {tid: row for tid, row in found if row is not None}
+            for view in views:
+                view.keep(old_rows, old_transactions)
+        engine.amend(rows, transactions)
+
+    def watch(self, view: View) -> None:
+        """Let *view* keep what is changed from now on."""
+        with self.lock:
+            self._views.add(view)
+
+    def prune(self, db: Any, keep_seconds: float) -> None:
+        """Remove old revisions that nobody reads, of an engine without history (called now and
+        then).
+
+        What is read is what connections of *db*, this process's database, see; and, in other
+        processes, what they have seen for at most *keep_seconds*.
+        """
+        horizon: Tid = self.engine.visibility.tid
+        if keep_seconds:
+            horizon = min(horizon, tid_after(NO_TID, time.time() - keep_seconds))
+        if hasattr(db, "oldest_view"):
+            horizon = min(horizon, db.oldest_view())
+        while horizon > self.pruned_tid:
+            with self.alone():
+                self.note_packed(horizon)
+                self.pruned_tid = self.engine.prune(horizon)
+
+    # -- up to where revisions may be gone
+
+    @property
+    def packed_tid(self) -> Tid:
+        """See `IStoragePacked`."""
+        if self._packed_earlier is None:
+            self._packed_earlier = self._last_packed()
+        noted = self.engine.packed_tid() if self._notes_packs else NO_TID
+        return max(self._packed_tid, self._packed_earlier, noted)
+
+    def _last_packed(self) -> Tid:
+        """Return the tid of the last transaction that is packed, zeros if none is; they are the
+        first ones."""
+        engine = self.engine
+        if IOwnPack.providedBy(engine):
+            return NO_TID
+        first = next(engine.transactions(NO_TID, engine.visibility.tid), None)
+        if first is None or first.status != "p":
+            return NO_TID
+        found = engine.transactions(NO_TID, engine.visibility.tid, newest_first=True)
+        return next((row.tid for row in found if row.status == "p"), NO_TID)
+
+    def note_packed(self, tid: Tid) -> None:
+        """Say that revisions up to *tid* may be gone, before they are. Called inside `alone`."""
+        self._packed_tid = max(self._packed_tid, tid)
+        if self._notes_packs:
+            self.engine.note_packed(tid)

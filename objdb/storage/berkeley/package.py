@@ -1,0 +1,73 @@
+"""The package `berkeleydb`, if it is there, and what its errors mean."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib
+from typing import Any
+
+from objdb.errors import (
+    CorruptedDataError,
+    MissingPackageError,
+    ObjdbError,
+    StorageError,
+    StorageFailedError,
+    StorageWriteError,
+)
+from objdb.storage.berkeley.directory import no_permission
+
+bdb: Any = None
+try:
+    bdb = importlib.import_module("berkeleydb.db")
+except ImportError:
+    pass
+
+DIRTY: int = getattr(bdb, "DB_READ_UNCOMMITTED", 0)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def require_package() -> None:
+    """Raise `MissingPackageError` if the package `berkeleydb` cannot be imported."""
+    if bdb is None:
+        raise MissingPackageError(
+            "BerkeleyStorage needs the package berkeleydb, which cannot be imported. Install "
+            "objdb[berkeley] (pip install 'objdb[berkeley]')",
+            package="berkeleydb", extra="objdb[berkeley]",
+        )
+
+
+def abandon(handle: Any) -> None:
+    """Keep a handle of the engine from ever being closed."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether the engine refuses everything from now on."""
+    return isinstance(error, bdb.DBRunRecoveryError)
+
+
+def explained(error: BaseException, path: str) -> ObjdbError:
+    """Return the error that says what one of the engine means."""
+    number, text = (*error.args, 0, "")[:2]
+    if number in _FULL:
+        return StorageWriteError(
+            f"{path}: the disk is full ({text}); nothing was committed. Make room, and try again"
+        )
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return no_permission(path, error)
+    if is_panic(error) and "pgin failed" not in str(text):
+        return StorageFailedError(
+            f"Berkeley DB refuses to go on ({text}); opening it again recovers what was committed"
+        )
+    if isinstance(error, bdb.DBLockDeadlockError):
+        return StorageWriteError(f"{path}: Berkeley DB says {text!r}. Try the transaction again")
+    if isinstance(error, MemoryError):
+        return StorageError(f"{path}: Berkeley DB has too little memory: {text}")
+    if is_panic(error) or number in (errno.EIO, errno.EINVAL, errno.ENOENT) or number < 0:
+        return CorruptedDataError(
+            f"{path} is damaged, or files of it are missing: Berkeley DB says {text!r}. Put back "
+            "what is missing, or restore the directory from a backup; db5.3_dump -r saves what "
+            "can be read", path=path,
+        )
+    return StorageError(f"{path}: Berkeley DB says {text or error!r}")

@@ -1,0 +1,140 @@
+"""From the vote to the moment others see it: one transaction at a time, whose outcome is known.
+
+    write ─► commit ─► slot freed ─► sync, shared with others ─► callback ─► publish
+                 │
+                 └── raises: the outcome is unknown, and nobody commits any more (`CommitSlot.fail`)
+
+An engine that does not declare `ISynced` is durable when `commit` returns: then the slot is freed
+last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from objdb.errors import StorageFailedError
+from objdb.ids import Tid
+from objdb.storage.commit import CommitSlot
+from objdb.storage.durability import GroupCommit, Ticket
+from objdb.storage.engine import ISynced
+from objdb.storage.oids import OidSource
+from objdb.storage.staging import Writes
+
+
+class Committer:
+    """Commits to *engine* what holds *slot*; tells *oids* which are taken."""
+
+    def __init__(self, engine: Any, slot: CommitSlot, oids: OidSource) -> None:
+        self._engine = engine
+        self._slot = slot
+        self._oids = oids
+        self._group: GroupCommit | None = None
+        if ISynced.providedBy(engine):
+            self._group = GroupCommit(self._sync, self._publish)
+
+    def commit(self, writes: Writes, finished: Callable[[Tid], object]) -> None:
+        """Commit a transaction that voted; return when it is durable, or, if it waits by itself,
+        when it is committed."""
+        assert writes.tid is not None
+        try:
+            self._engine.commit(writes.token)
+        except StorageFailedError as error:
+            self._slot.fail(str(error))
+            self._slot.require_not_failed()
+        except BaseException as error:
+            self._slot.fail(f"a commit could not be finished ({error})")
+            if not isinstance(error, Exception):
+                raise
+            self._slot.require_not_failed()
+        ticket = Ticket(writes.tid, finished, writes.token, writes.bases)
+        group = self._group
+        if group is None:
+            return self._publish(ticket)
+        later = getattr(writes.transaction, "later", None)
+        group.join(ticket, waits_at_once=later is None)
+        self._engine.visibility.committed_tid = ticket.tid  # who sees that, sees the ticket
+        self._slot.release(writes)
+        if later is None:
+            self._finish(group, ticket)
+        else:
+            later.append(partial(self._finish, group, ticket))
+
+    def _finish(self, group: GroupCommit, ticket: Ticket) -> None:
+        """Return when a transaction is durable and visible."""
+        group.wait(ticket)
+        try:
+            self._engine.after_commit()
+        except StorageFailedError as error:  # the transaction itself is well
+            self._slot.fail(str(error))
+
+    def adopt(self, tokens: list[Any]) -> Callable[[], None]:
+        """Take in transactions that are written and committed already, each a token with its
+        `tid` and `positions`; the slot is held. Return what waits until they are visible."""
+        assert self._group is not None
+        for token in tokens:
+            ticket = Ticket(token.tid, no_callback, token, token.positions)
+            self._group.join(ticket, waits_at_once=False)
+        self._engine.visibility.committed_tid = tokens[-1].tid
+        return partial(self._finish, self._group, ticket)
+
+    def _sync(self) -> None:
+        """Put what is committed on the medium (called by the leader of a group)."""
+        self._slot.require_not_failed()
+        try:
+            self._engine.sync()
+        except BaseException as error:
+            told = isinstance(error, StorageFailedError)
+            self._slot.fail(str(error) if told else f"a sync failed: {error!r}")
+            raise
+
+    def _publish(self, ticket: Ticket) -> None:
+        """Let others see a durable transaction (called in tid order, by one thread at a time)."""
+        try:
+            ticket.finished(ticket.tid)
+        finally:
+            if ticket.token is not None:
+                self._oids.note(ticket.oids)
+                self._engine.publish(ticket.token)
+
+    def take_back(self, writes: Writes) -> None:
+        """Roll back what the transaction wrote, and free the slot. Where that fails, nobody commits
+        any more; that this transaction is not committed is known."""
+        try:
+            self._engine.rollback(writes.token)
+        except StorageFailedError as error:
+            self._slot.fail(str(error))
+        except Exception as error:  # noqa: BLE001  whatever an engine says
+            self._slot.fail(f"an uncommitted transaction could not be taken back: {error!r}")
+        finally:
+            writes.token = None
+            self._slot.release(writes)
+
+    def take_back_and_wait(self, writes: Writes) -> None:
+        """The same after a conflict; return when what was conflicted with is visible: the next
+        try would meet it again otherwise."""
+        ticket = self._join()
+        self.take_back(writes)
+        self._wait(ticket)
+
+    def wait_for_all(self) -> None:
+        """Return when all that is committed is durable and visible. The slot is held."""
+        self._wait(self._join())
+
+    def _join(self) -> Ticket | None:
+        """Return a ticket to wait with, behind those that are committed and not visible yet; None
+        if there are none. The slot is held."""
+        if self._group is None or not self._group.unpublished:
+            return None
+        ticket = Ticket(self._engine.visibility.committed_tid, no_callback, None, ())
+        self._group.join(ticket)
+        return ticket
+
+    def _wait(self, ticket: Ticket | None) -> None:
+        if ticket is not None and self._group is not None:
+            self._group.wait(ticket)
+
+
+def no_callback(tid: Tid) -> None:
+    """Stand for a callback of `tpc_finish`."""

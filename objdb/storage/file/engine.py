@@ -1,0 +1,482 @@
+"""FileEngine: the log and its index put together.
+
+    load      index.get(oid) ─► one read at the position ─► header checked ─► record
+    write     space and index pages reserved ─► written with status `c`
+    commit    status byte
+    sync      of the log, for all that is committed
+    publish   index ─► visible
+
+The commit slot covers the medium's `end` and writing to its log; who publishes alone changes index
+entries, what is published and the counters; `_unpublished_lock` covers `_unpublished`;
+`_checkpoint_lock` is held while the index is made durable. Reading takes none.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from zope.interface import implementer
+
+from objdb.errors import StorageError, StorageFailedError, StorageWriteError
+from objdb.ids import Oid, Tid
+from objdb.storage.durability import Durability
+from objdb.storage.engine import (
+    IChained,
+    ICurrentLoad,
+    IOwnHistory,
+    IOwnPack,
+    IPackedTid,
+    IReadChecks,
+    ISelfChecking,
+    ISynced,
+    Visibility,
+)
+from objdb.storage.file import history
+from objdb.storage.file.checking import check_structure
+from objdb.storage.file.follower import Follower, open_beside_writer
+from objdb.storage.file.history import FileRow
+from objdb.storage.file.log import POSITION, Before, Record, Written
+from objdb.storage.file.lookup import IN_VERSION
+from objdb.storage.file.medium import Medium, Published
+from objdb.storage.file.opening import create_file, open_files, require_openable
+from objdb.storage.file.pack import FilePack, remove_leftovers
+from objdb.storage.file.recovery import tail_problem
+from objdb.storage.files import Files, Lock, hold_or_release, take_lock, what_is_gone
+from objdb.storage.iteration import TransactionRecord
+from objdb.storage.packing import PackOptions, PackResult
+from objdb.storage.rows import Current, TransactionRow, new_current
+from objdb.storage.staging import StagedRows
+
+# How often, and how long apart, what lies behind the last transaction is looked at.
+_LOOKS_AT_TAIL, _BETWEEN_LOOKS_SECONDS = 4, 0.01
+
+
+@implementer(
+    IChained, ICurrentLoad, ISynced, IReadChecks, IOwnHistory, IOwnPack, IPackedTid, ISelfChecking
+)
+class FileEngine:
+    """Keeps every revision in the file *path*; see `FileStorage` for the arguments. `medium` is
+    what is read and written; `load_current` is that medium's."""
+
+    keeps_history = True
+    has_checksums = True
+
+    def __init__(
+        self, path: str, files: Files, *, create: bool, read_only: bool, durability: Durability,
+        preallocate_bytes: int, checkpoint_records: int,
+    ) -> None:
+        self.name = self.path = path
+        self.files = files
+        self.is_read_only = read_only
+        self.durability = durability
+        self.visibility = Visibility(path)
+        self.max_oid = 0
+        self.is_failed = False
+        self.since_checkpoint = 0  # records
+        self._preallocate_bytes = preallocate_bytes
+        self._checkpoint_records = checkpoint_records
+        self._pid = os.getpid()
+        self._unpublished: tuple[Written, ...] = ()  # committed, and not visible
+        self._unpublished_lock = threading.Lock()
+        self._writing_to = 0  # where the transaction that is being written will end
+        self._packed_tid: Tid | None = None
+        self.checkpoint_lock = threading.Lock()
+        self.follower = Follower(self)
+        require_openable(files, path, create=create and not read_only)
+        self.lock: Lock | None = None if read_only else take_lock(files, path)
+        try:
+            self._open(create and not read_only)
+        except BaseException:
+            if self.lock is not None:
+                self.lock.release()
+            raise
+
+    # -- opening
+
+    def _open(self, create: bool) -> None:
+        files, path = self.files, self.path
+        if create and not files.exists(path):
+            create_file(files, path)
+            if self.lock is not None:
+                hold_or_release(self.lock, path)
+        if not self.is_read_only:
+            remove_leftovers(files, path)
+        medium = open_beside_writer(self) if self.is_read_only else self.open_medium()
+        self.visibility.show(medium.published.tid)
+        self.use(medium)
+
+    def open_medium(self) -> Medium:
+        """Open the log and its index, and recover what a crash left."""
+        medium, state, is_complete = open_files(
+            self.files, self.path, read_only=self.is_read_only, durability=self.durability,
+            most_replayed=self._checkpoint_records // 4,
+        )
+        self.max_oid = max(self.max_oid, state.max_oid)
+        self.since_checkpoint = 0 if is_complete else state.replayed
+        return medium
+
+    def use(self, medium: Medium) -> None:
+        """Read and write *medium* from now on."""
+        self.medium = medium
+        self.load_current = medium.reader.load
+
+    # -- rows
+
+    def _entry(self, oid: Oid) -> tuple[int, Tid] | None:
+        """Return (position, tid) of the last committed record."""
+        # Read before the index: a transaction leaves only when its entries are in the index.
+        for written in reversed(self._unpublished):
+            if oid in written.positions:
+                return written.positions[oid], written.tid
+        return self.medium.index.settled(oid)
+
+    def _chain(self, oid: Oid) -> Iterator[Record]:
+        entry = self._entry(oid)
+        if entry is None:
+            return iter(())
+        medium = self.medium
+        if entry[0] & POSITION >= medium.published.end and not medium.is_shared:
+            return medium.chain_from(medium.log.record(entry[0]))
+        return medium.chain(oid, *entry)
+
+    def row(self, oid: Oid, tid: Tid) -> FileRow | None:
+        """See `IEngine`."""
+        log = self.medium.log
+        record = history.revision(log, self._chain(oid), tid)
+        return None if record is None else FileRow(log, record)
+
+    def before(self, oid: Oid, tid: Tid) -> FileRow | None:
+        """See `IEngine`."""
+        log = self.medium.log
+        found = next((record for record in self._chain(oid) if record.tid < tid), None)
+        return None if found is None else FileRow(log, found)
+
+    def after(self, oid: Oid, tid: Tid) -> FileRow | None:
+        """See `IEngine`."""
+        log, found = self.medium.log, None
+        for record in self._chain(oid):
+            if record.tid <= tid:
+                break
+            found = record
+        return None if found is None else FileRow(log, found)
+
+    def current(self, oids: Iterable[Oid]) -> dict[Oid, Current | None]:
+        """See `IEngine`."""
+        find = self._entry if self._unpublished else self.medium.index.get
+        found: dict[Oid, Current | None] = {}
+        in_versions: dict[Oid, tuple[int, Tid]] = {}
+        for oid in oids:
+            entry = find(oid)
+            if entry is None:
+                found[oid] = None
+            elif entry[0] >= IN_VERSION:
+                in_versions[oid] = entry
+            else:
+                found[oid] = new_current(Current, (entry[1], ""))
+        if in_versions:
+            for oid, version in self.medium.versions.of(in_versions).items():
+                found[oid] = new_current(Current, (in_versions[oid][1], version))
+        return found
+
+    def changed(self, serials: dict[Oid, Tid]) -> dict[Oid, Tid]:
+        """See `IReadChecks`."""
+        unpublished = self._unpublished  # read before the index
+        changed = dict(self.medium.index.changed(serials))
+        for written in unpublished:
+            changed.update((oid, written.tid) for oid in written.positions if oid in serials)
+        return {oid: tid for oid, tid in changed.items() if tid != serials[oid]}
+
+    def in_versions(self) -> dict[Oid, Current]:
+        """See `IEngine`."""
+        unpublished = self._unpublished  # read before what is published
+        versions = self.medium.versions
+        found = {
+            oid: new_current(Current, (tid, version)) for version in versions.names()
+            for oid, (_, tid) in versions.objects(version).items()
+        }
+        for written in unpublished:
+            for oid, version in written.versions.items():
+                found.pop(oid, None)
+                if version:
+                    found[oid] = Current(written.tid, version)
+        return found
+
+    def had_versions(self) -> bool:
+        """See `IEngine`: nobody keeps count."""
+        return True
+
+    def transaction(self, tid: Tid) -> TransactionRow | None:
+        """See `IEngine`."""
+        return history.transaction(self.medium, tid)
+
+    def transactions(
+        self, start: Tid, stop: Tid, newest_first: bool = False
+    ) -> Iterator[TransactionRow]:
+        """See `IEngine`."""
+        return history.transactions(self.medium, start, stop, newest_first)
+
+    def chains(self) -> Iterator[tuple[Oid, list[tuple[Tid, int]]]]:
+        """See `IEngine`."""
+        for oid in self.medium.index.oids():
+            yield oid, [(record.tid, record.size) for record in self._chain(oid)][::-1]
+
+    # -- history
+
+    def load_before(
+        self, oid: Oid, tid: Tid, version: str
+    ) -> tuple[bytes, Tid, Tid | None] | None:
+        """See `IOwnHistory`. Raises `CorruptedDataError` where index and log disagree."""
+        return history.load_before(self.medium, self.name, oid, tid, version)
+
+    def load_serial(self, oid: Oid, serial: Tid) -> bytes:
+        """See `IOwnHistory`."""
+        return history.load_serial(self.medium, self.name, oid, serial)
+
+    def list_revisions(self, oid: Oid, size: int) -> list[dict[str, Any]]:
+        """See `IOwnHistory`."""
+        return history.list_revisions(self.medium, self.name, oid, size)
+
+    def iterate(self, start: Tid | None, stop: Tid | None) -> Iterator[TransactionRecord]:
+        """See `IOwnHistory`."""
+        return history.iterate(self.medium, start, stop)
+
+    def undoable(self, stop: Tid | None) -> Iterator[TransactionRow]:
+        """See `IOwnHistory`."""
+        return history.undoable(self.medium, stop)
+
+    # -- writing
+
+    def write(self, transaction: TransactionRow, rows: StagedRows) -> Written:
+        """See `IEngine`."""
+        medium = self.medium
+        log = medium.log
+        head = log.head(transaction, rows, medium.end)
+        self._writing_to = end = medium.end + head.size
+        try:
+            self.make_room(end, transaction.oids)
+            return log.write(transaction, rows, head, self._before(rows))
+        except OSError as error:
+            raise StorageWriteError(
+                f"{self.name}: the transaction ({head.size} bytes) could not be written: {error}. "
+                "Nothing was committed; make space, or check the disk, and try again"
+            ) from error
+
+    def make_room(self, end: int, oids: Iterable[Oid]) -> None:
+        """Allocate space for the log up to *end*, and pages of the index for *oids*."""
+        medium = self.medium
+        if end > medium.log.allocated and self._preallocate_bytes:
+            medium.log.allocate(end + self._preallocate_bytes)
+        medium.index.reserve(oids)
+
+    def _before(self, rows: StagedRows) -> Before:
+        """Return what the records of a transaction point to."""
+        find = self._entry if self._unpublished else self.medium.index.get
+        entries = {oid: find(oid) for oid in rows.replaced}
+        previous = {oid: entry[0] for oid, entry in entries.items() if entry is not None}
+        if not (rows.locked or rows.versions or rows.back_pointers):
+            return Before(previous, {}, {}, {})
+        previous = {oid: position & POSITION for oid, position in previous.items()}
+        data = {}
+        for oid, tid in rows.back_pointers.items():
+            entry = entries.get(oid)
+            is_current = entry is not None and entry[1] == tid
+            data[oid] = previous[oid] if is_current else self._position_of(oid, tid)
+        log, versions, locked = self.medium.log, self.medium.versions, rows.locked
+        versions.forget_outside(locked.keys() ^ rows.versions.keys())
+        outside = {}
+        for oid in rows.versions.keys() & previous.keys():
+            if oid in locked:
+                outside[oid] = versions.outside(oid, previous[oid])
+                continue
+            outside[oid] = previous[oid]
+            if oid in data:
+                target = log.record(data[oid])
+                if target.version:
+                    outside[oid] = target.outside
+        latest = {version: self._latest_in(version) for version in set(rows.versions.values())}
+        return Before(previous, data, outside, latest)
+
+    def _position_of(self, oid: Oid, tid: Tid) -> int:
+        """Return where the revision *tid* is, which exists."""
+        row = self.row(oid, tid)
+        if row is None:
+            raise self.medium.log.damaged(0, f"revision {tid.hex()} cannot be found", oid)
+        return row.record.position
+
+    def _latest_in(self, version: str) -> int:
+        """Return where the last record in *version* is, 0 if there is none."""
+        for written in reversed(self._unpublished):
+            here = [
+                written.positions[oid] & POSITION for oid, own in written.versions.items()
+                if own == version
+            ]
+            if here:
+                return max(here)
+        return self.medium.versions.latest(version)
+
+    def rollback(self, token: Written | None) -> None:
+        """See `IEngine`: leave zeros.
+
+        They must be on the medium before the next transaction is written there: else a crash could
+        keep the old bytes together with the status byte of the new.
+        """
+        if self._writing_to > self.medium.end:  # something was written
+            self.erase(self._writing_to)
+
+    def erase(self, end: int) -> None:
+        """Leave zeros from the end of the log to *end*."""
+        medium = self.medium
+        try:
+            if end <= medium.log.allocated:
+                medium.log.erase(medium.end, end)
+            else:
+                medium.log.truncate(medium.end)
+            if self.durability == "sync":
+                medium.file.sync()
+        except OSError as error:
+            self.is_failed = True
+            raise StorageFailedError(
+                f"an uncommitted transaction could not be taken back: {error}"
+            ) from error
+
+    def commit(self, token: Written) -> None:
+        """See `IEngine`."""
+        try:
+            self.medium.log.decide(token.position, token.status)
+        except OSError as error:
+            self.is_failed = True
+            raise StorageFailedError(f"a commit could not be finished: {error}") from error
+        self.take_in(token)
+
+    def take_in(self, written: Written) -> None:
+        """Note a transaction that is committed, and not visible yet."""
+        with self._unpublished_lock:
+            self._unpublished += (written,)
+        self.medium.end = written.end
+
+    def sync(self) -> None:
+        """See `ISynced`."""
+        if self.durability == "sync":
+            try:
+                self.medium.file.sync()
+            except BaseException as error:
+                self.is_failed = True
+                raise StorageFailedError(f"a sync failed: {error!r}") from error
+
+    def publish(self, token: Written) -> None:
+        """See `IEngine`."""
+        medium = self.medium
+        medium.reader.end = token.end  # before the index leads there
+        medium.index.set_many(token.positions, token.tid)
+        medium.index.note_synced(token.end)
+        if token.versions:
+            medium.versions.update(token.versions, token.positions, token.tid)
+        if token.positions:
+            self.max_oid = max(self.max_oid, int.from_bytes(max(token.positions), "big"))
+        self.since_checkpoint += len(token.positions) + 1
+        objects = medium.published.objects + token.new_objects
+        medium.publish(Published(token.end, token.tid, self.max_oid, objects))
+        self.visibility.show(token.tid)
+        with self._unpublished_lock:
+            self._unpublished = self._unpublished[1:]
+
+    def show(self, medium: Medium, end: int, tid: Tid, objects: int) -> None:
+        """Let others see everything up to *end*."""
+        medium.publish(Published(end, tid, self.max_oid, objects))
+        self.visibility.show(tid)
+
+    def after_commit(self) -> None:
+        """See `ISynced`: make the index durable up to here, when it is time."""
+        if self.since_checkpoint < self._checkpoint_records:
+            return
+        if not self.checkpoint_lock.acquire(blocking=False):
+            return
+        try:
+            self.since_checkpoint = 0
+            medium = self.medium
+            gone = what_is_gone(self.files, self.name, medium.file)
+            if gone is not None:
+                self.is_failed = True
+                raise StorageFailedError(gone)
+            medium.index.write_checkpoint(*medium.published, synced=self.durability == "sync")
+        except OSError as error:
+            self.is_failed = True
+            raise StorageFailedError(f"the index could not be synced: {error}") from error
+        finally:
+            self.checkpoint_lock.release()
+
+    # -- packing
+
+    def pack(
+        self, options: PackOptions, alone: Callable[[], AbstractContextManager[None]]
+    ) -> PackResult:
+        """See `IOwnPack`."""
+        return FilePack(self, options, alone).run()
+
+    def packed_tid(self) -> Tid:
+        """See `IPackedTid`."""
+        if self._packed_tid is None:
+            self._packed_tid = self.medium.last_packed()
+        return self._packed_tid
+
+    def note_packed(self, tid: Tid) -> None:
+        """See `IPackedTid`."""
+        self._packed_tid = max(self.packed_tid(), tid)
+
+    # -- facts, checks and the end
+
+    def count(self) -> int:
+        """See `IEngine`."""
+        return self.medium.published.objects
+
+    def size(self) -> int:
+        """See `IEngine`: of the log, without space allocated ahead."""
+        return self.medium.end
+
+    def self_check(self) -> list[str]:
+        """See `ISelfChecking`: the index against the log, the chains of records, and what is
+        behind the last transaction."""
+        tail = self._tail_problem()
+        medium = self.medium
+        seen = medium.published
+        problems = check_structure(medium.log, medium.index, seen.end, seen.objects)
+        return problems if tail is None else [*problems, tail]
+
+    def _tail_problem(self) -> str | None:
+        """Return what is wrong behind the last transaction, where nobody has recovered that; not
+        what another process is just writing, which is something else a moment later."""
+        if not self.is_read_only:
+            return None
+        found = ""
+        for _ in range(_LOOKS_AT_TAIL):
+            self.follower.poll()
+            medium = self.medium
+            again = tail_problem(medium.log, medium.published.end, medium.published.tid)
+            if again is None:
+                return None
+            found = again
+            time.sleep(_BETWEEN_LOOKS_SECONDS)
+        return found
+
+    def close(self) -> None:
+        """See `IEngine`."""
+        if self._pid != os.getpid():  # a fork's copy: the parent's files are not ours to finish
+            return
+        medium, is_settled = self.medium, self.is_read_only or self.is_failed
+        gone = None if is_settled else what_is_gone(self.files, self.name, medium.file)
+        try:
+            if not (is_settled or gone):
+                medium.log.truncate(medium.end)
+                medium.file.sync()
+                medium.index.write_checkpoint(*medium.published)
+        finally:
+            self.medium.close()
+            if self.lock is not None:
+                self.lock.release()
+        if gone is not None:
+            raise StorageError(f"{gone}: what was committed is in no file that has this name")

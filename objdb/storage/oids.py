@@ -1,0 +1,71 @@
+"""Handing out oids: numbers in a row, each to one object only."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from objdb.errors import StorageError
+from objdb.ids import Oid, int_from_oid
+from objdb.storage.amending import Amender
+from objdb.storage.engine import IOidRanges
+
+_LAST_OID = 2**64 - 1
+_FIRST_OIDS, _MOST_OIDS = 50, 12_800  # how many oids are reserved at a time
+
+
+class OidSource:
+    """Hands out the oids behind the largest one of *engine*. Where that has to be asked, some are
+    reserved at a time, through *amender*.
+
+    `_lock` covers `_last` and `_until`, `_reserving` all else.
+    """
+
+    def __init__(self, engine: Any, amender: Amender) -> None:
+        self._engine = engine
+        self._amender = amender
+        self._has_ranges = IOidRanges.providedBy(engine)
+        self._lock = threading.Lock()
+        self._reserving = threading.Lock()
+        self._last: int = engine.max_oid  # handed out, or known from elsewhere
+        self._until = 0 if self._has_ranges else _LAST_OID
+        self._at_a_time = _FIRST_OIDS
+
+    @property
+    def locks(self) -> tuple[threading.Lock, ...]:
+        """What has to be held during a fork."""
+        return self._reserving, self._lock
+
+    def take(self) -> Oid | None:
+        """Return an oid that was never returned before; None if some must be reserved first."""
+        with self._lock:
+            if self._last >= self._until:
+                return None
+            self._last = number = self._last + 1
+        return number.to_bytes(8, "big")
+
+    def reserve(self) -> None:
+        """Reserve some for this process. Raises `StorageError` where there are none left."""
+        if not self._has_ranges:
+            raise StorageError(
+                f"{self._engine.name} has no oids left: there is an object with the last one, "
+                "0xffffffffffffffff. Copy what is reachable to a new storage"
+            )
+        with self._reserving:
+            if self._last < self._until:
+                return
+            wanted = self._at_a_time
+            with self._amender.alone():
+                until = self._engine.reserve_oids(self._last, wanted)
+            with self._lock:
+                self._last = max(self._last, until - wanted)
+                self._until = until
+            self._at_a_time = min(wanted * 2, _MOST_OIDS)
+
+    def note(self, oids: Iterable[Oid]) -> None:
+        """Never hand out *oids*, which may come from elsewhere."""
+        number = int_from_oid(max(oids, default=bytes(8)))
+        if number > self._last:
+            with self._lock:
+                self._last = max(self._last, number)

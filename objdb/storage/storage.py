@@ -1,0 +1,500 @@
+"""The storage: the two-phase protocol over any engine. It keeps no rows itself.
+
+    tpc_vote     take the slot ─► plan again what moved ─► check locks and reads
+                 ─► resolve conflicts ─► assign the tid ─► engine.write
+    tpc_finish   engine.commit ─► free the slot ─► [sync, shared] ─► callback ─► engine.publish
+
+`engine` says what an engine does. Everything between the protocol and the engine is functions, a
+module for each subject: `conflicts`, `versions`, `undo`, `history`, `packing`, `copying`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from zope.interface import directlyProvides
+
+from objdb import errors
+from objdb.ids import MAX_TID, NO_TID, Oid, Tid
+from objdb.interfaces import IStorageVersions
+from objdb.storage import conflicts, history, packing, staging, versions
+from objdb.storage import engine as contract
+from objdb.storage.amending import Amender
+from objdb.storage.clock import Clock
+from objdb.storage.commit import Access, CommitSlot, Phase
+from objdb.storage.committer import Committer, no_callback
+from objdb.storage.copying import CopyProgress, copy_transactions
+from objdb.storage.foreign import Resolve, resolver_of
+from objdb.storage.history import Filter
+from objdb.storage.iteration import TransactionRecord
+from objdb.storage.moments import commit_tid
+from objdb.storage.oids import OidSource
+from objdb.storage.row_packing import pack_rows
+from objdb.storage.staging import Writes
+from objdb.storage.undo import IsEqual, Undo, UndoneObject, tid_from_id
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_CLOSE_SECONDS = 5.0  # how long closing waits for a transaction that has voted
+_STATUSES = (" ", "p", "u")  # committed, packed, undone (old)
+_count = count()
+
+
+class Storage:
+    """A storage over `engine`. *read_only*: take no transactions. *without*: interfaces that it
+    does not declare."""
+
+    def __init__(
+        self, engine: Any, *, read_only: bool = False, without: tuple[Any, ...] = ()
+    ) -> None:
+        self.engine = engine
+        self._name: str = engine.name
+        # Everybody spells a path alike; without one no two storages of this process are alike.
+        path = engine.path
+        self._sort_key = os.path.realpath(path) if path else f"{self._name}:{next(_count)}"
+        self._access = Access(self._name, read_only)
+        self._slot = CommitSlot(self._name)
+        self._amender = Amender(engine, self._slot)
+        self._oids = OidSource(engine, self._amender)
+        self._committer = Committer(engine, self._slot, self._oids)
+        self._is_shared = contract.IShared.providedBy(engine)
+        is_fast = contract.ICurrentLoad.providedBy(engine)
+        self._fast: Any = engine if is_fast else contract.NoFastLoad()
+        has_own = contract.IOwnHistory.providedBy(engine)
+        self._past: Any = engine if has_own else history.RowHistory(engine, self._amender.watch)
+        self._db: Any = None
+        self._resolve: Resolve = conflicts.resolve_nothing
+        self._is_equal: IsEqual = conflicts.same_bytes
+        self._walk = history.RecordWalk(self, self._iter_oids)
+        directlyProvides(self, *contract.declared(type(self), engine, without))
+        self._clock: Clock | None = None
+        self._start_clock()
+
+    # -- facts
+
+    def getName(self) -> str:
+        """Return the storage's name (a path, where there is one)."""
+        return self._name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._access}>"
+
+    def sortKey(self) -> str:
+        """See `IStorage`: all processes spell it alike for a storage with a path."""
+        return self._sort_key
+
+    def isReadOnly(self) -> bool:
+        """Return whether the storage was opened for reading only."""
+        return self._access.is_read_only
+
+    def lastTransaction(self) -> Tid:
+        """Return the tid of the last transaction that others can see."""
+        return bytes(self.engine.visibility.tid)
+
+    def getSize(self) -> int:
+        """Return the size in bytes, on the medium where there is one."""
+        return int(self.engine.size())
+
+    def __len__(self) -> int:
+        """The number of objects."""
+        return int(self.engine.count())
+
+    def supportsUndo(self) -> bool:
+        """See `IStorageUndoable`."""
+        return bool(self.engine.keeps_history)
+
+    def supportsVersions(self) -> bool:
+        """See `IStorageVersions`."""
+        return bool(IStorageVersions.providedBy(self))
+
+    def registerDB(self, db: Any) -> None:
+        """Take from *db* the functions that resolve conflicts and compare records, if it has
+        them; ask it what is being read, and tell it what others commit."""
+        self._db = db
+        self._resolve = resolver_of(db, conflicts.resolve_nothing)
+        self._is_equal = getattr(db, "is_equal", conflicts.same_bytes)
+
+    # -- oids
+
+    def new_oid(self) -> Oid:
+        """Return an oid that was never returned before and belongs to no object."""
+        if self._access.is_limited:
+            self._access.require_writable()
+        while (oid := self._oids.take()) is None:
+            self._access.require_writable()
+            self._oids.reserve()
+        return oid
+
+    # -- reading
+
+    def load(self, oid: Oid, version: str = "") -> tuple[bytes, Tid]:
+        """Return (record, tid) of the current revision of *oid*. Raises `POSKeyError`."""
+        if version:
+            self._require_version(version)
+        found = self.loadBefore(oid, MAX_TID, version)
+        if found is None:
+            raise errors.POSKeyError(oid, database=self._name)
+        return found[0], found[1]
+
+    def loadBefore(
+        self, oid: Oid, tid: Tid, version: str = ""
+    ) -> tuple[bytes, Tid, Tid | None] | None:
+        """See `IStorageVersions`."""
+        found = self._fast.load_current(oid, tid, version)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+        self._access.require_open()
+        return self._past.load_before(oid, tid, version)  # type: ignore[no-any-return]
+
+    def loadSerial(self, oid: Oid, serial: Tid) -> bytes:
+        """See `IStorage`."""
+        self._access.require_open()
+        return bytes(self._past.load_serial(oid, serial))
+
+    def getTid(self, oid: Oid) -> Tid:
+        """Return the tid of the current revision of *oid*. Raises `POSKeyError`."""
+        return self.load(oid)[1]
+
+    def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
+        """See `IStorageHistory`."""
+        self._access.require_open()
+        return list(self._past.list_revisions(oid, size))
+
+    def iterator(
+        self, start: Tid | None = None, stop: Tid | None = None
+    ) -> Iterator[TransactionRecord]:
+        """See `IStorageIteration`."""
+        return iter(self._past.iterate(start, stop))
+
+    def record_iternext(self, next: Oid | None = None) -> tuple[Oid, Tid, bytes, Oid | None]:
+        """See `IStorageCurrentRecordIteration`."""
+        self._access.require_open()
+        return self._walk.step(next)
+
+    def _iter_oids(self) -> Iterator[Oid]:
+        return (oid for oid, _ in self.engine.chains())
+
+    def lastInvalidations(self, count: int) -> list[tuple[Tid, list[Oid]]]:
+        """See `IStorageCurrentRecordIteration`."""
+        self._access.require_open()
+        return history.last_transactions(self.engine, count)
+
+    def self_check(self) -> list[str]:
+        """See `IStorageSelfCheck`."""
+        self._access.require_open()
+        return list(self.engine.self_check())
+
+    # -- staging
+
+    def tpc_begin(self, transaction: Any, tid: Tid | None = None, status: str = " ") -> None:
+        """See `IStorage`. Raises `StorageTransactionError` if it has begun already."""
+        self._access.require_writable()
+        if status not in _STATUSES:
+            raise errors.UsageError(
+                f"{status!r} is not the status of a transaction: that is a space, p (packed) or u"
+            )
+        self._slot.begin(transaction, Writes(transaction, tid, status))
+
+    def store(
+        self, oid: Oid, serial: Tid | None, data: bytes, version: str, transaction: Any
+    ) -> None:
+        """Stage the record *data* as a revision of *oid*, made from the revision *serial*."""
+        writes = self._slot.staged(transaction)
+        if version:
+            self._require_version(version)
+        staging.require_size(oid, data)
+        writes.write(oid, serial or NO_TID, data, version)
+
+    def restore(
+        self, oid: Oid, serial: Tid, data: bytes | None, version: str, prev_txn: Tid | None,
+        transaction: Any,
+    ) -> None:
+        """See `IStorageRestoreable`. *data* None makes a tombstone."""
+        writes = self._slot.staged(transaction)
+        if version:
+            self._require_version(version)
+        if data is not None:
+            staging.require_size(oid, data)
+        writes.write(oid, None, data, version)
+        if data is not None and prev_txn is not None:
+            row = self.engine.row(oid, prev_txn)
+            if row is not None and row.data == data:
+                writes.point_back(oid, prev_txn, self._amender.count)
+
+    def deleteObject(self, oid: Oid, serial: Tid, transaction: Any) -> None:
+        """Stage that *oid*, at revision *serial*, exists no more."""
+        self._slot.staged(transaction).write(oid, serial, None)
+
+    def checkCurrentSerialInTransaction(
+        self, oid: Oid, serial: Tid, transaction: Any, version: str = ""
+    ) -> None:
+        """See `IStorageVersions`."""
+        self.checkReads({oid: serial}, None, transaction, version)
+
+    def checkReads(
+        self, serials: dict[Oid, Tid], unchanged_since: Tid | None, transaction: Any,
+        version: str = "",
+    ) -> None:
+        """See `IStorageReadChecks`."""
+        writes = self._slot.staged(transaction)
+        writes.reads.setdefault(version, {}).update(serials)
+        if unchanged_since is not None:
+            writes.unchanged_since = unchanged_since
+
+    def copyTransactionsFrom(
+        self, other: Any, progress: Callable[[CopyProgress], object] | None = None
+    ) -> int:
+        """See `IStorageRestoreable`."""
+        return copy_transactions(other, self, progress)
+
+    # -- versions
+
+    def versions(self, max: int | None = None) -> list[str]:
+        """See `IStorageVersions`."""
+        self._access.require_open()
+        return sorted({found.version for found in self.engine.in_versions().values()})[:max]
+
+    def versionEmpty(self, version: str) -> bool:
+        """See `IStorageVersions`."""
+        return not self.objects_in_version(version)
+
+    def modifiedInVersion(self, oid: Oid) -> str:
+        """See `IStorageVersions`."""
+        self._access.require_open()
+        current = self.engine.current([oid])[oid]
+        if current is None:
+            raise errors.POSKeyError(oid, database=self._name)
+        return str(current.version)
+
+    def objects_in_version(self, version: str) -> list[Oid]:
+        """See `IStorageVersions`."""
+        self._access.require_open()
+        return list(versions.modified_in(self.engine, versions.require_name(version)))
+
+    def commitVersion(self, source: str, destination: str, transaction: Any) -> list[Oid]:
+        """See `IStorageVersions`."""
+        versions.require_two(source, destination)
+        return self._empty(source, destination, transaction)
+
+    def abortVersion(self, version: str, transaction: Any) -> list[Oid]:
+        """See `IStorageVersions`."""
+        return self._empty(versions.require_name(version), None, transaction)
+
+    def _empty(self, version: str, destination: str | None, transaction: Any) -> list[Oid]:
+        writes = self._slot.staged(transaction)
+        return self._request(
+            writes, partial(versions.empty, self.engine, writes, version, destination)
+        )
+
+    def _request(self, writes: Writes, make: Callable[[], list[Oid]]) -> list[Oid]:
+        with self._amender.lock:
+            return staging.request(self.engine, writes, self._amender.count, make)
+
+    _last_name: Any = None  # the last name of a version that was found to be one
+
+    def _require_version(self, version: str) -> None:
+        if version is not self._last_name:
+            history.require_history(self.engine, "there are no versions")
+            if not self.supportsVersions():
+                raise errors.Unsupported(f"{self._name}: versions are not supported")
+            self._last_name = versions.require_name(version)
+
+    # -- undo
+
+    def undo(self, transaction_id: Any, transaction: Any) -> tuple[Tid | None, list[Oid]]:
+        """See `IStorageUndoable`."""
+        writes = self._slot.staged(transaction)
+        tid = tid_from_id(transaction_id)
+        self._access.require_open()
+        history.require_history(self.engine, "nothing can be undone")
+        return writes.tid, self._request(writes, partial(self._undo(writes).stage, tid))
+
+    def _undo(self, writes: Writes) -> Undo:
+        return Undo(self.engine, writes, partial(self._merge, writes), self._is_equal)
+
+    def preview_undo(self, transaction_ids: Iterable[Any]) -> list[UndoneObject]:
+        """See `IStorageUndoable`."""
+        self._access.require_open()
+        history.require_history(self.engine, "nothing can be undone")
+        with self._amender.lock:
+            return self._undo(Writes(None)).preview(transaction_ids)
+
+    def undoLog(
+        self, first: Any = 0, last: Any = -20, filter: Filter | None = None
+    ) -> list[dict[str, Any]]:
+        """See `IStorageUndoable`. Raises `UsageError` for bounds that make no sense."""
+        self._access.require_open()
+        return history.undo_log(self._past, first, last, filter)
+
+    def undoInfo(
+        self, first: Any = 0, last: Any = -20, specification: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """See `IStorageUndoable`."""
+        return self.undoLog(first, last, history.having(specification))
+
+    # -- committing
+
+    def tpc_vote(self, transaction: Any) -> list[Oid]:
+        """See `IStorage`. After a `ConflictError` or its kind nothing is held: abort."""
+        writes: Writes = self._slot.staged(transaction)
+        self._slot.take(writes)
+        try:
+            self._access.require_writable()
+            if self._is_shared:
+                self.engine.begin_vote()
+            self._check(writes)
+            writes.tid = commit_tid(self._name, writes.tid, self.engine.visibility.committed_tid)
+            writes.token = self.engine.write(
+                staging.transaction_row(writes), staging.StagedRows(self.engine, writes)
+            )
+        except errors.ConflictError as error:
+            if error.oid in writes.bases:
+                error.record = writes.record(error.oid)
+            self._committer.take_back_and_wait(writes)
+            raise
+        except BaseException as error:
+            self._committer.take_back(writes)
+            if isinstance(error, errors.StorageFailedError):
+                self._slot.fail(str(error))
+                self._slot.require_not_failed()
+            raise
+        finally:
+            if self._is_shared:
+                self.engine.end_vote()
+        writes.phase = Phase.VOTED
+        return writes.resolved
+
+    def _check(self, writes: Writes) -> None:
+        if writes.plan is None:
+            writes.current = self.engine.current(writes.bases)
+        else:
+            staging.plan_again_if_moved(self.engine, writes, self._amender.count)
+            writes.current = staging.current_of(self.engine, writes)
+        if writes.back_pointers:
+            staging.settle_back_pointers(self.engine, writes, self._amender.count)
+        conflicts.check_locks(writes)
+        if writes.reads or writes.unchanged_since is not None:
+            conflicts.check_reads(self.engine, writes)
+        conflicts.resolve_conflicts(self.engine, writes, partial(self._merge, writes))
+
+    def _merge(
+        self, writes: Writes, oid: Oid, old: bytes | None, committed: bytes, new: bytes,
+        serials: tuple[Tid, Tid],
+    ) -> bytes:
+        """Let the application merge two changes; the transaction may hold the slot, or not."""
+        with self._slot.resolving_in(writes):
+            return self._resolve(oid, old, committed, new, serials)
+
+    def tpc_finish(
+        self, transaction: Any, callback: Callable[[Tid], object] | None = None
+    ) -> Tid:
+        """See `IStorage`."""
+        writes: Writes = self._slot.staged(transaction, Phase.VOTED)
+        assert writes.tid is not None
+        try:
+            if self._access.is_released:
+                self._access.require_open()
+            self._committer.commit(writes, callback or no_callback)
+            return writes.tid
+        finally:
+            self._slot.release(writes)
+            self._slot.end(transaction)
+            writes.close()
+
+    def tpc_abort(self, transaction: Any) -> None:
+        """Drop everything staged. Ignored for a transaction that has not begun."""
+        writes: Writes | None = self._slot.end(transaction)
+        if writes is None:
+            return
+        try:
+            if writes.phase is Phase.VOTED:
+                self._committer.take_back(writes)
+        finally:
+            writes.close()
+
+    # -- packing
+
+    @property
+    def packed_tid(self) -> Tid:
+        """See `IStoragePacked`."""
+        return self._amender.packed_tid
+
+    def pack(
+        self, time: Any, referencesf: packing.References, gc: bool = True, *,
+        progress: packing.Progress | None = None, keep_old: bool = False, dry_run: bool = False,
+        roots: Callable[[], Iterable[Oid]] | None = None,
+        elsewhere: packing.Elsewhere | None = None,
+    ) -> packing.PackResult:
+        """See `IStoragePackable`."""
+        if dry_run:
+            self._access.require_open()
+        else:
+            self._access.require_writable()
+        options = packing.PackOptions(
+            time, referencesf, gc, progress, keep_old, dry_run, roots or packing.no_roots,
+            elsewhere or packing.nowhere_else, self._access.require_open,
+        )
+        with self._amender.packing():
+            if contract.IOwnPack.providedBy(self.engine):
+                result: packing.PackResult = self.engine.pack(options, self._rewriting)
+                return result
+            return pack_rows(self._amender, options)
+
+    @contextmanager
+    def _rewriting(self) -> Iterator[None]:
+        """Let an engine that packs itself change its rows: see `IOwnPack`."""
+        with self._amender.alone():
+            self._committer.wait_for_all()
+            self._access.require_open()
+            yield
+            self._amender.count += 1
+
+    # -- the clock, and the end
+
+    def _start_clock(self) -> None:
+        seconds = self.engine.tick_seconds if contract.IMaintained.providedBy(self.engine) else 0
+        if seconds:
+            self._clock = Clock(seconds, self._tick, f"{self._name} clock")
+
+    def _tick(self) -> None:
+        """Do what is to be done now and then (called by a thread)."""
+        if self._slot.failure is None:
+            try:
+                self.engine.tick()
+            except errors.StorageFailedError as error:
+                self._slot.fail(str(error))
+                self._slot.require_not_failed()
+            if contract.IPrunable.providedBy(self.engine) and not (
+                self.engine.keeps_history or self._access.is_read_only
+            ):
+                self._amender.prune(self._db, self.engine.keep_seconds)
+
+    def close(self) -> None:
+        """Close the storage. A second call does nothing."""
+        if self._access.is_closed:
+            return
+        self._access.is_closed = True
+        if self._access.is_fork:
+            self.engine.close()  # a fork's copy: who held the slot is not in this process
+            return
+        if self._clock is not None:
+            self._clock.stop(_CLOSE_SECONDS)
+        self._amender.wait_for_pack(_CLOSE_SECONDS)
+        with self._slot.quiet(_CLOSE_SECONDS):
+            try:
+                self._committer.wait_for_all()
+            finally:
+                self._access.is_released = True
+                self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

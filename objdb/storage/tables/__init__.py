@@ -1,1 +1,0 @@
-"""Storages whose revisions are rows of a table: what they share, however the rows are kept."""
