@@ -28,9 +28,10 @@ The documentation's first page is docs/quickstart.md.
 #                     prefetch
 #     records/     3  object state to bytes and back; the only place that pickles
 #     storage/     4  bytes to revisions: engine (the contract), memory, storage (the protocol
-#                     over any engine: commit, committer, durability, staging, oids), conflicts,
-#                     versions, undo, history, copying, amending, row_packing, packing, rows,
-#                     bytesmap, pickled, clock, moments, foreign (what was written for ZODB),
+#                     over any engine: commit, holding, committer, durability, staging, oids),
+#                     conflicts, versions, undo, history, copying, amending, row_packing,
+#                     packing, rows, bytesmap, pickled, clock, moments, foreign (what was
+#                     written for ZODB),
 #                     file/, sql/, berkeley/; storages over storages: layers/
 #       files.py   5  the seam to the operating system
 #     check.py        whole-database invariants

@@ -4,7 +4,9 @@ may be."""
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import objdb
-from objdb import interfaces
+from objdb import interfaces, storage
 
 ROOT = Path(objdb.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -37,7 +39,7 @@ ALLOWED = {
     "safe": LEAVES | {"storage", "database"},
     "tools": LEAVES | {"records", "storage", "database", "check", "safe", "version"},
     "__main__": {"tools"},
-    "testing": LEAVES | {"storage"},
+    "testing": LEAVES | {"storage", "check"},
     "__init__": LEAVES | {"connection", "database", "storage", "notebook", "typed", "version"},
 }
 # Their methods are described in safe/table.py.
@@ -127,6 +129,18 @@ def test_public_things_say_what_they_are(path: Path) -> None:
         for method in node.body if isinstance(node, ast.ClassDef) else ():
             if isinstance(method, FUNCTIONS) and not method.name.startswith("_"):
                 assert is_seam or ast.get_docstring(method), f"{node.name}.{method.name}"
+
+
+def test_storages_are_no_towers() -> None:
+    """A class of a storage or an engine has one class of ours behind it, at most."""
+    for info in pkgutil.walk_packages(storage.__path__, "objdb.storage."):
+        module = importlib.import_module(info.name)
+        for name, value in vars(module).items():
+            is_row = isinstance(value, type) and issubclass(value, tuple)
+            if isinstance(value, type) and value.__module__ == info.name and not is_row:
+                ours = [each for each in value.__mro__ if each.__module__.startswith("objdb.")]
+                is_layer = info.name.startswith("objdb.storage.layers.")
+                assert len(ours) <= (3 if is_layer else 2) or issubclass(value, Exception), name
 
 
 def test_the_facade() -> None:

@@ -76,27 +76,22 @@ class ObjectCommitter(ObjectLoader):
         self.committed_tid: Tid | None = None  # of the last transaction, since it was opened
 
     def _reset_transaction(self) -> None:
-        self._transaction: Any = None  # the one this connection has joined
         self._changes = ChangeSet()
         self._savepoints = None
-        self._commit: Any = None  # what all that take part, of this database, share
         self._metadata: Any = None
         self._stored: dict[Oid, Persistent | None] = {}
         self._bytes_put_away = 0  # by savepoints, since the cache was emptied
         self._unreadable: ReadConflictError | None = None  # why nothing can be committed
+        self._commit: Any = None  # what all that take part, of this database, share
+        self._transaction: Any = None  # the one this connection has joined; the last to go
 
     def isReadOnly(self) -> bool:
         """Whether objects cannot be changed through this connection."""
         return self._past is not None or bool(self._storage.isReadOnly())
 
-    # -- change
-
     def register(self, obj: Any) -> None:
-        """Note that *obj* is being changed (called by the object, before its first change).
-
-        `ReadOnlyError` on a read-only database, `ConcurrentUseError` from a thread that is not
-        the connection's, `ConnectionStateError` after close.
-        """
+        """Note that *obj* is being changed (called by the object, before its first change). Raises
+        `ReadOnlyError`, `ConnectionStateError`, or `ConcurrentUseError` in another thread."""
         if self._refused:
             self._drop_refused(obj)
         try:
@@ -284,8 +279,8 @@ class ObjectCommitter(ObjectLoader):
         return f"{self._storage.sortKey()}:{id(self)}"
 
     def tpc_begin(self, txn: Any) -> None:
-        """Begin to commit. `ReadConflictError` if something could not be read, see `isolation`;
-        `UnregisteredMutationError` if the database looks for such."""
+        """Begin to commit. Raises `ReadConflictError` (see `isolation`) and
+        `UnregisteredMutationError`."""
         self._require_readable()
         if self._has_mutated():
             raise error_for(self._mutated)
@@ -317,7 +312,7 @@ class ObjectCommitter(ObjectLoader):
                     self._stored[oid] = None
 
     def _check_reads(self) -> None:
-        """Let the vote fail unless all that was to be current, or was read, is still as it was."""
+        """Let the vote fail unless all that was to be current, or read, is as it was."""
         for oid, serial in self._must_be_current.items():
             if oid not in self._stored:
                 self._storage.checkCurrentSerialInTransaction(
@@ -367,20 +362,28 @@ class ObjectCommitter(ObjectLoader):
             raise
 
     def tpc_finish(self, txn: Any) -> None:
-        """Commit; the objects now have the tid of this transaction as serial.
-
-        `PartialCommitError` if that fails, and others have a part in the transaction.
-        """
+        """Commit; the objects now have the tid of this transaction as serial. Raises
+        `PartialCommitError` if that fails, and others have a part in the transaction."""
         try:
             tid = self._commit.finish()
-        except Exception as error:
+            self._note_committed(txn, tid)
+        except BaseException as error:
+            if self._transaction is not None and self._commit.committed_tid is not None:
+                # It was interrupted, and is committed: it goes through to its end.
+                self._commit.abort()
+                self._note_committed(txn, self._commit.committed_tid)
+                raise
             partial = outcome.failed_to_finish(txn, self)
-            if partial is None:
+            if partial is None or not isinstance(error, Exception):
                 raise
             raise partial from error
+
+    def _note_committed(self, txn: Any, tid: Tid) -> None:
+        """Let the objects have the tid of this transaction; again, if it was interrupted."""
         outcome.note_committed(txn, self)
-        self.committed_tid = tid
-        self.store_count += len(self._stored)
+        if self.committed_tid != tid:
+            self.committed_tid = tid
+            self.store_count += len(self._stored)
         cache = self._cache
         for oid, obj in self._stored.items():
             if obj is None:  # it went from the savepoint's file to the storage
@@ -399,12 +402,18 @@ class ObjectCommitter(ObjectLoader):
 
     def abort(self, txn: Any) -> None:
         """Drop all changes: changed objects become ghosts, new ones are unsaved again. The
-        storage drops what it has of the transaction, if a commit of it has begun: `transaction`
-        calls this, and `tpc_abort` behind it, when a commit fails before the connection voted.
-
-        Ignored for a transaction that this connection is not in (any more).
-        """
+        storage drops what it has of the transaction: `transaction` calls this, and `tpc_abort`
+        behind it, when a commit fails before the vote. Ignored for another transaction."""
         if txn is not self._transaction:
+            return
+        try:
+            self._abort()
+        except BaseException:
+            self._abort()  # what is left of it
+            raise
+
+    def _abort(self) -> None:
+        if self._transaction is None:
             return
         try:
             if self._commit is not None:
@@ -445,16 +454,14 @@ class ObjectCommitter(ObjectLoader):
     def _end_transaction(self) -> None:
         if self._savepoints is not None:
             self._savepoints.close()
-        self._reset_transaction()
         if self._phase is not Phase.CLOSED:
-            self._phase = Phase.IDLE
             self._load_before = self._load_committed
-
-    # -- savepoints
+            self._phase = Phase.IDLE
+        self._reset_transaction()
 
     def savepoint(self) -> Savepoint:
-        """Write all changes to a temporary file, where memory can let go of them, and return
-        the way back to here (called by `transaction.savepoint`)."""
+        """Write all changes to a temporary file, and return the way back to here (called by
+        `transaction.savepoint`)."""
         self._require_usable()
         self._require_readable()
         if self._savepoints is None:

@@ -151,6 +151,8 @@ class Connection(ObjectCommitter):
     def _begin_view(self) -> None:
         """Move to the last transaction: objects changed since become ghosts."""
         if self._phase is not Phase.IDLE:
+            self._leave_dead_transaction()
+        if self._phase is not Phase.IDLE:
             return
         self._has_view = True
         self._must_be_current.clear()
@@ -165,6 +167,14 @@ class Connection(ObjectCommitter):
         if self._reads is not None:
             self._reads.begin()
 
+    def _leave_dead_transaction(self) -> None:
+        """Drop the changes of a transaction that has forgotten this connection: it was interrupted
+        while it ended."""
+        txn = self._transaction
+        known = getattr(txn, "_resources", (self,))
+        if txn is not None and all(each is not self for each in known):
+            self.abort(txn)
+
     def _move(self) -> None:
         last = self._db.current_tid()
         log = self._db.invalidations
@@ -176,23 +186,23 @@ class Connection(ObjectCommitter):
                 self._cache.invalidate([oid for oid, _ in self._cache.lru_items()])
             elif oids:
                 self._cache.invalidate(oids)
-            self._snapshot = last
-            self._set_bound()
+            self._set_bound(last)
+            self._snapshot = last  # the last to change: who is interrupted before comes here again
 
     def view_tid(self, last: Tid) -> Tid:
         """Return the tid that the view is at; *last* if the connection is closed: what it will
         open then is not older."""
         return last if self._phase is Phase.CLOSED else self._snapshot
 
-    def _set_bound(self) -> None:
-        """Set what loads are bounded by."""
+    def _set_bound(self, snapshot: Tid) -> None:
+        """Set what loads are bounded by in a view of *snapshot*."""
         if self._past is not None:
             # Nor what is committed later, should the clock go back.
-            self._before = min(self._past, next_tid(self._snapshot))
+            self._before = min(self._past, next_tid(snapshot))
         elif self._isolation == "read-current":
             self._before = MAX_TID
         else:
-            self._before = next_tid(self._snapshot)
+            self._before = next_tid(snapshot)
 
     # -- opening and closing
 
@@ -238,7 +248,7 @@ class Connection(ObjectCommitter):
         self._past = past
         if past is not None and self._snapshot == NO_TID:  # else it was here before
             self._snapshot = self._db.current_tid()
-        self._set_bound()
+        self._set_bound(self._snapshot)
         self.__dict__.pop("setstate", None)
         if self._isolation == "read-current":
             # What objects call when they are touched, before the class's.
@@ -269,6 +279,7 @@ class Connection(ObjectCommitter):
         """
         if self._phase is Phase.CLOSED:
             return
+        self._leave_dead_transaction()
         if self._phase is not Phase.IDLE:
             raise ConnectionStateError(
                 f"{self!r} has uncommitted changes. Commit or abort the transaction first"
@@ -276,11 +287,16 @@ class Connection(ObjectCommitter):
         try:
             while self._when_closed:
                 self._when_closed.pop()()
-        finally:
-            for companion in self._companions.values():
-                companion._cache.incrgc()
-                companion.abandon()
-            self._db.return_connection(self)
+            self._give_back()
+        except BaseException:
+            self._give_back()  # or what is left of it
+            raise
+
+    def _give_back(self) -> None:
+        for companion in self._companions.values():
+            companion._cache.incrgc()
+            companion.abandon()
+        self._db.return_connection(self)
 
     def abandon(self) -> None:
         """Make the connection unusable, whatever it was doing (called when it is closed, or its

@@ -47,6 +47,12 @@ class InvalidationLog:
         oids = list(oids)
         with self._lock:
             tids, changes = self._entries
+            del changes[len(tids) :]  # of a call that was interrupted
+            at = len(tids)
+            while at and tids[at - 1] == tid:
+                at -= 1
+                if changes[at][1] is origin and changes[at][0] == oids:
+                    return  # it is called again
             changes.append((oids, origin, versions))
             tids.append(tid)
             self._count += len(oids) + 1

@@ -182,15 +182,27 @@ class ConnectionPool:
     def take(self) -> Connection:
         """Return a connection that nobody else has; `PoolTimeoutError` when none comes free, and
         at once where waiting would keep those who hold them from giving them back."""
-        holder = self.holder()
-        with self._lock:
-            if self._free and not self._waiting:
-                connection = self._free.pop()
-                self._out[connection] = holder
-                return connection
-            waiter = _ThreadWaiter(holder)
-            self._waiting.append(waiter)
-            self._serve()
+        holder, taken, waiter = self.holder(), None, None
+        try:
+            with self._lock:
+                if self._free and not self._waiting:
+                    taken = self._free.pop()
+                    self._out[taken] = holder
+                    return taken
+                waiter = _ThreadWaiter(holder)
+                self._waiting.append(waiter)
+                self._serve()
+            return self._wait_for(waiter)
+        except PoolTimeoutError:
+            raise
+        except BaseException:
+            if taken is not None:
+                self.give_back(taken)
+            elif waiter is not None:
+                self._withdraw(waiter)
+            raise
+
+    def _wait_for(self, waiter: _ThreadWaiter) -> Connection:
         leaked: list[Holder] = []
         deadline = time.monotonic() + self.wait
         while not waiter.is_served:

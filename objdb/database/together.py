@@ -36,6 +36,7 @@ class StorageCommit:
         self._voted: list[tuple[Iterable[Oid], Callable[[Tid], object]]] = []
         self.resolved: list[Oid] = []  # when all have voted
         self._tid: Tid | None = None
+        self.committed_tid: Tid | None = None  # as soon as it is known to be committed
 
     def begin(self) -> Any:
         """Take part; return what the storage calls the transaction."""
@@ -66,6 +67,7 @@ class StorageCommit:
         return self._tid
 
     def _tell(self, tid: Tid) -> None:
+        self.committed_tid = tid
         for _, committed in self._voted:
             committed(tid)
 

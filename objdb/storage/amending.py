@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from threading import get_ident
 from typing import Any
@@ -18,6 +18,7 @@ from objdb.ids import NO_TID, Oid, Tid, tid_after
 from objdb.storage.commit import CommitSlot
 from objdb.storage.engine import IOwnPack, IPackedTid, IShared
 from objdb.storage.history import View
+from objdb.storage.holding import hold_for, let_go
 from objdb.storage.rows import Row, TransactionRow
 
 Rows = dict[tuple[Oid, Tid], "Row | None"]
@@ -53,21 +54,45 @@ class Amender:
     @contextmanager
     def packing(self) -> Iterator[None]:
         """Keep other packs away. Raises `PackError` if there is one."""
-        if not self._pack_lock.acquire(blocking=False):
-            raise PackError(
-                f"{self.engine.name} is being packed already. Wait until that has ended"
-            )
-        self._packer = get_ident()
+        held: list[Any] = []
         try:
+            hold_for(self._pack_lock, 0, held)
+            if not held:
+                raise PackError(
+                    f"{self.engine.name} is being packed already. Wait until that has ended"
+                )
+            self._packer = get_ident()
             yield
         finally:
-            self._packer = 0
-            self._pack_lock.release()
+            try:
+                if held:
+                    self._packer = 0
+                let_go(held)
+            except BaseException:
+                let_go(held)
+                raise
 
     def wait_for_pack(self, seconds: float) -> None:
         """Wait, at most *seconds*, for a pack in another thread to end."""
-        if self._packer != get_ident() and self._pack_lock.acquire(timeout=seconds):
-            self._pack_lock.release()
+        held: list[Any] = []
+        try:
+            if self._packer != get_ident():
+                hold_for(self._pack_lock, seconds, held)
+        finally:
+            try:
+                let_go(held)
+            except BaseException:
+                let_go(held)
+                raise
+
+    @contextmanager
+    def rewriting(self, get_ready: Callable[[], None]) -> Iterator[None]:
+        """Keep everybody else away while an engine that packs itself changes its rows: see
+        `IOwnPack`. *get_ready* is called first."""
+        with self.alone():
+            get_ready()
+            yield
+            self.count += 1
 
     def amend(self, rows: Rows, transactions: Transactions) -> None:
         """Change rows as `IEngine.amend` says. Called inside `alone`."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from zope.interface import implementer
 
-from objdb.errors import FileFormatError, UsageError
+from objdb.errors import FileFormatError, StorageFailedError, UsageError
 from objdb.ids import Oid, Tid
 from objdb.storage.engine import IEngine, Visibility
 from objdb.storage.rows import (
@@ -79,8 +79,10 @@ class BytesEngine:
             self.visibility.show(self._tids[-1])
 
     def _add(self, oid: Oid, row: Row) -> None:
-        self._chains.setdefault(oid, []).append(row.tid)
-        self._size += len(row.data or b"")
+        chain = self._chains.setdefault(oid, [])
+        if chain[-1:] != [row.tid]:  # else this was interrupted
+            chain.append(row.tid)
+            self._size += len(row.data or b"")
         self._in_versions.pop(oid, None)
         if row.version:
             self._in_versions[oid] = Current(row.tid, row.version)
@@ -163,11 +165,22 @@ class BytesEngine:
 
     def commit(self, token: Written) -> None:
         """See `IEngine`."""
-        self.data[token.transaction.tid] = encode_transaction(token.transaction)
+        tid = token.transaction.tid
+        try:
+            self.data[tid] = encode_transaction(token.transaction)
+        except Exception as error:
+            raise StorageFailedError(
+                f"the mapping did not take a transaction ({error!r})"
+            ) from error
         self._undecided = []
         for oid, row in token.rows:
             self._add(oid, row)
-        self._tids.append(token.transaction.tid)
+        if self._tids[-1:] != [tid]:
+            self._tids.append(tid)
+
+    def is_committed(self, token: Written) -> bool:
+        """See `IEngine`."""
+        return token.transaction.tid in self.data
 
     def publish(self, token: Written) -> None:
         """See `IEngine`."""

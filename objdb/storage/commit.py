@@ -2,7 +2,7 @@
 
            tpc_begin         tpc_vote                tpc_finish
     (none) ────────► BEGUN ───────────► VOTED ───────────────► (gone, committed)
-                       │  slot taken      │  decided, slot freed
+                       │  slot taken      │  COMMITTED, slot freed
                        └── tpc_abort ─────┴───────► (gone, nothing happened)
 
 Any number of transactions can be BEGUN: they stage their writes without a lock. One at a time
@@ -28,6 +28,7 @@ from objdb.errors import (
     UsageError,
 )
 from objdb.storage.extension import dumps_extension, loads_extension
+from objdb.storage.holding import hold, hold_for, let_go
 
 
 class TransactionMetaData:
@@ -128,6 +129,8 @@ class Phase(enum.Enum):
 
     BEGUN = "begun"
     VOTED = "voted"
+    COMMITTED = "committed"
+    UNKNOWN = "committed or not: nobody knows"
 
 
 class Access:
@@ -179,7 +182,7 @@ class Access:
 class CommitSlot:
     """Knows every transaction that has begun, and lets one at a time decide its outcome.
 
-    `_lock` is held from `take` to `release` by the transaction `_holder`; `_staged` maps a
+    `_lock` is held from `take` to `release` by one transaction; `_staged` maps a
     transaction's identity to its staged writes (each entry is touched by its own thread only).
     `resolving` is the thread that is in an application's code with the lock held, or 0. `failure`
     says why nobody commits any more; None as long as somebody may.
@@ -188,7 +191,6 @@ class CommitSlot:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.Lock()
-        self._holder: Any = None
         self._staged: dict[int, Any] = {}
         self.resolving = 0
         self.failure: str | None = None
@@ -233,14 +235,18 @@ class CommitSlot:
         return staged
 
     def take(self, staged: Any) -> None:
-        """Wait for the slot, and hold it. Raises `StorageFailedError` after a failure, and
-        `StorageTransactionError` inside `_p_resolveConflict`, which would wait for ever."""
+        """Wait for the slot, and hold it: `staged.held` has the lock then. Raises
+        `StorageFailedError` after a failure, and `StorageTransactionError` inside
+        `_p_resolveConflict`, which would wait for ever."""
         self._require_outside()
-        self._lock.acquire()
-        self._holder = staged
+        hold(self._lock, staged.held)
         if self.failure is not None:
             self.release(staged)
             self.require_not_failed()
+
+    def is_held_by(self, staged: Any) -> bool:
+        """Whether *staged* holds the slot."""
+        return self._lock in staged.held
 
     def _require_outside(self) -> None:
         if self.resolving == get_ident():
@@ -251,18 +257,17 @@ class CommitSlot:
 
     def release(self, staged: Any) -> None:
         """Let the next transaction have the slot, if *staged* holds it."""
-        if self._holder is staged:
-            self._holder = None
-            self._lock.release()
+        if staged.held:
+            let_go(staged.held)
 
     @contextmanager
     def resolving_in(self, staged: Any) -> Iterator[None]:
         """Note, if *staged* holds the slot, that this thread is in an application's code."""
-        if self._holder is not staged:
+        if not self.is_held_by(staged):
             yield
             return
-        self.resolving = get_ident()
         try:
+            self.resolving = get_ident()
             yield
         finally:
             self.resolving = 0
@@ -284,13 +289,21 @@ class CommitSlot:
     def quiet(self, seconds: float) -> Iterator[bool]:
         """Hold the slot, without a transaction, to close the storage; after *seconds*, go on
         without it (a transaction that voted may never be finished). Gives whether it is held."""
-        is_held = self._lock.acquire(timeout=seconds)
+        held: list[Any] = []
         try:
-            yield is_held
+            hold_for(self._lock, seconds, held)
+            yield bool(held)
         finally:
-            if is_held:
-                self._lock.release()
+            try:
+                let_go(held)
+            except BaseException:
+                let_go(held)
+                raise
 
-    def end(self, transaction: Any) -> Any:
-        """Forget *transaction* and return what it had staged, or None if it never began."""
-        return self._staged.pop(id(transaction), None)
+    def find(self, transaction: Any) -> Any:
+        """Return what *transaction* has staged, or None if it never began, or has ended."""
+        return self._staged.get(id(transaction))
+
+    def end(self, transaction: Any) -> None:
+        """Forget *transaction*."""
+        self._staged.pop(id(transaction), None)

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from objdb.errors import StorageFailedError
+from objdb.errors import ObjdbError, StorageFailedError
 from objdb.ids import Tid
-from objdb.storage.commit import CommitSlot
+from objdb.storage.commit import CommitSlot, Phase
 from objdb.storage.durability import GroupCommit, Ticket
 from objdb.storage.engine import ISynced
 from objdb.storage.oids import OidSource
@@ -36,25 +36,49 @@ class Committer:
 
     def commit(self, writes: Writes, finished: Callable[[Tid], object]) -> None:
         """Commit a transaction that voted; return when it is durable, or, if it waits by itself,
-        when it is committed."""
-        assert writes.tid is not None
+        when it is committed. Whatever is raised in between, what is committed goes through to its
+        end, and what is not stays as it was at the vote."""
         try:
             self._engine.commit(writes.token)
-        except StorageFailedError as error:
-            self._slot.fail(str(error))
-            self._slot.require_not_failed()
+            writes.phase = Phase.COMMITTED
+            self._settle(writes, finished)
         except BaseException as error:
-            self._slot.fail(f"a commit could not be finished ({error})")
-            if not isinstance(error, Exception):
-                raise
+            if writes.phase is not Phase.COMMITTED:
+                self._find_out(writes, error)
+            if writes.phase is Phase.COMMITTED and self._is_unsettled(writes):
+                self._settle(writes, finished)
+            raise
+
+    def _find_out(self, writes: Writes, error: BaseException) -> None:
+        """See whether the transaction is committed though its commit raised *error*. Raises
+        `StorageFailedError` where that is unknown."""
+        if isinstance(error, (StorageFailedError, OSError)):
+            writes.phase = Phase.UNKNOWN
+            told = isinstance(error, StorageFailedError)
+            self._slot.fail(str(error) if told else f"a commit could not be finished ({error})")
             self._slot.require_not_failed()
-        ticket = Ticket(writes.tid, finished, writes.token, writes.bases)
+        if self._engine.is_committed(writes.token):
+            self._engine.commit(writes.token)  # what is left of it
+            writes.phase = Phase.COMMITTED
+
+    def _is_unsettled(self, writes: Writes) -> bool:
+        ticket = writes.ticket
+        return ticket is None or not (ticket.is_settled and (ticket.is_told or ticket.error))
+
+    def _settle(self, writes: Writes, finished: Callable[[Tid], object]) -> None:
+        """Make a committed transaction durable and visible. It may have been begun already."""
+        assert writes.tid is not None
+        ticket = writes.ticket
+        if ticket is None:
+            ticket = writes.ticket = Ticket(writes.tid, finished, writes.token, writes.bases)
         group = self._group
         if group is None:
             return self._publish(ticket)
         later = getattr(writes.transaction, "later", None)
         group.join(ticket, waits_at_once=later is None)
-        self._engine.visibility.committed_tid = ticket.tid  # who sees that, sees the ticket
+        self._engine.visibility.committed_tid = max(
+            ticket.tid, self._engine.visibility.committed_tid
+        )  # who sees that, sees the ticket
         self._slot.release(writes)
         if later is None:
             self._finish(group, ticket)
@@ -84,31 +108,39 @@ class Committer:
         self._slot.require_not_failed()
         try:
             self._engine.sync()
-        except BaseException as error:
+        except (ObjdbError, OSError) as error:
             told = isinstance(error, StorageFailedError)
             self._slot.fail(str(error) if told else f"a sync failed: {error!r}")
-            raise
+            self._slot.require_not_failed()
 
     def _publish(self, ticket: Ticket) -> None:
         """Let others see a durable transaction (called in tid order, by one thread at a time)."""
         try:
-            ticket.finished(ticket.tid)
+            if not ticket.is_told:
+                ticket.finished(ticket.tid)
+                ticket.is_told = True
         finally:
             if ticket.token is not None:
                 self._oids.note(ticket.oids)
                 self._engine.publish(ticket.token)
+            if self._group is None:
+                ticket.is_settled = True
 
     def take_back(self, writes: Writes) -> None:
         """Roll back what the transaction wrote, and free the slot. Where that fails, nobody commits
         any more; that this transaction is not committed is known."""
+        if not self._slot.is_held_by(writes):
+            return
         try:
             self._engine.rollback(writes.token)
         except StorageFailedError as error:
             self._slot.fail(str(error))
         except Exception as error:  # noqa: BLE001  whatever an engine says
             self._slot.fail(f"an uncommitted transaction could not be taken back: {error!r}")
+        except BaseException:
+            self._engine.rollback(writes.token)  # what is left of it
+            raise
         finally:
-            writes.token = None
             self._slot.release(writes)
 
     def take_back_and_wait(self, writes: Writes) -> None:

@@ -26,12 +26,16 @@ from objdb.ids import Oid, Tid
 Durability = Literal["sync", "os"]
 
 
+# A thread that is interrupted more often while it waits has another trouble.
+_MOST_INTERRUPTS = 1000
+
+
 class Ticket:
     """A committed transaction that waits to be durable. *finished* is called with its tid when it
     is, before others see it. *token* is the engine's, None for one that only waits; *oids* are what
     it wrote."""
 
-    __slots__ = ("error", "finished", "is_settled", "leads", "oids", "tid", "token", "wake")
+    __slots__ = ("error", "finished", "is_settled", "is_told", "oids", "tid", "token", "wake")
 
     def __init__(
         self, tid: Tid, finished: Callable[[Tid], object], token: Any = None,
@@ -43,101 +47,119 @@ class Ticket:
         self.oids = oids
         self.error: BaseException | None = None
         self.is_settled = False  # durable and published, or failed
-        self.leads = False
+        self.is_told = False  # *finished* was called
         self.wake: threading.Lock | None = None  # held until there is something to do
 
 
 class GroupCommit:
     """Makes tickets durable in groups.
 
-    *sync* puts everything written so far on the medium; *publish(ticket)* lets others see it.
-    `_mutex` protects `_waiting` and `_is_led`. `unpublished` is replaced, never changed, so it
-    can be read without the lock: tickets leave it only after they were published.
+    *sync* puts everything written so far on the medium; *publish(ticket)* lets others see it: it
+    is called again where it was interrupted. `_mutex` protects `_leader`, the ticket that leads.
+    `unpublished` is replaced, never changed, so it can be read without the lock: tickets leave it
+    only after they were published.
+
+    An exception that another thread or a signal raises here waits: what is committed goes through
+    first. So each step can be done again, and leads on from where it was.
     """
 
     def __init__(self, sync: Callable[[], None], publish: Callable[[Ticket], None]) -> None:
         self._sync = sync
         self._publish = publish
         self._mutex = threading.Lock()
-        self._waiting: list[Ticket] = []
-        self._is_led = False
+        self._leader: Ticket | None = None
+        self._last_error: type | None = None  # of the last sync
         self.unpublished: tuple[Ticket, ...] = ()
 
     def join(self, ticket: Ticket, *, waits_at_once: bool = True) -> None:
         """Enter a ticket; called in tid order, by the holder of the commit slot."""
         with self._mutex:
-            self._waiting.append(ticket)
-            self.unpublished += (ticket,)
+            if not ticket.is_settled and ticket not in self.unpublished:
+                self.unpublished += (ticket,)
             if waits_at_once:
                 self._line_up(ticket)
 
     def _line_up(self, ticket: Ticket) -> None:
         """Let the ticket lead, or else be woken. `_mutex` is held."""
-        if self._is_led:
-            ticket.wake = threading.Lock()
-            ticket.wake.acquire()
-        else:
-            self._is_led = ticket.leads = True
+        if self._leader is None and not ticket.is_settled:
+            self._leader = ticket
+        elif ticket.wake is None:
+            wake = threading.Lock()
+            wake.acquire()
+            ticket.wake = wake
 
     def wait(self, ticket: Ticket) -> None:
         """Return when the ticket's transaction is durable and published.
 
         Raises `StorageFailedError` when the sync failed: the outcome is unknown.
         """
-        if ticket.wake is None and not ticket.leads:
-            with self._mutex:
-                if not ticket.is_settled:
-                    self._line_up(ticket)
         interrupt = None
-        while ticket.wake is not None and not (ticket.leads or ticket.is_settled):
+        for _ in range(_MOST_INTERRUPTS):
+            if ticket.is_settled and self._leader is not ticket:
+                break
             try:
-                ticket.wake.acquire()  # released by the leader
-            except KeyboardInterrupt as error:
-                # The transaction is decided, and this thread may be the next to lead: the
-                # interrupt has to wait for the sync.
+                self._wait(ticket)
+            except BaseException as error:
                 interrupt = error
-        if ticket.leads:
-            self._lead()
         if ticket.error is not None:
             raise ticket.error
         if interrupt is not None:
             raise interrupt
 
-    def _lead(self) -> None:
-        with self._mutex:
-            group, self._waiting = self._waiting, []
-        try:
-            self._make_durable(group)
-        finally:
+    def _wait(self, ticket: Ticket) -> None:
+        if ticket.wake is None and self._leader is not ticket:
             with self._mutex:
-                self.unpublished = self.unpublished[len(group) :]
-                for ticket in group:
-                    ticket.is_settled = True
-                following = next((t for t in self._waiting if t.wake is not None), None)
-                if following is None:
-                    self._is_led = False
-                else:
-                    following.leads = True
-                    group.append(following)
-            for ticket in group:
-                if ticket.wake is not None:
-                    with suppress(RuntimeError):  # it has gone on already
-                        ticket.wake.release()
+                self._line_up(ticket)
+        while self._leader is not ticket and not ticket.is_settled:
+            if ticket.wake is not None:
+                ticket.wake.acquire()  # released by the leader
+                with self._mutex:  # who wakes has not finished before that
+                    pass
+        if self._leader is ticket:
+            self._lead(ticket)
 
-    def _make_durable(self, group: list[Ticket]) -> None:
+    def _lead(self, ticket: Ticket) -> None:
+        group = self.unpublished
+        self._make_durable(group)
+        with self._mutex:
+            for each in group:
+                each.is_settled = True
+            rest = tuple(each for each in self.unpublished if not each.is_settled)
+            following = next((each for each in rest if each.wake is not None), None)
+            for each in (*group, *(() if following is None else (following,))):
+                if each.wake is not None:
+                    with suppress(RuntimeError):  # it has gone on already
+                        each.wake.release()
+            self.unpublished = rest
+            self._leader = following
+
+    def _make_durable(self, group: tuple[Ticket, ...]) -> None:
         try:
             self._sync()
-        except BaseException as error:
+        except Exception as error:
+            # What comes from outside does not come again; what the medium says does.
+            is_first = type(error) is not self._last_error
+            self._last_error = type(error)
+            if is_first and not isinstance(error, StorageFailedError):
+                raise
             for ticket in group:
                 ticket.error = _unknown_outcome(error)
-            if isinstance(error, Exception):
+            return
+        self._last_error = None
+        for ticket in group:
+            if not ticket.is_settled:
+                self._publish_one(ticket)
+
+    def _publish_one(self, ticket: Ticket) -> None:
+        try:
+            self._publish(ticket)
+        except BaseException:
+            try:
+                self._publish(ticket)  # what is left of it
+            except Exception as error:
+                ticket.error = error
                 return
             raise
-        for ticket in group:
-            try:
-                self._publish(ticket)
-            except BaseException as error:  # of the callback: the transaction is committed
-                ticket.error = error
 
 
 def _unknown_outcome(error: BaseException) -> StorageFailedError:

@@ -62,8 +62,9 @@ class Visibility:
                 f"{self._name} is damaged: its last transaction has the tid {format_tid(tid)}, "
                 "which is beyond the range of tids. Restore a backup", path=self._name,
             )
-        self.before = next_tid(tid)
-        self.tid = tid
+        if tid > self.tid:
+            self.before = next_tid(tid)
+            self.tid = tid
         self.committed_tid = max(self.committed_tid, tid)
 
 
@@ -112,14 +113,20 @@ class IEngine(Interface):
         Everything that can fail fails here: `StorageWriteError` for a full disk, say."""
 
     def commit(token):
-        """Commit what was written. Whatever this raises, the outcome is unknown: the storage
-        commits no more."""
+        """Commit what was written. After `StorageFailedError` or OSError the outcome is unknown:
+        the storage commits no more. After anything else, which came from outside, `is_committed`
+        is asked, and `commit` is called again to do what is left."""
+
+    def is_committed(token):
+        """Return whether what was written is committed."""
 
     def publish(token):
-        """Let others see it: `visibility.show(tid)`. Called in the order of the tids."""
+        """Let others see it: `visibility.show(tid)`. Called in the order of the tids, and again
+        where it was interrupted."""
 
     def rollback(token):
-        """Take back what was written; *token* is None if `write` raised, or was not called."""
+        """Take back what was written; *token* is None if `write` raised, or was not called.
+        Called again where it was interrupted."""
 
     def amend(rows, transactions):
         """Replace rows, a dict by (oid, tid), and transactions, a dict by tid, for a pack; where

@@ -100,19 +100,36 @@ class MemoryEngine:
     def commit(self, token: Written) -> None:
         """See `IEngine`."""
         for oid, row in token.rows:
-            self._chains.setdefault(oid, []).append(row)
-            self._size += len(row.data or b"")
+            chain = self._chains.setdefault(oid, [])
+            if not chain or chain[-1] is not row:  # else this was interrupted
+                chain.append(row)
+                self._size += len(row.data or b"")
             self._in_versions.pop(oid, None)
             if row.version:
                 self._in_versions[oid] = Current(row.tid, row.version)
-        self._transactions.append(token.transaction)
+        if not self.is_committed(token):
+            self._transactions.append(token.transaction)
+
+    def is_committed(self, token: Written) -> bool:
+        """See `IEngine`."""
+        return self._transactions[-1:] == [token.transaction]
 
     def publish(self, token: Written) -> None:
         """See `IEngine`."""
         self.visibility.show(token.transaction.tid)
 
     def rollback(self, token: Written | None) -> None:
-        """See `IEngine`: nothing was changed."""
+        """See `IEngine`: nothing was changed, unless `commit` was interrupted."""
+        for oid, row in () if token is None else token.rows:
+            chain = self._chains.get(oid, [])
+            if chain and chain[-1] is row:
+                self._chains[oid] = chain[:-1]
+                self._size -= len(row.data or b"")
+                if not self._chains[oid]:
+                    del self._chains[oid]
+                self._in_versions.pop(oid, None)
+                if chain[-2:-1] and chain[-2].version:
+                    self._in_versions[oid] = Current(chain[-2].tid, chain[-2].version)
 
     def amend(
         self, rows: dict[tuple[Oid, Tid], Row | None],

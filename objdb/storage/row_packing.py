@@ -163,7 +163,7 @@ class RowPack:
             if goes:
                 self._drops(chain, goes)
                 going.append(oid)
-            self._had_some.update(int.from_bytes(tid, "big") for tid, _ in chain)
+            self._had_some.update([int.from_bytes(tid, "big") for tid, _ in chain])
             self._pacer.report("copy", done, before[1])
             self._pacer.pace()
         self._pacer.report("copy", before[1], before[1])

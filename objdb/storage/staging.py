@@ -76,6 +76,8 @@ class Writes:
         self.locked: dict[Oid, str] = {}  # of what is current, the versions
         self.resolved: list[Oid] = []
         self.token: Any = None
+        self.held: list[Any] = []  # the commit slot's lock, while this transaction holds it
+        self.ticket: Any = None  # since it is committed, what it waits with
         self._spool: Any = None
 
     def __len__(self) -> int:

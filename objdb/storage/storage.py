@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -76,8 +75,6 @@ class Storage:
         self._clock: Clock | None = None
         self._start_clock()
 
-    # -- facts
-
     def getName(self) -> str:
         """Return the storage's name (a path, where there is one)."""
         return self._name
@@ -114,13 +111,10 @@ class Storage:
         return bool(IStorageVersions.providedBy(self))
 
     def registerDB(self, db: Any) -> None:
-        """Take from *db* the functions that resolve conflicts and compare records, if it has
-        them; ask it what is being read, and tell it what others commit."""
+        """See `IStorage`; *db* is asked what is being read, too."""
         self._db = db
         self._resolve = resolver_of(db, conflicts.resolve_nothing)
         self._is_equal = getattr(db, "is_equal", conflicts.same_bytes)
-
-    # -- oids
 
     def new_oid(self) -> Oid:
         """Return an oid that was never returned before and belongs to no object."""
@@ -228,7 +222,7 @@ class Storage:
                 writes.point_back(oid, prev_txn, self._amender.count)
 
     def deleteObject(self, oid: Oid, serial: Tid, transaction: Any) -> None:
-        """Stage that *oid*, at revision *serial*, exists no more."""
+        """See `IStorage`."""
         self._slot.staged(transaction).write(oid, serial, None)
 
     def checkCurrentSerialInTransaction(
@@ -252,8 +246,6 @@ class Storage:
     ) -> int:
         """See `IStorageRestoreable`."""
         return copy_transactions(other, self, progress)
-
-    # -- versions
 
     def versions(self, max: int | None = None) -> list[str]:
         """See `IStorageVersions`."""
@@ -294,7 +286,8 @@ class Storage:
 
     def _request(self, writes: Writes, make: Callable[[], list[Oid]]) -> list[Oid]:
         with self._amender.lock:
-            return staging.request(self.engine, writes, self._amender.count, make)
+            oids = staging.request(self.engine, writes, self._amender.count, make)
+        return oids
 
     _last_name: Any = None  # the last name of a version that was found to be one
 
@@ -304,8 +297,6 @@ class Storage:
             if not self.supportsVersions():
                 raise errors.Unsupported(f"{self._name}: versions are not supported")
             self._last_name = versions.require_name(version)
-
-    # -- undo
 
     def undo(self, transaction_id: Any, transaction: Any) -> tuple[Tid | None, list[Oid]]:
         """See `IStorageUndoable`."""
@@ -323,7 +314,8 @@ class Storage:
         self._access.require_open()
         history.require_history(self.engine, "nothing can be undone")
         with self._amender.lock:
-            return self._undo(Writes(None)).preview(transaction_ids)
+            found = self._undo(Writes(None)).preview(transaction_ids)
+        return found
 
     def undoLog(
         self, first: Any = 0, last: Any = -20, filter: Filter | None = None
@@ -343,8 +335,8 @@ class Storage:
     def tpc_vote(self, transaction: Any) -> list[Oid]:
         """See `IStorage`. After a `ConflictError` or its kind nothing is held: abort."""
         writes: Writes = self._slot.staged(transaction)
-        self._slot.take(writes)
         try:
+            self._slot.take(writes)
             self._access.require_writable()
             if self._is_shared:
                 self.engine.begin_vote()
@@ -353,6 +345,7 @@ class Storage:
             writes.token = self.engine.write(
                 staging.transaction_row(writes), staging.StagedRows(self.engine, writes)
             )
+            writes.phase = Phase.VOTED
         except errors.ConflictError as error:
             if error.oid in writes.bases:
                 error.record = writes.record(error.oid)
@@ -367,7 +360,6 @@ class Storage:
         finally:
             if self._is_shared:
                 self.engine.end_vote()
-        writes.phase = Phase.VOTED
         return writes.resolved
 
     def _check(self, writes: Writes) -> None:
@@ -396,27 +388,38 @@ class Storage:
     ) -> Tid:
         """See `IStorage`."""
         writes: Writes = self._slot.staged(transaction, Phase.VOTED)
-        assert writes.tid is not None
+        if self._access.is_released:
+            self._access.require_open()
         try:
-            if self._access.is_released:
-                self._access.require_open()
             self._committer.commit(writes, callback or no_callback)
-            return writes.tid
-        finally:
-            self._slot.release(writes)
-            self._slot.end(transaction)
-            writes.close()
+            self._end(writes)
+        except BaseException:
+            if writes.phase is not Phase.VOTED:
+                self._end(writes)  # what is left of it
+            raise
+        assert writes.tid is not None
+        return writes.tid
 
     def tpc_abort(self, transaction: Any) -> None:
-        """Drop everything staged. Ignored for a transaction that has not begun."""
-        writes: Writes | None = self._slot.end(transaction)
+        """See `IStorage`. What is committed stays so."""
+        writes: Writes | None = self._slot.find(transaction)
         if writes is None:
             return
         try:
-            if writes.phase is Phase.VOTED:
-                self._committer.take_back(writes)
-        finally:
-            writes.close()
+            self._end(writes)
+        except BaseException:
+            self._end(writes)  # what is left of it
+            raise
+
+    def _end(self, writes: Writes) -> None:
+        """Take back what is not committed, and forget the transaction."""
+        if writes.phase in (Phase.BEGUN, Phase.VOTED):
+            if self._is_shared:
+                self.engine.end_vote()
+            self._committer.take_back(writes)
+        self._slot.release(writes)
+        writes.close()
+        self._slot.end(writes.transaction)
 
     # -- packing
 
@@ -442,18 +445,15 @@ class Storage:
         )
         with self._amender.packing():
             if contract.IOwnPack.providedBy(self.engine):
-                result: packing.PackResult = self.engine.pack(options, self._rewriting)
-                return result
-            return pack_rows(self._amender, options)
+                alone = partial(self._amender.rewriting, self._ready_to_rewrite)
+                result: packing.PackResult = self.engine.pack(options, alone)
+            else:
+                result = pack_rows(self._amender, options)
+        return result
 
-    @contextmanager
-    def _rewriting(self) -> Iterator[None]:
-        """Let an engine that packs itself change its rows: see `IOwnPack`."""
-        with self._amender.alone():
-            self._committer.wait_for_all()
-            self._access.require_open()
-            yield
-            self._amender.count += 1
+    def _ready_to_rewrite(self) -> None:
+        self._committer.wait_for_all()
+        self._access.require_open()
 
     # -- the clock, and the end
 

@@ -25,6 +25,7 @@ import objdb
 from objdb.check import check
 from objdb.connection.isolation import ISOLATIONS
 from objdb.interfaces import IStorageSelfCheck
+from objdb.testing.interrupts import OPERATIONS, Exploration
 from objdb.testing.packing_model import pack_at_random
 from objdb.testing.recording import check_isolation
 from tests.campaign.bookings import book_in_processes
@@ -35,7 +36,7 @@ from tests.campaign.races import race
 from tests.campaign.sweeps import sweep
 from tests.isolation.interleavings import interleaved
 from tests.safe import kills as safe_kills
-from tests.storages import STORAGES
+from tests.storages import FORGETFUL, STORAGES
 
 # A campaign takes seconds; one that takes so long does not end.
 LONGEST_SECONDS = 900.0
@@ -150,8 +151,20 @@ def leaks(directory: Path, seed: int) -> None:
     fail_often(chance.choice(list(STORAGES)), chance.choice(WAYS), directory, 100_000)
 
 
+def interrupts(directory: Path, seed: int) -> None:
+    """An exception at every place of an operation."""
+    chance = random.Random(seed)
+    kind, name = chance.choice(list(STORAGES)), chance.choice(list(OPERATIONS))
+    exploration = Exploration(
+        STORAGES[kind], directory, OPERATIONS[name], persists=kind not in FORGETFUL
+    )
+    exploration.run()
+    assert exploration.faults == [], f"{kind}, {name}"
+
+
 CAMPAIGNS: list[Callable[[Path, int], None]] = [
-    bookings, kills, races, histories, sweeps, graphs, packs, safes, leaks
+    bookings, kills, races, histories, sweeps, graphs, packs, safes, leaks,
+    interrupts,
 ]
 
 

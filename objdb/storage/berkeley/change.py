@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 from objdb.ids import NO_TID, Oid, Tid
 from objdb.storage.amending import Rows, Transactions
 from objdb.storage.berkeley.environment import Environment
 from objdb.storage.berkeley.package import abandon, bdb
+from objdb.storage.holding import call_each
 from objdb.storage.rows import (
     CRC_BYTES,
     PLAIN,
@@ -84,6 +86,8 @@ class Change:
         self._environment = environment
         self._seals = environment.has_checksums
         self._txn: Any = environment.handle.txn_begin()
+        self._open: list[Any] = [self._txn]  # until it is ended, in one call of C
+        self._is_aborted = False
         self._txn.set_priority(_PRIORITY)
         self.facts = facts
         self.versions: dict[Oid, Current | None] = {}
@@ -218,12 +222,18 @@ class Change:
                 versions.delete(oid, self._txn)
 
     def commit(self, flags: int) -> None:
-        """Decide that all of it is so."""
-        self._txn.commit(flags)
+        """Commit all of it."""
+        call_each(self._open, methodcaller("commit", flags))
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether `commit` has returned, or was interrupted behind that."""
+        return not any(self._open) and not self._is_aborted
 
     def abort(self) -> None:
-        """Take all of it back."""
-        self._txn.abort()
+        """Take all of it back; nothing is left of that where it was interrupted."""
+        self._is_aborted = True
+        call_each(self._open, methodcaller("abort"))
 
     def abandon(self) -> None:
         """Never commit or abort: it is the parent's, in a process that was forked."""

@@ -208,11 +208,11 @@ class BerkeleyEngine(BerkeleyRows):
                 self._take_in(change)
         except (bdb.DBError, MemoryError) as error:
             self._is_failed = True
+            self._change = None
             raise StorageFailedError(
                 f"a transaction could not be ended ({explained(error, self.name)})"
             ) from error
-        finally:
-            self._change = None
+        self._change = None
 
     def _take_in(self, change: Change) -> None:
         self._facts = change.facts
@@ -227,6 +227,15 @@ class BerkeleyEngine(BerkeleyRows):
         with self._writing:
             self._end_change(self._commit_flags)
 
+    def is_committed(self, token: Tid) -> bool:
+        """See `IEngine`."""
+        change = self._change
+        if change is not None and change.is_committed:
+            with self._writing:
+                self._take_in(change)
+                self._change = None
+        return change is None or change.is_committed
+
     def rollback(self, token: Tid | None) -> None:
         """See `IEngine`."""
         with self._writing:
@@ -237,7 +246,7 @@ class BerkeleyEngine(BerkeleyRows):
         if self._durability == "sync":
             try:
                 self._environment.flush()
-            except BaseException as error:
+            except (ObjdbError, OSError, bdb.DBError) as error:
                 self._is_failed = True
                 raise StorageFailedError(f"the log could not be synced ({error!r})") from error
 

@@ -39,6 +39,7 @@ from objdb.storage.engine import (
 from objdb.storage.file import history
 from objdb.storage.file.checking import check_structure
 from objdb.storage.file.follower import Follower, open_beside_writer
+from objdb.storage.file.format import STATUS_AT
 from objdb.storage.file.history import FileRow
 from objdb.storage.file.log import POSITION, Before, Record, Written
 from objdb.storage.file.lookup import IN_VERSION
@@ -353,10 +354,15 @@ class FileEngine:
             raise StorageFailedError(f"a commit could not be finished: {error}") from error
         self.take_in(token)
 
+    def is_committed(self, token: Written) -> bool:
+        """See `IEngine`."""
+        return self.medium.file.read_at(1, token.position + STATUS_AT) == token.status
+
     def take_in(self, written: Written) -> None:
         """Note a transaction that is committed, and not visible yet."""
         with self._unpublished_lock:
-            self._unpublished += (written,)
+            if not self.is_failed and all(each is not written for each in self._unpublished):
+                self._unpublished += (written,)
         self.medium.end = written.end
 
     def sync(self) -> None:
@@ -364,12 +370,19 @@ class FileEngine:
         if self.durability == "sync":
             try:
                 self.medium.file.sync()
-            except BaseException as error:
+            except OSError as error:
                 self.is_failed = True
+                self._unpublished = ()  # whether they are on the medium is unknown
                 raise StorageFailedError(f"a sync failed: {error!r}") from error
 
     def publish(self, token: Written) -> None:
         """See `IEngine`."""
+        if self.visibility.tid < token.tid:
+            self._show(token)
+        with self._unpublished_lock:
+            self._unpublished = tuple(each for each in self._unpublished if each is not token)
+
+    def _show(self, token: Written) -> None:
         medium = self.medium
         medium.reader.end = token.end  # before the index leads there
         medium.index.set_many(token.positions, token.tid)
@@ -379,11 +392,10 @@ class FileEngine:
         if token.positions:
             self.max_oid = max(self.max_oid, int.from_bytes(max(token.positions), "big"))
         self.since_checkpoint += len(token.positions) + 1
-        objects = medium.published.objects + token.new_objects
-        medium.publish(Published(token.end, token.tid, self.max_oid, objects))
+        if medium.published.tid < token.tid:  # else this was interrupted
+            objects = medium.published.objects + token.new_objects
+            medium.publish(Published(token.end, token.tid, self.max_oid, objects))
         self.visibility.show(token.tid)
-        with self._unpublished_lock:
-            self._unpublished = self._unpublished[1:]
 
     def show(self, medium: Medium, end: int, tid: Tid, objects: int) -> None:
         """Let others see everything up to *end*."""

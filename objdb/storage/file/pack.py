@@ -58,6 +58,7 @@ class FilePack:
         self._options = options
         self._alone = alone
         self._pacer = Pacer(options.progress, options.require_wanted)
+        self._is_used = False  # the new file
 
     def run(self) -> PackResult:
         """Pack, or find out what a pack would do."""
@@ -104,7 +105,6 @@ class FilePack:
         engine, pacer = self._engine, self._pacer
         remove_leftovers(engine.files, engine.path)
         target = self._new_medium()
-        is_used = False
         try:
             transfer = Transfer(engine.medium, target, pacer)
             transfer.copy_what_stays(survey.stays, survey.orphans, survey.begin, survey.pack_to)
@@ -112,10 +112,9 @@ class FilePack:
                 return None
             with self._alone(), pacer.without_rest():
                 result = self._swap(survey, transfer, target)
-            is_used = result is not None
             return result
         finally:
-            if not is_used:
+            if not self._is_used:
                 target.close()
                 remove_leftovers(engine.files, engine.path)
 
@@ -167,14 +166,44 @@ class FilePack:
         target.end = transfer.finish()
         old = medium.published
         with engine.checkpoint_lock:
-            self._put_in_place(medium, target)
-            engine.max_oid = max(engine.max_oid, transfer.max_oid)
-            target.publish(Published(target.end, old.tid, engine.max_oid, transfer.objects))
-            target.index.note_synced(target.end)
-            engine.note_packed(survey.pack_to)
-            engine.since_checkpoint = 0
-            engine.use(target)
+            try:
+                self._put_in_place(medium, target)
+                self._take_over(survey, transfer, target)
+            except BaseException:
+                if self._is_in_place(target):
+                    self._take_over(survey, transfer, target)  # or what is left of it
+                raise
         return PackResult(old.end, target.end, old.objects, transfer.objects)
+
+    def _is_in_place(self, target: Medium) -> bool:
+        """Whether the new file is in the place of the old one."""
+        before, target.file.path = target.file.path, self._engine.path
+        if target.file.is_in_place():
+            return True
+        target.file.path = before
+        return False
+
+    def _take_over(self, survey: Survey, transfer: Transfer, target: Medium) -> None:
+        """Use the new file, which is in place. What was interrupted is done again."""
+        engine, files, path = self._engine, self._engine.files, self._engine.path
+        self._is_used = True
+        target.file.path = path
+        if engine.lock is not None:
+            engine.lock.settle()
+        try:
+            if files.exists(path + ".oidx.pack"):
+                files.rename(path + ".oidx.pack", path + ".oidx")
+        except OSError as error:
+            logger.warning("%s: the index is built again when it is opened next: %s", path, error)
+        else:
+            target.index.renamed(path + ".oidx")
+        engine.max_oid = max(engine.max_oid, transfer.max_oid)
+        tid = engine.visibility.tid
+        target.publish(Published(target.end, tid, engine.max_oid, transfer.objects))
+        target.index.note_synced(target.end)
+        engine.note_packed(survey.pack_to)
+        engine.since_checkpoint = 0
+        engine.use(target)
 
     def _put_in_place(self, medium: Medium, target: Medium) -> None:
         """Rename the files. When this raises OSError, the old file is the one in place."""
@@ -204,15 +233,6 @@ class FilePack:
                 "it was packed, but the disk did not confirm that the new file is in place "
                 f"({error})"
             ) from error
-        target.file.path = path
-        if engine.lock is not None:
-            engine.lock.settle()
-        try:
-            files.rename(path + ".oidx.pack", path + ".oidx")
-        except OSError as error:
-            logger.warning("%s: the index is built again when it is opened next: %s", path, error)
-        else:
-            target.index.renamed(path + ".oidx")
 
 
 def remove_leftovers(files: Files, path: str) -> None:

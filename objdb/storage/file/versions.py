@@ -37,20 +37,23 @@ class FileVersions:
         """Return the versions that are not empty."""
         with self._lock:
             self._find()
-            return list(self._objects)
+            names = list(self._objects)
+        return names
 
     def objects(self, version: str) -> dict[Oid, Entry]:
         """Return the objects in a version, with their entries."""
         with self._lock:
             self._find()
-            return dict(self._objects.get(version, ()))
+            objects = dict(self._objects.get(version, ()))
+        return objects
 
     def latest(self, version: str) -> int:
         """Return where the last record of the objects in a version is, 0 if there is none."""
         with self._lock:
             self._find()
             entries = self._objects.get(version)
-            return next(reversed(entries.values()))[0] & POSITION if entries else 0
+            latest = next(reversed(entries.values()))[0] & POSITION if entries else 0
+        return latest
 
     def outside(self, oid: Oid, position: int) -> int:
         """Return where the record outside is of an object in a version, whose current record is
@@ -86,9 +89,11 @@ class FileVersions:
                 return
             objects, version_of = self._objects, self._version_of
             for oid, version in versions.items():
-                old = version_of.pop(oid, None)
+                old = version_of.get(oid)
                 if old is not None:
-                    del objects[old][oid]  # not replaced: the one written last is the last one
+                    # Not replaced: the one written last is the last one.
+                    objects.get(old, {}).pop(oid, None)
+                    version_of.pop(oid, None)
                 if version:
                     version_of[oid] = version
                     objects.setdefault(version, {})[oid] = positions[oid], tid

@@ -63,6 +63,7 @@ class OverlayEngine:
         self._base_has_versions = self.has_versions and IStorageVersions.providedBy(base)
         self._base_end: Tid = next_tid(base.lastTransaction())
         self._base_oid: int | None = None  # the last one of the base, when it is known
+        self._voting: TransactionMetaData | None = None  # what the changes know it by
         self._chains = self._read_chains()
         self.visibility.show(max(base.lastTransaction(), changes.lastTransaction()))
 
@@ -322,6 +323,7 @@ class OverlayEngine:
         )
         written = Written(metadata, transaction, [])
         chains, tid = self._chains, transaction.tid
+        self._voting = metadata
         try:
             self.changes.tpc_begin(metadata, tid, transaction.status)
             for oid, row in rows:
@@ -340,18 +342,26 @@ class OverlayEngine:
 
     def commit(self, token: Written) -> None:
         """See `IEngine`."""
-        self.changes.tpc_finish(token.metadata)
+        if not self.is_committed(token):
+            self.changes.tpc_finish(token.metadata)
+
+    def is_committed(self, token: Written) -> bool:
+        """See `IEngine`."""
+        last: Tid = self.changes.lastTransaction()
+        return last >= token.transaction.tid
 
     def publish(self, token: Written) -> None:
         """See `IEngine`."""
         transaction = token.transaction
-        self._chains.add(transaction.tid, transaction.status, iter(token.revisions))
+        if self.visibility.tid < transaction.tid:
+            self._chains.add(transaction.tid, transaction.status, iter(token.revisions))
         self.visibility.show(transaction.tid)
 
     def rollback(self, token: Written | None) -> None:
         """See `IEngine`."""
-        if token is not None:
-            self.changes.tpc_abort(token.metadata)
+        if self._voting is not None:
+            self.changes.tpc_abort(self._voting)
+            self._voting = None
 
     def amend(self, rows: Any, transactions: Any) -> None:
         """Raise `Unsupported`: the changes pack themselves."""

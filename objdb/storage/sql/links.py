@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from weakref import WeakSet
 
 from objdb.ids import Tid
+from objdb.storage.holding import hold, let_go
 from objdb.storage.sql.rows import CurrentRow
 from objdb.storage.sql.statements import Statements
 
@@ -132,7 +133,7 @@ class _Own:
 class Links:
     """The links of all threads; made with *connect*, and using *statements*. `_lock` is held while
     the list changes, and during a fork. `local` has of each thread its `link`, None while another
-    is `lent` to it."""
+    is `lent` to it, and that one's lock in `borrowed`."""
 
     def __init__(
         self, connect: Callable[[], sqlite3.Connection], statements: Statements
@@ -157,26 +158,32 @@ class Links:
 
     def lend(self, link: Link) -> None:
         """Let this thread use *link*, which nobody else can use until `give_back`."""
-        link.lock.acquire()
-        self.local.link, self.local.lent = None, link
+        local = self.local
+        if not hasattr(local, "borrowed"):
+            local.borrowed = []
+        hold(link.lock, local.borrowed)
+        local.link, local.lent = None, link
 
     def give_back(self) -> None:
-        """Let this thread use its own link again, if it was lent another."""
+        """Let this thread use its own link again, if it was lent another; again, if that was
+        interrupted."""
         local = self.local
-        lent: Link | None = getattr(local, "lent", None)
-        if lent is None:
+        borrowed: list[Any] = getattr(local, "borrowed", [])
+        if not any(borrowed):
             return
+        lent: Link | None = getattr(local, "lent", None)
         local.lent = None
-        lent.lock.release()
-        lent.end_if_told()
         if hasattr(local, "own"):
             local.link = local.own.link
             local.link.tid = None  # what was lent may have seen more
+        let_go(borrowed)
+        if lent is not None:
+            lent.end_if_told()
 
     @contextmanager
     def using(self, link: Link) -> Iterator[None]:
         """Use *link*, which is no thread's own, whether it is lent to this thread or not."""
-        if getattr(self.local, "lent", None) is link:
+        if link.lock in getattr(self.local, "borrowed", ()):
             yield
             return
         with link.lock:
@@ -191,7 +198,8 @@ class Links:
     def _listed(self) -> list[Link]:
         with self._lock:
             self._all = {link for link in self._all if not link.is_closed}
-            return list(self._all)
+            links = list(self._all)
+        return links
 
     def close(self, seconds: float) -> None:
         """Close all links. Who is in a call is interrupted, and waited for: after so many seconds

@@ -99,10 +99,10 @@ class ProcessLock:
         if self._file < 0:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         deadline, wait = time.monotonic() + self._seconds, _FIRST_WAIT_SECONDS
+        self._is_held = True  # or will be: who is interrupted in between releases it
         while True:
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise StorageLockedError(
@@ -112,13 +112,12 @@ class ProcessLock:
                     ) from None
             time.sleep(wait)
             wait = min(wait * 1.3, _MOST_WAIT_SECONDS)
-        self._is_held = True
 
     def release(self) -> None:
         """Free the lock, if it is held."""
         if self._is_held:
-            self._is_held = False
             fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._is_held = False
 
     def close(self) -> None:
         """Let go of the file. In the child of a fork, this leaves the parent's lock alone."""

@@ -287,8 +287,8 @@ class SQLiteEngine(SQLRows):
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """See `IShared`."""
-        self._links.lend(self._writer)
         try:
+            self._links.lend(self._writer)
             self._begin_writing()
             yield
             self._end_writing("COMMIT")
@@ -298,7 +298,11 @@ class SQLiteEngine(SQLRows):
                 raise self._explained(error) from error
             raise
         finally:
-            self._links.give_back()
+            try:
+                self._links.give_back()
+            except BaseException:
+                self._links.give_back()
+                raise
 
     def write(self, transaction: TransactionRow, rows: StagedRows) -> Tid:
         """See `IEngine`; the token is the tid."""
@@ -338,6 +342,10 @@ class SQLiteEngine(SQLRows):
             with suppress(*SQLITE_ERRORS):
                 self._end_writing("ROLLBACK")
             raise self._explained(error) from error
+
+    def is_committed(self, token: Tid) -> bool:
+        """See `IEngine`."""
+        return not (self._writer.is_closed or self._writer.connection.in_transaction)
 
     def _require_in_place(self, only_log: bool = False) -> None:
         """Raise `StorageFailedError` if what is written would go to files that are no longer those

@@ -1,0 +1,327 @@
+"""Exploring interrupts: an exception raised wherever CPython may raise one from outside.
+
+    for each place of the call, in objdb and in `transaction`:
+        raise there ─► is it wholly in, or wholly out? ─► do others go on? ─► reopened, the same?
+
+A signal, or another thread, raises an exception behind a call of C, at the beginning of a function,
+or at a jump back: there CPython looks for them. `sys.settrace` stops at each opcode of the modules
+that are looked at, and raises at one that follows such a place.
+"""
+
+from __future__ import annotations
+
+import dis
+import os
+import random
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import transaction
+
+import objdb
+from objdb.check import check
+
+_ROOTS = tuple(str(Path(str(module.__file__)).parent) for module in (objdb, transaction))
+# Behind these CPython looks for signals.
+_LOOKS = {
+    dis.opmap[name] for name in ("CALL", "CALL_KW", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD")
+    if name in dis.opmap
+}
+_NOT_LOOKED_AT = str(Path(__file__).parent)
+_PATIENCE_SECONDS = 20.0
+
+Operation = Callable[[objdb.DB], object]
+
+
+class Interrupter:
+    """Counts the places, inside `with`, where an exception may come from outside to this thread, in
+    objdb and `transaction`; raises *exception* at place number *at*. `count` is their number,
+    `where` the one where it was raised."""
+
+    def __init__(
+        self, at: int | None = None, exception: type[BaseException] = KeyboardInterrupt
+    ) -> None:
+        self._at = at
+        self._exception = exception
+        self._is_behind: dict[FrameType, bool] = {}  # an opcode of `_LOOKS`
+        self.count = 0
+        self.where: str | None = None
+
+    def __enter__(self) -> Interrupter:
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        sys.settrace(None)
+        self._is_behind.clear()
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "call":
+            if frame.f_back is not None:  # it has called Python, not C
+                self._is_behind.pop(frame.f_back, None)
+            name = frame.f_code.co_filename
+            if not name.startswith(_ROOTS) or name.startswith(_NOT_LOOKED_AT):
+                return None
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        elif event == "opcode":
+            if self._is_behind.get(frame):
+                self._meet(frame)
+            self._is_behind[frame] = frame.f_code.co_code[frame.f_lasti] in _LOOKS
+        elif event == "return":
+            self._is_behind.pop(frame, None)
+        return self._trace
+
+    def _meet(self, frame: FrameType) -> None:
+        self.count += 1
+        if self.count - 1 == self._at:
+            sys.settrace(None)
+            code = frame.f_code
+            self.where = f"{code.co_filename}:{frame.f_lineno} {code.co_name}"
+            raise self._exception("raised by the exploration")
+
+
+class Fault(NamedTuple):
+    """What was wrong after an interrupt at place number `at`, in the place `where`."""
+
+    at: int
+    where: str
+    what: str
+
+
+def value_of(db: objdb.DB) -> Any:
+    """Return what another thread sees."""
+    return _in_thread(lambda: _read(db))
+
+
+def _read(db: objdb.DB) -> Any:
+    manager = transaction.TransactionManager()
+    connection = db.open(transaction_manager=manager)
+    try:
+        root = connection.root()
+        return {name: getattr(root[name], "value", None) for name in sorted(root)}
+    finally:
+        manager.abort()
+        connection.close()
+
+
+def _write(db: objdb.DB, value: int) -> None:
+    manager = transaction.TransactionManager()
+    connection = db.open(transaction_manager=manager)
+    try:
+        connection.root()["later"].value = value
+        manager.commit()
+    finally:
+        manager.abort()
+        connection.close()
+
+
+class Cell(objdb.Persistent):
+    """An object with a `value`."""
+
+    def __init__(self, value: Any = 0) -> None:
+        self.value = value
+
+
+def _in_thread(function: Callable[[], Any]) -> Any:
+    """Return the result of *function*, called in a thread of its own. Raises what it raises, and
+    TimeoutError if it does not come back."""
+    results: list[Any] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:  # noqa: BLE001  it is raised in the other thread
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE_SECONDS)
+    if failures:
+        raise failures[0]
+    if not results:
+        raise TimeoutError("a thread does not go on")
+    return results[0]
+
+
+class Exploration:
+    """Interrupts *operation*, a function of a database over what `open_storage(folder)` opens in a
+    folder in *parent*: again and again, at other places. The operation changes the value of `cell`
+    in the root, or nothing. *persists*: whether a storage is found again. `faults` has what was
+    wrong."""
+
+    def __init__(
+        self, open_storage: Callable[[Path], Any], parent: Path, operation: Operation,
+        exception: type[BaseException] = KeyboardInterrupt, persists: bool = True,
+    ) -> None:
+        self._open_storage = open_storage
+        self._parent = parent
+        self._folder = self._new_folder()
+        self._operation = operation
+        self._exception = exception
+        self._persists = persists
+        self._later = 0
+        self.faults: list[Fault] = []
+
+    def run(self, most: int | None = None, seed: int = 0) -> int:
+        """Interrupt at all places, or at *most* random ones; return how many."""
+        db = self._open()
+        with Interrupter() as interrupter:
+            self._operation(db)
+        points: Iterable[int] = range(interrupter.count)
+        if most is not None and most < interrupter.count:
+            points = sorted(random.Random(seed).sample(range(interrupter.count), most))
+        done = 0
+        for at in points:
+            done += 1
+            db = self._try(db, at)
+        db.close()
+        return done
+
+    def _new_folder(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self._parent))
+
+    def _open(self) -> objdb.DB:
+        db = objdb.DB(self._open_storage(self._folder), pool_size=50)
+        with db.transaction() as connection:
+            for name in ("cell", "later"):
+                connection.root().setdefault(name, Cell())
+        return db
+
+    def _try(self, db: objdb.DB, at: int) -> objdb.DB:
+        """Interrupt once; return the database, or another one after a fault."""
+        interrupter = Interrupter(at, self._exception)
+        before = self._call(at, "", value_of, db)
+        try:
+            with interrupter:
+                self._operation(db)
+        except self._exception:
+            pass
+        except objdb.StorageFailedError:
+            pass
+        except Exception as error:  # noqa: BLE001  all others are faults
+            self._note(at, interrupter.where, f"the operation: {error!r}")
+        where = interrupter.where or "not reached"
+        number = len(self.faults)
+        after = self._call(at, where, value_of, db)
+        self._later += 1
+        self._call(at, where, _in_thread, lambda: _write(db, self._later))
+        last = self._call(at, where, value_of, db)
+        if None not in (before, after, last):
+            self._compare(at, where, before, after, last)
+        if len(self.faults) == number and at % 50:
+            return db
+        try:
+            _in_thread(db.close)
+        except BaseException as error:  # noqa: BLE001  a fault
+            self._note(at, where, f"closing: {error!r}")
+            self._folder = self._new_folder()
+            return self._open()
+        return self._reopen(at, where, last)
+
+    def _reopen(self, at: int, where: str, last: Any) -> objdb.DB:
+        db = self._open()
+        found = value_of(db)
+        if self._persists and last is not None and found != last:
+            self._note(at, where, f"{last} became {found} when it was reopened")
+        problems = check(db.storage).problems
+        if problems:
+            self._note(at, where, f"check: {problems[0]}")
+        return db
+
+    def _compare(self, at: int, where: str, before: Any, after: Any, last: Any) -> None:
+        if last["later"] != self._later:
+            self._note(at, where, "a later commit is not seen")
+        if after["cell"] != last["cell"]:
+            self._note(at, where, f"cell was {after['cell']}, and became {last['cell']} by itself")
+
+    def _call(self, at: int, where: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except BaseException as error:  # noqa: BLE001  a fault
+            self._note(at, where, f"{type(error).__name__}: {error}"[:200])
+            return None
+
+    def _note(self, at: int, where: str | None, what: str) -> None:
+        self.faults.append(Fault(at, str(where).removeprefix(os.path.dirname(_ROOTS[0])), what))
+
+
+# -- operations
+
+
+def commit(db: objdb.DB) -> None:
+    """Change an object, make another, and commit."""
+    manager = transaction.TransactionManager()
+    connection = db.open(transaction_manager=manager)
+    try:
+        root = connection.root()
+        root["cell"].value += 1
+        root["cell"].other = Cell()
+        manager.commit()
+    finally:
+        _end(manager, connection)
+
+
+def _end(manager: Any, connection: Any) -> None:
+    """Abort and close; once more, if that is interrupted."""
+    try:
+        manager.abort()
+        connection.close()
+    except BaseException:
+        manager.abort()
+        connection.close()
+        raise
+
+
+def abort(db: objdb.DB) -> None:
+    """Change, make a savepoint, change, roll back, and abort."""
+    manager = transaction.TransactionManager()
+    connection = db.open(transaction_manager=manager)
+    try:
+        cell = connection.root()["cell"]
+        cell.value += 1
+        savepoint = manager.savepoint()
+        cell.other = Cell()
+        savepoint.rollback()
+    finally:
+        _end(manager, connection)
+
+
+def undo(db: objdb.DB) -> None:
+    """Change, and undo that."""
+    commit(db)
+    manager = transaction.TransactionManager()
+    try:
+        db.undo(db.undoLog()[0]["id"], manager.get())
+        manager.commit()
+    finally:
+        manager.abort()
+
+
+def version(db: objdb.DB) -> None:
+    """Change in a version, and commit that."""
+    manager = transaction.TransactionManager()
+    connection = db.open("plan", transaction_manager=manager)
+    try:
+        connection.root()["cell"].value += 1
+        manager.commit()
+        db.commitVersion("plan", "", manager.get())
+        manager.commit()
+    finally:
+        _end(manager, connection)
+
+
+def pack(db: objdb.DB) -> None:
+    """Change, and pack."""
+    commit(db)
+    db.pack()
+
+
+OPERATIONS: dict[str, Operation] = {
+    "commit": commit, "abort": abort, "undo": undo, "version": version, "pack": pack,
+}
