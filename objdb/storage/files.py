@@ -176,7 +176,8 @@ class OSFile:
         require_regular(where)
         _require_no_locks(path, where)
         flags, bits = _FLAGS[mode] | os.O_CLOEXEC | os.O_NONBLOCK, 0o600 if mode == "p" else 0o644
-        self._fd = _Descriptor(os.open(where, flags, bits))
+        # One step, so that no interrupt leaves it open: see docs/architecture/interrupts.md.
+        (self._fd,) = map(_Descriptor, map(os.open, (where,), (flags,), (bits,)))
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # it has just been put there
             raise FileFormatError(f"{path} is no regular file", path=path)
         self.read_at: Callable[[int, int], bytes] = functools.partial(os.pread, self._fd)

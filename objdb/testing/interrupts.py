@@ -205,7 +205,8 @@ class Exploration:
         except objdb.StorageFailedError:
             pass
         except Exception as error:  # noqa: BLE001  all others are faults
-            self._note(at, interrupter.where, f"the operation: {error!r}")
+            if not self._tells(error):
+                self._note(at, interrupter.where, f"the operation: {error!r}")
         where = interrupter.where or "not reached"
         number = len(self.faults)
         after = self._call(at, where, value_of, db)
@@ -223,6 +224,12 @@ class Exploration:
             self._folder = self._new_folder()
             return self._open()
         return self._reopen(at, where, last)
+
+    def _tells(self, error: BaseException | None) -> bool:
+        """Whether *error* was raised because of the interrupt, and says so."""
+        while error is not None and not isinstance(error, self._exception):
+            error = error.__cause__
+        return error is not None
 
     def _reopen(self, at: int, where: str, last: Any) -> objdb.DB:
         db = self._open()

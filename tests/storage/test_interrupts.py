@@ -21,7 +21,7 @@ from objdb.storage.holding import call_each, hold, hold_for, let_go
 from objdb.testing.interrupts import _ROOTS, OPERATIONS, Exploration, Interrupter
 from tests.storages import FORGETFUL, STORAGES
 
-POINTS = 12
+POINTS = 6
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -85,10 +85,15 @@ class Change:
     def __init__(self, environment: Environment, facts: Facts) -> None:
         self._environment = environment
         self._seals = environment.has_checksums
-        self._txn: Any = environment.handle.txn_begin()
-        self._open: list[Any] = [self._txn]  # until it is ended, in one call of C
         self._is_aborted = False
-        self._txn.set_priority(_PRIORITY)
+        self._open: list[Any] = []  # the transaction, until it is ended: in one call of C, each
+        try:
+            self._open.extend(map(environment.handle.txn_begin, (None,)))
+            self._txn: Any = self._open[0]
+            self._txn.set_priority(_PRIORITY)
+        except BaseException:
+            self.abort()
+            raise
         self.facts = facts
         self.versions: dict[Oid, Current | None] = {}
 
