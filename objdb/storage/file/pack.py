@@ -169,16 +169,18 @@ class FilePack:
             try:
                 self._put_in_place(medium, target)
                 self._take_over(survey, transfer, target)
-            except BaseException:
-                if self._is_in_place(target):
+            except BaseException as error:
+                # Where the disk did not confirm it, nothing more is committed to either file.
+                if not isinstance(error, StorageFailedError) and self._is_in_place(target):
                     self._take_over(survey, transfer, target)  # or what is left of it
                 raise
         return PackResult(old.end, target.end, old.objects, transfer.objects)
 
     def _is_in_place(self, target: Medium) -> bool:
         """Whether the new file is in the place of the old one."""
-        before, target.file.path = target.file.path, self._engine.path
-        if target.file.is_in_place():
+        path = self._engine.path
+        before, target.file.path = target.file.path, path
+        if self._engine.files.exists(path) and target.file.is_in_place():
             return True
         target.file.path = before
         return False
