@@ -368,18 +368,18 @@ class ObjectCommitter(ObjectLoader):
             tid = self._commit.finish()
             self._note_committed(txn, tid)
         except BaseException as error:
-            if self._transaction is not None and self._commit.committed_tid is not None:
-                # It was interrupted, and is committed: it goes through to its end.
-                self._commit.abort()
-                self._note_committed(txn, self._commit.committed_tid)
+            commit = self._commit
+            if commit is not None and commit.committed_tid is not None:
+                commit.abort()  # of what is committed, it drops the rest
+                self._note_committed(txn, commit.committed_tid)
                 raise
             partial = outcome.failed_to_finish(txn, self)
-            if partial is None or not isinstance(error, Exception):
-                raise
-            raise partial from error
+            if partial is not None and isinstance(error, Exception):
+                raise partial from error
+            raise
 
     def _note_committed(self, txn: Any, tid: Tid) -> None:
-        """Let the objects have the tid of this transaction; again, if it was interrupted."""
+        """Let the objects have the tid of this transaction, which may be done already."""
         outcome.note_committed(txn, self)
         if self.committed_tid != tid:
             self.committed_tid = tid

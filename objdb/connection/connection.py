@@ -284,12 +284,14 @@ class Connection(ObjectCommitter):
             raise ConnectionStateError(
                 f"{self!r} has uncommitted changes. Commit or abort the transaction first"
             )
+        holder = self._db.holder_of(self)
         try:
             while self._when_closed:
                 self._when_closed.pop()()
             self._give_back()
         except BaseException:
-            self._give_back()  # or what is left of it
+            if self._db.holder_of(self) is holder:  # else it is given back already
+                self._give_back()
             raise
 
     def _give_back(self) -> None:

@@ -309,6 +309,10 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
             if connection is not None:
                 connection.close()
 
+    def holder_of(self, connection: Connection) -> Any:
+        """Return what stands for who has *connection* of a pool; None if nobody, or no pool."""
+        return None if connection.pool is None else connection.pool.holder_of(connection)
+
     def return_connection(self, connection: Connection) -> None:
         """Take back a connection (called when it is closed)."""
         if connection.pool is not None:

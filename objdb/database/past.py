@@ -52,6 +52,10 @@ class HistoricalPool:
             self._out[connection] = before
         return connection
 
+    def holder_of(self, connection: Connection) -> Tid | None:
+        """Return the moment that *connection* was taken for, None if nobody has it."""
+        return self._out.get(connection)
+
     def give_back(self, connection: Connection) -> bool:
         """Take a connection back; False if it is not one of this pool's."""
         with self._lock:

@@ -245,8 +245,9 @@ class ConnectionPool:
         with self._lock:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
-        if waiter.connection is not None:
-            self.give_back(waiter.connection)
+        connection, waiter.connection = waiter.connection, None
+        if connection is not None:
+            self.give_back(connection)
 
     def _end_wait(
         self, waiter: _Waiter, leaked: list[Holder], why_not: str = _WAITED
@@ -262,7 +263,7 @@ class ConnectionPool:
             for holder in leaked:
                 _warn_leaked(holder)
         except LeakedConnectionWarning:  # where warnings are errors
-            self.give_back(waiter.connection)
+            self._withdraw(waiter)
             raise
         return waiter.connection
 
@@ -318,6 +319,10 @@ class ConnectionPool:
         return PoolTimeoutError(
             f"{what}{hint} Held by:\n  " + "\n  ".join(holders), holders=holders
         )
+
+    def holder_of(self, connection: Connection) -> Holder | None:
+        """Return who has *connection*, None if nobody."""
+        return self._out.get(connection)
 
     def give_back(self, connection: Connection) -> bool:
         """Take a connection back; False if it is not one of this pool's."""

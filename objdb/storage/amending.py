@@ -18,7 +18,7 @@ from objdb.ids import NO_TID, Oid, Tid, tid_after
 from objdb.storage.commit import CommitSlot
 from objdb.storage.engine import IOwnPack, IPackedTid, IShared
 from objdb.storage.history import View
-from objdb.storage.holding import hold_for, let_go
+from objdb.storage.holding import held_for
 from objdb.storage.rows import Row, TransactionRow
 
 Rows = dict[tuple[Oid, Tid], "Row | None"]
@@ -54,36 +54,22 @@ class Amender:
     @contextmanager
     def packing(self) -> Iterator[None]:
         """Keep other packs away. Raises `PackError` if there is one."""
-        held: list[Any] = []
-        try:
-            hold_for(self._pack_lock, 0, held)
-            if not held:
+        with held_for(self._pack_lock, 0) as is_held:
+            if not is_held:
                 raise PackError(
                     f"{self.engine.name} is being packed already. Wait until that has ended"
                 )
-            self._packer = get_ident()
-            yield
-        finally:
             try:
-                if held:
-                    self._packer = 0
-                let_go(held)
-            except BaseException:
-                let_go(held)
-                raise
+                self._packer = get_ident()
+                yield
+            finally:
+                self._packer = 0
 
     def wait_for_pack(self, seconds: float) -> None:
         """Wait, at most *seconds*, for a pack in another thread to end."""
-        held: list[Any] = []
-        try:
-            if self._packer != get_ident():
-                hold_for(self._pack_lock, seconds, held)
-        finally:
-            try:
-                let_go(held)
-            except BaseException:
-                let_go(held)
-                raise
+        if self._packer != get_ident():
+            with held_for(self._pack_lock, seconds):
+                pass
 
     @contextmanager
     def rewriting(self, get_ready: Callable[[], None]) -> Iterator[None]:
@@ -91,8 +77,10 @@ class Amender:
         `IOwnPack`. *get_ready* is called first."""
         with self.alone():
             get_ready()
-            yield
-            self.count += 1
+            try:
+                yield
+            finally:  # it may be interrupted behind the moment that counts
+                self.count += 1
 
     def amend(self, rows: Rows, transactions: Transactions) -> None:
         """Change rows as `IEngine.amend` says. Called inside `alone`."""

@@ -15,7 +15,7 @@ import enum
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import get_ident
 from typing import Any
 
@@ -28,7 +28,7 @@ from objdb.errors import (
     UsageError,
 )
 from objdb.storage.extension import dumps_extension, loads_extension
-from objdb.storage.holding import hold, hold_for, let_go
+from objdb.storage.holding import held_for, hold, let_go
 
 
 class TransactionMetaData:
@@ -285,20 +285,10 @@ class CommitSlot:
                 self.fail(str(error))
                 self.require_not_failed()
 
-    @contextmanager
-    def quiet(self, seconds: float) -> Iterator[bool]:
+    def quiet(self, seconds: float) -> AbstractContextManager[bool]:
         """Hold the slot, without a transaction, to close the storage; after *seconds*, go on
         without it (a transaction that voted may never be finished). Gives whether it is held."""
-        held: list[Any] = []
-        try:
-            hold_for(self._lock, seconds, held)
-            yield bool(held)
-        finally:
-            try:
-                let_go(held)
-            except BaseException:
-                let_go(held)
-                raise
+        return held_for(self._lock, seconds)
 
     def find(self, transaction: Any) -> Any:
         """Return what *transaction* has staged, or None if it never began, or has ended."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from objdb.errors import ObjdbError, StorageFailedError
+from objdb.errors import ObjdbError, StorageClosedError, StorageFailedError
 from objdb.ids import Tid
 from objdb.storage.commit import CommitSlot, Phase
 from objdb.storage.durability import GroupCommit, Ticket
@@ -33,6 +33,7 @@ class Committer:
         self._group: GroupCommit | None = None
         if ISynced.providedBy(engine):
             self._group = GroupCommit(self._sync, self._publish)
+        self._last_error: type | None = None  # of the last sync
 
     def commit(self, writes: Writes, finished: Callable[[Tid], object]) -> None:
         """Commit a transaction that voted; return when it is durable, or, if it waits by itself,
@@ -52,10 +53,9 @@ class Committer:
     def _find_out(self, writes: Writes, error: BaseException) -> None:
         """See whether the transaction is committed though its commit raised *error*. Raises
         `StorageFailedError` where that is unknown."""
-        if isinstance(error, (StorageFailedError, OSError)):
+        if _is_failure(error):
             writes.phase = Phase.UNKNOWN
-            told = isinstance(error, StorageFailedError)
-            self._slot.fail(str(error) if told else f"a commit could not be finished ({error})")
+            self._fail("a commit could not be finished", error)
             self._slot.require_not_failed()
         if self._engine.is_committed(writes.token):
             self._engine.commit(writes.token)  # what is left of it
@@ -108,10 +108,19 @@ class Committer:
         self._slot.require_not_failed()
         try:
             self._engine.sync()
-        except (ObjdbError, OSError) as error:
-            told = isinstance(error, StorageFailedError)
-            self._slot.fail(str(error) if told else f"a sync failed: {error!r}")
+        except Exception as error:
+            # What comes from outside does not come again; what the medium says does.
+            is_first = type(error) is not self._last_error
+            self._last_error = type(error)
+            if is_first and not _is_failure(error):
+                raise
+            self._fail("a sync failed", error)
             self._slot.require_not_failed()
+        self._last_error = None
+
+    def _fail(self, what: str, error: BaseException) -> None:
+        told = isinstance(error, StorageFailedError)
+        self._slot.fail(str(error) if told else f"{what}: {error!r}")
 
     def _publish(self, ticket: Ticket) -> None:
         """Let others see a durable transaction (called in tid order, by one thread at a time)."""
@@ -132,16 +141,22 @@ class Committer:
         if not self._slot.is_held_by(writes):
             return
         try:
-            self._engine.rollback(writes.token)
-        except StorageFailedError as error:
-            self._slot.fail(str(error))
-        except Exception as error:  # noqa: BLE001  whatever an engine says
-            self._slot.fail(f"an uncommitted transaction could not be taken back: {error!r}")
+            self._roll_back(writes)
         except BaseException:
-            self._engine.rollback(writes.token)  # what is left of it
+            self._roll_back(writes)  # what is left of it
             raise
         finally:
             self._slot.release(writes)
+
+    def _roll_back(self, writes: Writes) -> None:
+        try:
+            self._engine.rollback(writes.token)
+        except StorageClosedError:  # closing has taken it back
+            return
+        except Exception as error:
+            if not _is_failure(error):
+                raise
+            self._fail("an uncommitted transaction could not be taken back", error)
 
     def take_back_and_wait(self, writes: Writes) -> None:
         """The same after a conflict; return when what was conflicted with is visible: the next
@@ -166,6 +181,13 @@ class Committer:
     def _wait(self, ticket: Ticket | None) -> None:
         if ticket is not None and self._group is not None:
             self._group.wait(ticket)
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether *error* is the engine's, and does not come from outside; a storage that is closed
+    has not failed."""
+    is_engines = isinstance(error, (ObjdbError, OSError))
+    return is_engines and not isinstance(error, StorageClosedError)
 
 
 def no_callback(tid: Tid) -> None:

@@ -68,7 +68,6 @@ class GroupCommit:
         self._publish = publish
         self._mutex = threading.Lock()
         self._leader: Ticket | None = None
-        self._last_error: type | None = None  # of the last sync
         self.unpublished: tuple[Ticket, ...] = ()
 
     def join(self, ticket: Ticket, *, waits_at_once: bool = True) -> None:
@@ -116,9 +115,9 @@ class GroupCommit:
                 with self._mutex:  # who wakes has not finished before that
                     pass
         if self._leader is ticket:
-            self._lead(ticket)
+            self._lead()
 
-    def _lead(self, ticket: Ticket) -> None:
+    def _lead(self) -> None:
         group = self.unpublished
         self._make_durable(group)
         with self._mutex:
@@ -136,16 +135,10 @@ class GroupCommit:
     def _make_durable(self, group: tuple[Ticket, ...]) -> None:
         try:
             self._sync()
-        except Exception as error:
-            # What comes from outside does not come again; what the medium says does.
-            is_first = type(error) is not self._last_error
-            self._last_error = type(error)
-            if is_first and not isinstance(error, StorageFailedError):
-                raise
+        except (StorageFailedError, OSError) as error:
             for ticket in group:
                 ticket.error = _unknown_outcome(error)
             return
-        self._last_error = None
         for ticket in group:
             if not ticket.is_settled:
                 self._publish_one(ticket)
@@ -165,6 +158,6 @@ class GroupCommit:
 def _unknown_outcome(error: BaseException) -> StorageFailedError:
     return StorageFailedError(
         f"the sync of a commit failed ({error!r}): whether the transaction is on "
-        "the medium is unknown, so the storage commits no more. Close it, see to the disk, and "
-        "open it again: what it then shows is what was committed"
+        "the medium is unknown, so the storage commits no more. Close the storage, check the disk, "
+        "and reopen it: it then shows what was committed"
     )

@@ -225,6 +225,9 @@ class IOwnHistory(IEngine):
     def list_revisions(oid, size):
         """See `IStorageHistory.history`."""
 
+    def oids():
+        """Yield the oids of all objects."""
+
     def load_serial(oid, serial):
         """See `IStorage.loadSerial`."""
 

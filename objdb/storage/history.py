@@ -41,6 +41,10 @@ class RowHistory:
         self._engine = engine
         self._watch = watch
 
+    def oids(self) -> Iterator[Oid]:
+        """See `IOwnHistory`."""
+        return (oid for oid, _ in self._engine.chains())
+
     def load_before(
         self, oid: Oid, tid: Tid, version: str
     ) -> tuple[bytes, Tid, Tid | None] | None:

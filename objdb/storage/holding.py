@@ -14,6 +14,8 @@ and released in one function is held by `with`, which has no such gap.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import compress
 from operator import methodcaller
 from typing import Any
@@ -30,6 +32,22 @@ def hold(lock: Any, held: list[Any]) -> None:
 def hold_for(lock: Any, seconds: float, held: list[Any]) -> None:
     """The same, unless that takes more than so many seconds."""
     held.extend(compress((lock,), map(lock.acquire, _ONCE, (seconds,))))
+
+
+@contextmanager
+def held_for(lock: Any, seconds: float) -> Iterator[bool]:
+    """Hold *lock* inside `with`, unless that takes more than so many seconds; give whether it is
+    held."""
+    held: list[Any] = []
+    try:
+        hold_for(lock, seconds, held)
+        yield bool(held)
+    finally:
+        try:
+            let_go(held)
+        except BaseException:
+            let_go(held)  # what is left of it
+            raise
 
 
 def let_go(held: list[Any]) -> None:

@@ -70,7 +70,7 @@ class Storage:
         self._db: Any = None
         self._resolve: Resolve = conflicts.resolve_nothing
         self._is_equal: IsEqual = conflicts.same_bytes
-        self._walk = history.RecordWalk(self, self._iter_oids)
+        self._walk = history.RecordWalk(self, self._past.oids)
         directlyProvides(self, *contract.declared(type(self), engine, without))
         self._clock: Clock | None = None
         self._start_clock()
@@ -170,9 +170,6 @@ class Storage:
         """See `IStorageCurrentRecordIteration`."""
         self._access.require_open()
         return self._walk.step(next)
-
-    def _iter_oids(self) -> Iterator[Oid]:
-        return (oid for oid, _ in self.engine.chains())
 
     def lastInvalidations(self, count: int) -> list[tuple[Tid, list[Oid]]]:
         """See `IStorageCurrentRecordIteration`."""

@@ -14,7 +14,7 @@ before it is durable. If power is lost in the middle, the checksums tell which a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from objdb.errors import CorruptedDataError, StorageWriteError
@@ -55,14 +55,22 @@ def copy_as_it_is(
             if medium is not target.medium or medium.end != batch.position:
                 return
             _write(log, batch, target)
-            for written in batch.transactions:
-                target.take_in(written)
-            wait = committer.adopt(batch.transactions)
+            try:
+                wait = _adopt(batch, target, committer)
+            except BaseException:
+                _adopt(batch, target, committer)()  # they are written: they go through
+                raise
         wait()
         for written in batch.transactions:
             transactions += 1
             revisions += len(written.positions)
             yield CopyProgress(transactions, revisions, written.tid)
+
+
+def _adopt(batch: _Batch, target: FileEngine, committer: Committer) -> Callable[[], None]:
+    for written in batch.transactions:
+        target.take_in(written)
+    return committer.adopt(batch.transactions)
 
 
 def _write(log: Log, batch: _Batch, target: FileEngine) -> None:
@@ -71,8 +79,10 @@ def _write(log: Log, batch: _Batch, target: FileEngine) -> None:
         for position in range(batch.position, batch.end, _CHUNK):
             size = min(_CHUNK, batch.end - position)
             target.medium.log.write_at(log.file.read_at(size, position), position)
-    except OSError as error:
+    except BaseException as error:
         target.erase(batch.end)
+        if not isinstance(error, OSError):
+            raise
         raise StorageWriteError(
             f"{target.name}: transactions could not be copied: {error}. Make space, or "
             "check the disk, and copy again: that goes on from here"

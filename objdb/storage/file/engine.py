@@ -123,6 +123,7 @@ class FileEngine:
 
     def use(self, medium: Medium) -> None:
         """Read and write *medium* from now on."""
+        self._writing_to = 0
         self.medium = medium
         self.load_current = medium.reader.load
 
@@ -227,6 +228,10 @@ class FileEngine:
             yield oid, [(record.tid, record.size) for record in self._chain(oid)][::-1]
 
     # -- history
+
+    def oids(self) -> Iterator[Oid]:
+        """See `IOwnHistory`."""
+        return iter(self.medium.index.oids())
 
     def load_before(
         self, oid: Oid, tid: Tid, version: str
@@ -339,6 +344,7 @@ class FileEngine:
                 medium.log.truncate(medium.end)
             if self.durability == "sync":
                 medium.file.sync()
+            self._writing_to = 0
         except OSError as error:
             self.is_failed = True
             raise StorageFailedError(

@@ -193,6 +193,10 @@ class OverlayEngine:
         """Raise `Unsupported`: not all that are in the base are known."""
         raise Unsupported(f"{self.name} does not list its objects one by one")
 
+    def oids(self) -> Iterator[Oid]:
+        """Raise `Unsupported`, as `chains` does."""
+        return (oid for oid, _ in self.chains())
+
     def transaction(self, tid: Tid) -> TransactionRow | None:
         """See `IEngine`. Raises `UndoError` for one of the base."""
         if NO_TID < tid < self._base_end:

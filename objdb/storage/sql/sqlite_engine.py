@@ -110,6 +110,7 @@ class SQLiteEngine(SQLRows):
         self._grip.take()
         self._own_tid: Tid | None = None  # of the transaction that is being committed here
         self._last_oid = 0  # the last one that is reserved, or stored, by any process: at least
+        self._noted_oid = 0  # by the transaction that is being committed, or an earlier one
         self._paused = ExitStack()  # what is held during a fork
         last = self._find("SELECT max(tid) FROM transactions")[0]
         if last is not None:
@@ -325,7 +326,7 @@ class SQLiteEngine(SQLRows):
             largest = max(map(number, oids))
         if largest > self._last_oid:
             self._change(NOTE_LAST_OID, [(largest, largest)])
-            self._last_oid = largest
+            self._noted_oid = largest
 
     def commit(self, token: Tid) -> None:
         """See `IEngine`."""
@@ -339,9 +340,10 @@ class SQLiteEngine(SQLRows):
             raise
         except SQLITE_ERRORS as error:
             self._own_tid = None
+            told = self._explained(error)
             with suppress(*SQLITE_ERRORS):
                 self._end_writing("ROLLBACK")
-            raise self._explained(error) from error
+            raise StorageFailedError(f"a commit failed ({told})") from error
 
     def is_committed(self, token: Tid) -> bool:
         """See `IEngine`."""
@@ -356,7 +358,7 @@ class SQLiteEngine(SQLRows):
 
     def rollback(self, token: Tid | None) -> None:
         """See `IEngine`."""
-        self._own_tid = None
+        self._own_tid, self._noted_oid = None, 0
         if not self._writer.is_closed:
             self._end_writing("ROLLBACK")
 
@@ -364,6 +366,7 @@ class SQLiteEngine(SQLRows):
         """See `IEngine`."""
         with self._poll_lock:
             self.visibility.show(token)
+            self._last_oid = max(self._last_oid, self._noted_oid)
             self._own_tid = None
             self._poll_lock.notify_all()
 
