@@ -201,10 +201,11 @@ class BerkeleyEngine(BerkeleyRows):
         if change is None:
             return
         try:
-            if flags is None:
+            if flags is None and not change.is_committed:  # else a commit was interrupted
                 change.abort()
-            else:
+            elif flags is not None:
                 change.commit(flags)
+            if change.is_committed:
                 self._take_in(change)
         except (bdb.DBError, MemoryError) as error:
             self._is_failed = True
@@ -229,12 +230,7 @@ class BerkeleyEngine(BerkeleyRows):
 
     def is_committed(self, token: Tid) -> bool:
         """See `IEngine`."""
-        change = self._change
-        if change is not None and change.is_committed:
-            with self._writing:
-                self._take_in(change)
-                self._change = None
-        return change is None or change.is_committed
+        return self._change is None or self._change.is_committed
 
     def rollback(self, token: Tid | None) -> None:
         """See `IEngine`."""
