@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import pytest
@@ -431,7 +432,7 @@ def test_no_permission(path: Path) -> None:
             file.chmod(0o600)
     else:
         for folder in path.parents:
-            if str(folder).startswith("/tmp/"):
+            if Path(gettempdir()) in folder.parents:
                 folder.chmod(folder.stat().st_mode | 0o055)
         told = in_child(open_as_nobody)
     assert told.startswith(StorageError.__name__) and "permissions" in told, told
