@@ -49,5 +49,5 @@ def test_a_storage_that_forgets_is_found_out(
     """A storage that leaves out a step of its commits is caught by one of a few sweeps."""
     monkeypatch.setattr(owner, name, nothing)
     with pytest.raises((AssertionError, ObjdbError)):
-        for seed in range(20):
+        for seed in (3, *range(20)):  # the third is short, and finds all of them for now
             sweep(seed)
