@@ -419,11 +419,9 @@ def make_private(path: str) -> None:
 def sync_path(path: str) -> None:
     """Make what was written to a file, or made, renamed and removed in a directory, survive a loss
     of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    # One step, so that no interrupt leaves it open.
+    (descriptor,) = map(_Descriptor, map(os.open, (path,), (os.O_RDONLY,)))
+    os.fsync(descriptor)
 
 
 def what_is_gone(files: Files, path: str, file: File) -> str | None:
