@@ -14,6 +14,7 @@ from objdb.storage import libraries
 
 _ABANDONED = re.compile(r"/(__db\.\d+|log\.\d+|[^/]+\.bdb)( \(deleted\))?$")
 _TEMPORARY = os.path.realpath(tempfile.gettempdir()) + "/"
+_PROJECT = f"{Path(__file__).resolve().parents[1]}/"  # which may be there, with its libraries
 
 
 class Open(NamedTuple):
@@ -57,11 +58,15 @@ def _files() -> set[str]:
     for number in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # the one of the directory itself
             target = os.readlink(f"/proc/self/fd/{number}")
-            if target.startswith(_TEMPORARY):
+            if _is_temporary(target):
                 # Not from /proc/locks: while one process reads that, all that lock files wait.
                 locked = "lock:" in Path(f"/proc/self/fdinfo/{number}").read_text()
                 found.add(f"{number} {target}" + " (locked)" * locked)
     return found
+
+
+def _is_temporary(path: str) -> bool:
+    return path.startswith(_TEMPORARY) and not path.startswith(_PROJECT)
 
 
 def _maps() -> set[str]:
@@ -69,7 +74,7 @@ def _maps() -> set[str]:
     if os.fsencode(_TEMPORARY) not in text:
         return set()
     lines = (os.fsdecode(line).split(maxsplit=5) for line in text.splitlines())
-    return {f"{line[0]} {line[5]}" for line in lines if line[5:] and line[5].startswith(_TEMPORARY)}
+    return {f"{line[0]} {line[5]}" for line in lines if line[5:] and _is_temporary(line[5])}
 
 
 def _locks() -> set[str]:

@@ -419,9 +419,14 @@ def make_private(path: str) -> None:
 def sync_path(path: str) -> None:
     """Make what was written to a file, or made, renamed and removed in a directory, survive a loss
     of power."""
-    # One step, so that no interrupt leaves it open.
-    (descriptor,) = map(_Descriptor, map(os.open, (path,), (os.O_RDONLY,)))
-    os.fsync(descriptor)
+    opened: list[int] = []
+    try:
+        # One step, so that no interrupt leaves it open.
+        opened.extend(map(os.open, (path,), (os.O_RDONLY,)))
+        os.fsync(opened[0])
+    finally:
+        if opened:
+            os.close(opened[0])
 
 
 def what_is_gone(files: Files, path: str, file: File) -> str | None:
