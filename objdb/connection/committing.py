@@ -68,7 +68,7 @@ class ObjectCommitter(ObjectLoader):
         self._writer = ObjectWriter(self, db.storage.new_oid)
         self._owner: int | None = None  # the thread whose transactions we join, if bound to one
         self._must_be_current: dict[Oid, Tid] = {}  # until the view moves on
-        self._detector = MutationDetector(self) if db.detect_mutations else None
+        self._detector = MutationDetector(self) if db.options.detect_mutations else None
         self._mutated: list[tuple[Any, str]] = []  # objects that are to be dropped, with paths
         self._reset_transaction()
         self.transaction_manager: Any = None

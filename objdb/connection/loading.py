@@ -349,7 +349,7 @@ class ObjectLoader(LoadPath):
     def cacheFullSweep(self, age: float | None = None) -> None:
         """Make ghosts of the loaded, unchanged objects that were not used for *age* seconds
         (default: the database's `cache_deactivate_after`)."""
-        age = self._db.cache_deactivate_after if age is None else age
+        age = self._db.options.cache_deactivate_after if age is None else age
         with kept(self._reads):
             for obj in self._epochs.idle_for(age):
                 obj._p_deactivate()

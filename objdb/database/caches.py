@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 from objdb.connection.connection import Connection
 from objdb.database.conflicts import ConflictLog
+from objdb.database.options import Options
 from objdb.database.past import HistoricalPool
 from objdb.database.pool import ConnectionPool, Holder
 from objdb.database.statistics import ConnectionStatistics, DatabaseStatistics
@@ -21,15 +22,12 @@ class DatabaseCaches:
     name: str
     storage: Any
     conflicts: ConflictLog
-    cache_deactivate_after: float
+    options: Options
     _pool: ConnectionPool
     _past: HistoricalPool
     _companions: WeakSet[Connection]
     _connections_lock: threading.Lock
     _version_pools: VersionPools
-    _cache_limits: tuple[int, int]
-    _historical_cache_size: int
-    _version_cache_size: int
     _commits: int
 
     def _connections(self) -> list[tuple[Connection, Holder | None]]:
@@ -55,36 +53,36 @@ class DatabaseCaches:
 
     def getCacheSize(self) -> int:
         """Return how many objects each connection keeps loaded."""
-        return int(self._cache_limits[0])
+        return self.options.cache_size
 
     def getCacheSizeBytes(self) -> int:
         """Return how many bytes of records each connection keeps loaded (0: no limit)."""
-        return int(self._cache_limits[1])
+        return self.options.cache_size_bytes
 
     def setCacheSize(self, size: int) -> None:
         """Let each connection keep *size* objects loaded."""
-        self._set_cache_limits(size, self._cache_limits[1])
+        self._change_caches(cache_size=size)
 
     def setCacheSizeBytes(self, size: int) -> None:
         """Let each connection keep objects of *size* bytes of records loaded (0: no limit)."""
-        self._set_cache_limits(self._cache_limits[0], size)
+        self._change_caches(cache_size_bytes=size)
 
-    def _set_cache_limits(self, size: int, size_bytes: int) -> None:
-        self._cache_limits = size, size_bytes
+    def _change_caches(self, **limits: int) -> None:
+        options = self.options = self.options.changed(**limits)
 
         def change(connection: Connection) -> None:
-            count = size
+            count = options.cache_size
             if connection.is_to_past:
-                count = self._historical_cache_size
+                count = options.historical_cache_size
             elif connection.getVersion():
-                count = self._version_cache_size
-            connection.set_cache_limits(count, size_bytes)
+                count = options.version_cache_size
+            connection.set_cache_limits(count, options.cache_size_bytes)
 
         self._for_each(change)
 
     def setCacheDeactivateAfter(self, seconds: float) -> None:
         """Set the age that `cacheFullSweep` goes by."""
-        self.cache_deactivate_after = seconds
+        self.options = self.options.changed(cache_deactivate_after=seconds)
 
     def cacheMinimize(self, age: float = 0) -> None:
         """Make ghosts of unchanged objects not used for *age* seconds: now in the connections
@@ -159,6 +157,7 @@ class DatabaseCaches:
 
     def setPoolSize(self, size: int) -> None:
         """Let *size* connections be out at once."""
+        self.options = self.options.changed(pool_size=size)
         self._pool.resize(size)
 
     def getPoolSize(self) -> int:

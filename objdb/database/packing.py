@@ -52,6 +52,20 @@ class AutoPack:
             if not is_number or not 0 <= value < math.inf or (value == 0 and name != "days"):
                 raise UsageError(f"autopack: {name} is {value!r}; it is a number greater than 0")
 
+    @classmethod
+    def from_text(cls, text: str) -> AutoPack:
+        """Return the setting that a URI has, as `growth_bytes:100000000,days:7`. ValueError or
+        `UsageError` for text that makes no sense."""
+        values: dict[str, Any] = {}
+        for part in text.split(","):
+            name, colon, value = part.partition(":")
+            if not colon or name in values:
+                raise ValueError("write growth_bytes:NUMBER, every_days:NUMBER, days:NUMBER")
+            values[name] = int(value) if name == "growth_bytes" else float(value)
+        setting = autopack_of(values)
+        assert setting is not None
+        return setting
+
 
 def autopack_of(setting: Any) -> AutoPack | None:
     """Return what the argument *autopack* of a database asks for; `UsageError` for nonsense."""

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 
 from objdb.connection.connection import Connection
-from objdb.errors import UsageError, require_at_least
 from objdb.ids import Tid
 
 
@@ -23,11 +22,6 @@ class HistoricalPool:
     """
 
     def __init__(self, size: int, timeout: float, make: Callable[[str], Connection]) -> None:
-        require_at_least(0, historical_pool_size=size)
-        if not (isinstance(timeout, (int, float)) and timeout >= 0):
-            raise UsageError(
-                f"historical_timeout is {timeout!r}; it is a number of seconds, 0 or more"
-            )
         self._size = size
         self._timeout = timeout
         self._make = make

@@ -90,7 +90,7 @@ def test_parameters_in_a_uri(tmp_path: Path) -> None:
         fill(db)
         assert (tmp_path / "my data.fs").stat().st_size == db.storage.getSize()
         assert (db.getPoolSize(), db.getCacheSize(), db.getCacheSizeBytes()) == (3, 12, 3000)
-        assert db.cache_deactivate_after == 1.5
+        assert db.options.cache_deactivate_after == 1.5
         assert db.database_name == "mine" and db.databases == {"mine": db}
     with (
         objdb.DB(f"file:{tmp_path}/my%20data.fs?read_only=1") as db,
