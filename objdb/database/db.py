@@ -40,6 +40,7 @@ from objdb.errors import (
     StorageForkedError,
     UsageError,
 )
+from objdb.forks import Stage, at_fork
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid
 from objdb.interfaces import IDatabase, IStorageShared
 from objdb.records.conflicts import resolve
@@ -53,7 +54,10 @@ from objdb.storage.versions import require_name
 Result = TypeVar("Result")
 
 _after_fork = threading.Lock()  # held while a child sets up a database
-os.register_at_fork(after_in_child=_after_fork._at_fork_reinit)  # type: ignore[attr-defined]
+at_fork(
+    Stage.DATABASES,
+    in_child=_after_fork._at_fork_reinit,  # type: ignore[attr-defined]
+)
 
 
 @implementer(IDatabase)
