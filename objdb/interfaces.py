@@ -292,7 +292,64 @@ class IStorageShared(IStoragePolling):
         was forked, in which this one cannot be used."""
 
 
-class IDatabase(Interface):
+class IStorageDatabase(Interface):
+    """What a storage asks of the database that it is registered with (`registerDB`)."""
+
+    def resolve(oid, old, committed, new, serials):
+        """Return the record that merges *committed* and *new*, both made from *old* (None where it
+        was packed away); *serials* are the tids of *committed* and *old*. ConflictError."""
+
+    def is_equal(oid, one, other):
+        """Return whether two records of an object, or None for no object, are the same."""
+
+    def references(record, oids=None):
+        """Return the oids that a record refers to; added to *oids* if that is given."""
+
+    def invalidate(tid, oids, version=""):
+        """Tell that the transaction *tid* changed *oids*, in *version*."""
+
+    def invalidateCache():
+        """Let every connection drop its cache when its next transaction begins."""
+
+    def oldest_view():
+        """Return the tid of the oldest view that a connection has: what was replaced up to then is
+        seen by nobody."""
+
+
+class IConnectionDatabase(Interface):
+    """What a connection asks of its database."""
+
+    name = Attribute("What errors and logs call the database.")
+    options = Attribute("The options of the database: see objdb.database.options.Options.")
+    invalidations = Attribute("Which transaction changed what: see InvalidationLog.")
+    turns = Attribute("Whose commit goes first when attempts are repeated: see Turns.")
+    committer = Attribute("Threads that commit in the place of coroutines: see Workers.")
+    workers = Attribute("Threads that wait in the place of coroutines: see Workers.")
+    transaction_ended = Attribute("Called when a transaction of a connection has ended, or None.")
+
+    def current_tid():
+        """Return the tid that a new view is at."""
+
+    def connection_to(name, transaction_manager, isolation, past, version):
+        """Return a connection to another database of the group, in the same transactions."""
+
+    def holder_of(connection):
+        """Return what stands for who has a connection of a pool; None if nobody, or no pool."""
+
+    def return_connection(connection):
+        """Take back a connection (called when it is closed)."""
+
+    def storage_commit(txn):
+        """Return the part that the database's storage has in a transaction, for all who ask."""
+
+    def note_commit(tid, oids, versions=(), origin=None):
+        """Note that the transaction *tid* changed *oids*, through the connection *origin*."""
+
+    def count_conflict(error):
+        """Note a conflict, and let the error look up what changed."""
+
+
+class IDatabase(IStorageDatabase):
     """Hands out connections to one storage."""
 
     storage = Attribute("The storage.")
@@ -364,10 +421,6 @@ class IDatabase(Interface):
 
     def pack(t=None, days=0):
         """Forget what is older, and what nothing leads to any more: see IStoragePackable."""
-
-    def invalidate(tid, oids, version=""):
-        """Tell that the transaction *tid* changed *oids* (called by storages)."""
-
 
 class IConnection(Interface):
     """Binds objects to one snapshot of a database in one transaction."""

@@ -42,7 +42,7 @@ from objdb.errors import (
 )
 from objdb.forks import Stage, at_fork
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid
-from objdb.interfaces import IDatabase, IStorageShared
+from objdb.interfaces import IConnectionDatabase, IDatabase, IStorageShared
 from objdb.records.conflicts import resolve
 from objdb.records.format import PROTOCOL, class_prefix
 from objdb.records.references import references
@@ -60,7 +60,7 @@ at_fork(
 )
 
 
-@implementer(IDatabase)
+@implementer(IDatabase, IConnectionDatabase)
 class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, DatabasePack):
     """A database of objects.
 
@@ -372,6 +372,10 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
     # -- what storages and connections call
 
     resolve = staticmethod(resolve)
+
+    def is_equal(self, oid: Oid, one: bytes | None, other: bytes | None) -> bool:
+        """Whether two records of an object are the same (layers, which encode them, ask)."""
+        return one == other
 
     def references(self, record: bytes, oids: list[Oid] | None = None) -> list[Oid]:
         """Return the oids that *record* refers to, added to *oids* if that is given."""

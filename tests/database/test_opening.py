@@ -13,9 +13,10 @@ import transaction
 import objdb
 from objdb.database import schemes
 from objdb.errors import ReadOnlyError, StorageClosedError, StorageLockedError, UsageError
-from objdb.interfaces import IConnection, IDatabase
+from objdb.interfaces import IConnection, IConnectionDatabase, IDatabase, IStorageDatabase
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.files import why_locked
+from objdb.storage.foreign import database_of
 from tests.conftest import Databases
 from tests.models import Person
 from tests.records.handmade import put, record
@@ -322,7 +323,9 @@ def test_interfaces_are_kept(databases: Databases) -> None:
     from zope.interface.verify import verifyObject
 
     db = databases.open(None)
-    verifyObject(IDatabase, db)
+    for interface in (IDatabase, IStorageDatabase, IConnectionDatabase):
+        verifyObject(interface, db)
+    verifyObject(IStorageDatabase, database_of(None))
     with db.open() as connection:
         verifyObject(IConnection, connection)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from objdb.errors import CorruptedDataError
 from objdb.storage.file.medium import Medium
 from objdb.storage.file.recovery import next_transaction
+from objdb.storage.foreign import database_of
 
 if TYPE_CHECKING:
     from objdb.storage.file.engine import FileEngine
@@ -40,7 +41,7 @@ class Follower:
     def __init__(self, engine: FileEngine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self.db: Any = None
+        self.db: Any = database_of(None)
 
     def poll(self) -> None:
         """Take in what another process has committed since."""
@@ -65,11 +66,9 @@ class Follower:
             )
         engine.note_packed(medium.published.tid)
         engine.use(medium)
-        if self.db is not None:  # both before and after others can see that there is more
-            self.db.invalidateCache()
+        self.db.invalidateCache()  # both before and after others can see that there is more
         engine.visibility.show(medium.published.tid)
-        if self.db is not None:
-            self.db.invalidateCache()
+        self.db.invalidateCache()
 
     def _read_on(self) -> None:
         engine = self._engine
@@ -90,7 +89,6 @@ class Follower:
             medium.reader.end = header.end  # before the index leads there
             medium.index.set_many(positions, header.tid)
             medium.versions.update(versions, positions, header.tid)
-            if self.db is not None:
-                self.db.invalidate(header.tid, list(positions))
+            self.db.invalidate(header.tid, list(positions))
             medium.end = header.end
             engine.show(medium, header.end, header.tid, medium.published.objects + new)

@@ -58,8 +58,7 @@ class SQLiteStorage(Storage):
     def registerDB(self, db: Any) -> None:
         """See `IStorage`; *db* is told what other processes commit."""
         super().registerDB(db)
-        if hasattr(db, "invalidate"):
-            self.engine.tell = db.invalidate
+        self.engine.tell = self._db.invalidate
 
     def poll(self) -> None:
         """See `IStoragePolling`."""
