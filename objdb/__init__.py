@@ -107,10 +107,10 @@ if TYPE_CHECKING:
     from persistent.wref import WeakRef
 
     from objdb.connection.changes import ObjectState, object_state
-    from objdb.connection.committing import LargeRecordWarning
     from objdb.connection.connection import Connection
     from objdb.connection.subtransactions import get_transaction
     from objdb.connection.tasks import TaskTransactionManager, task_manager
+    from objdb.connection.work import LargeRecordWarning
     from objdb.database.db import DB
     from objdb.database.db import open_database as open
     from objdb.database.differences import diff
@@ -141,7 +141,7 @@ _ON_DEMAND = {
     "DemoStorage": "objdb.storage.layers.demo",
     "EncryptedStorage": "objdb.storage.layers.encrypted",
     "FileStorage": "objdb.storage.file.storage",
-    "LargeRecordWarning": "objdb.connection.committing",
+    "LargeRecordWarning": "objdb.connection.work",
     "LeakedConnectionWarning": "objdb.database.pool",
     "LoggedStorage": "objdb.storage.layers.logged",
     "MappingStorage": "objdb.storage.memory",

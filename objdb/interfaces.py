@@ -292,7 +292,7 @@ class IStorageShared(IStoragePolling):
         was forked, in which this one cannot be used."""
 
 
-class IStorageDatabase(Interface):
+class IDatabaseForStorage(Interface):
     """What a storage asks of the database that it is registered with (`registerDB`)."""
 
     def resolve(oid, old, committed, new, serials):
@@ -316,7 +316,7 @@ class IStorageDatabase(Interface):
         seen by nobody."""
 
 
-class IConnectionDatabase(Interface):
+class IDatabaseForConnection(Interface):
     """What a connection asks of its database."""
 
     name = Attribute("What errors and logs call the database.")
@@ -349,7 +349,7 @@ class IConnectionDatabase(Interface):
         """Note a conflict, and let the error look up what changed."""
 
 
-class IDatabase(IStorageDatabase):
+class IDatabase(IDatabaseForStorage):
     """Hands out connections to one storage."""
 
     storage = Attribute("The storage.")

@@ -9,8 +9,8 @@ from weakref import WeakSet
 
 from objdb.connection.connection import Connection
 from objdb.database.conflicts import ConflictLog
+from objdb.database.historical import HistoricalPool
 from objdb.database.options import Options
-from objdb.database.past import HistoricalPool
 from objdb.database.pool import ConnectionPool, Holder
 from objdb.database.statistics import ConnectionStatistics, DatabaseStatistics
 from objdb.database.versions import VersionPools
@@ -72,11 +72,11 @@ class DatabaseCaches:
 
         def change(connection: Connection) -> None:
             count = options.cache_size
-            if connection.is_to_past:
+            if connection.view.past is not None:
                 count = options.historical_cache_size
             elif connection.getVersion():
                 count = options.version_cache_size
-            connection.set_cache_limits(count, options.cache_size_bytes)
+            connection.cache.set_limits(count, options.cache_size_bytes)
 
         self._for_each(change)
 
@@ -88,7 +88,7 @@ class DatabaseCaches:
         """Make ghosts of unchanged objects not used for *age* seconds: now in the connections
         that this thread has and those in the pool, in others when their next transaction
         begins."""
-        self._for_each(lambda connection: connection.minimize(age))
+        self._for_each(lambda connection: connection.cache.minimize(age))
 
     def cacheFullSweep(self, age: float | None = None) -> None:
         """Make ghosts of unchanged objects not used for *age* seconds (default:
@@ -97,13 +97,13 @@ class DatabaseCaches:
 
     def cacheSize(self) -> int:
         """Return the number of loaded objects in all connections."""
-        return sum(len(connection.cached_objects()) for connection, _ in self._connections())
+        return sum(len(connection.cache.loaded()) for connection, _ in self._connections())
 
     def cacheDetail(self) -> list[tuple[str, int]]:
         """Return (class name, number of loaded objects), by class name."""
         counts: dict[str, int] = {}
         for connection, _ in self._connections():
-            for obj in connection.cached_objects():
+            for obj in connection.cache.loaded():
                 name = f"{type(obj).__module__}.{type(obj).__qualname__}"
                 counts[name] = counts.get(name, 0) + 1
         return sorted(counts.items())
@@ -113,11 +113,11 @@ class DatabaseCaches:
         ghosts)."""
         details = []
         for connection, _ in self._connections():
-            loaded = len(connection.cached_objects())
+            loaded = len(connection.cache.loaded())
             details.append(
                 {
                     "connection": repr(connection), "ngsize": loaded,
-                    "size": loaded + connection.ghost_count(),
+                    "size": loaded + connection.cache.ghost_count(),
                 }
             )
         return details
@@ -127,24 +127,25 @@ class DatabaseCaches:
         which is read for it), state."""
         return [
             {
-                "conn_no": number, "oid": obj._p_oid, "size": connection.record_size(obj._p_oid),
+                "conn_no": number, "oid": obj._p_oid,
+                "size": connection.cache.record_size(obj._p_oid),
                 "klass": f"{type(obj).__module__}.{type(obj).__qualname__}",
                 "state": obj._p_state,
             }
             for number, (connection, _) in enumerate(self._connections())
-            for obj in connection.cached_objects()
+            for obj in connection.cache.loaded()
         ]
 
     def statistics(self) -> DatabaseStatistics:
         """Return what the database, its pool and its caches look like now."""
         connections = []
         for connection, holder in self._connections():
-            loaded = connection.cached_objects()
+            loaded = connection.cache.loaded()
             connections.append(
                 ConnectionStatistics(
                     held_by=holder.name if holder else "", loaded_objects=len(loaded),
-                    ghosts=connection.ghost_count(), loads=connection.load_count,
-                    estimated_bytes=connection.estimated_bytes(),
+                    ghosts=connection.cache.ghost_count(), loads=connection.load_count,
+                    estimated_bytes=connection.cache.estimated_bytes(),
                     stores=connection.store_count,
                 )
             )

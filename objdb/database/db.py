@@ -24,13 +24,13 @@ from objdb.connection.workers import MOST_THREADS, MOST_TOGETHER, Workers
 from objdb.database.aio import AsyncDatabase
 from objdb.database.caches import DatabaseCaches
 from objdb.database.conflicts import ConflictLog, LookUp
+from objdb.database.historical import HistoricalPool
 from objdb.database.invalidations import InvalidationLog
 from objdb.database.opening import open_storage
 from objdb.database.options import Options, described
 from objdb.database.packing import AutoPack, DatabasePack, PackThread, open_among
-from objdb.database.past import HistoricalPool
 from objdb.database.pool import ConnectionPool
-from objdb.database.together import StorageCommit
+from objdb.database.shared_commit import StorageCommit
 from objdb.database.undoing import DatabaseUndo
 from objdb.database.versions import DatabaseVersions, VersionPools
 from objdb.errors import (
@@ -42,13 +42,13 @@ from objdb.errors import (
 )
 from objdb.forks import Stage, at_fork
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid
-from objdb.interfaces import IConnectionDatabase, IDatabase, IStorageShared
+from objdb.interfaces import IDatabase, IDatabaseForConnection, IStorageShared
 from objdb.records.conflicts import resolve
 from objdb.records.format import PROTOCOL, class_prefix
 from objdb.records.references import references
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.foreign import give_resolver, hooks_of
-from objdb.storage.moments import bound, warn_if_ahead
+from objdb.storage.times import bound, warn_if_ahead
 from objdb.storage.versions import require_name
 
 Result = TypeVar("Result")
@@ -60,7 +60,7 @@ at_fork(
 )
 
 
-@implementer(IDatabase, IConnectionDatabase)
+@implementer(IDatabase, IDatabaseForConnection)
 class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, DatabasePack):
     """A database of objects.
 

@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 from objdb.database.options import Options
 from objdb.database.pool import ConnectionPool
-from objdb.database.together import StorageCommit, StorageRequest, request_for
+from objdb.database.shared_commit import StorageCommit, StorageRequest, request_for
 from objdb.errors import POSKeyError, ReadOnlyError, Unsupported
 from objdb.ids import MAX_TID, Oid, Tid
 from objdb.interfaces import IStorageHistory, IStorageVersions

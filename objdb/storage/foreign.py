@@ -17,8 +17,8 @@ from zope.interface import implementer, providedBy
 from objdb.errors import ConflictError, Unsupported, UsageError
 from objdb.ids import MAX_TID, Oid, Tid, time_from_tid
 from objdb.interfaces import (
+    IDatabaseForStorage,
     IStorage,
-    IStorageDatabase,
     IStorageHistory,
     IStorageIteration,
     IStoragePackable,
@@ -161,7 +161,7 @@ def readable(storage: Any, entries: Iterable[dict[str, Any]]) -> list[dict[str, 
 # -- wrappers
 
 
-@implementer(IStorageDatabase)
+@implementer(IDatabaseForStorage)
 class ForeignDatabase:
     """Stands for what a storage is registered with if that is no database of objdb's: None, a
     database of ZODB's, or a wrapper, which keeps records in a form of its own. Conflicts in those
@@ -174,7 +174,7 @@ class ForeignDatabase:
     def resolve(
         self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
     ) -> bytes:
-        """See `IStorageDatabase`."""
+        """See `IDatabaseForStorage`."""
         resolver: Resolve | None = getattr(self._db, "resolve", None)
         if resolver is not None:
             return resolver(oid, old, committed, new, serials)
@@ -188,32 +188,32 @@ class ForeignDatabase:
         return record
 
     def is_equal(self, oid: Oid, one: bytes | None, other: bytes | None) -> bool:
-        """See `IStorageDatabase`."""
+        """See `IDatabaseForStorage`."""
         return one == other
 
     def references(self, record: bytes, oids: list[Oid] | None = None) -> list[Oid]:
-        """See `IStorageDatabase`."""
+        """See `IDatabaseForStorage`."""
         found: list[Oid] = self._db.references(record, oids)
         return found
 
     def invalidate(self, tid: Tid, oids: Iterable[Oid], version: str = "") -> None:
-        """See `IStorageDatabase`."""
+        """See `IDatabaseForStorage`."""
         if hasattr(self._db, "invalidate"):
             self._db.invalidate(tid, oids, version)
 
     def invalidateCache(self) -> None:
-        """See `IStorageDatabase`."""
+        """See `IDatabaseForStorage`."""
         if hasattr(self._db, "invalidateCache"):
             self._db.invalidateCache()
 
     def oldest_view(self) -> Tid:
-        """See `IStorageDatabase`: nobody is known to read what is old."""
+        """See `IDatabaseForStorage`: nobody is known to read what is old."""
         return MAX_TID
 
 
 def database_of(db: Any) -> Any:
-    """Return *db*, an `IStorageDatabase`, or what stands for it."""
-    return db if IStorageDatabase.providedBy(db) else ForeignDatabase(db)
+    """Return *db*, an `IDatabaseForStorage`, or what stands for it."""
+    return db if IDatabaseForStorage.providedBy(db) else ForeignDatabase(db)
 
 
 def give_resolver(storage: Any, resolve: Resolve) -> None:

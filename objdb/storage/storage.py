@@ -31,10 +31,10 @@ from objdb.storage.copying import CopyProgress, copy_transactions
 from objdb.storage.foreign import database_of
 from objdb.storage.history import Filter
 from objdb.storage.iteration import TransactionRecord
-from objdb.storage.moments import commit_tid
 from objdb.storage.oids import OidSource
 from objdb.storage.row_packing import pack_rows
 from objdb.storage.staging import Writes
+from objdb.storage.times import commit_tid
 from objdb.storage.undo import Undo, UndoneObject, tid_from_id
 
 if TYPE_CHECKING:

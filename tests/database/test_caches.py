@@ -112,8 +112,8 @@ def test_minimize_all(people: objdb.DB) -> None:
 
 class Clock:
     def __init__(self, connection: objdb.Connection) -> None:
-        self.now = connection._epochs.clock()
-        connection._epochs.clock = self
+        self.now = connection.cache.epochs.clock()
+        connection.cache.epochs.clock = self
 
     def __call__(self) -> float:
         return self.now

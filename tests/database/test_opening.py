@@ -13,7 +13,7 @@ import transaction
 import objdb
 from objdb.database import schemes
 from objdb.errors import ReadOnlyError, StorageClosedError, StorageLockedError, UsageError
-from objdb.interfaces import IConnection, IConnectionDatabase, IDatabase, IStorageDatabase
+from objdb.interfaces import IConnection, IDatabase, IDatabaseForConnection, IDatabaseForStorage
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.files import why_locked
 from objdb.storage.foreign import database_of
@@ -323,9 +323,9 @@ def test_interfaces_are_kept(databases: Databases) -> None:
     from zope.interface.verify import verifyObject
 
     db = databases.open(None)
-    for interface in (IDatabase, IStorageDatabase, IConnectionDatabase):
+    for interface in (IDatabase, IDatabaseForStorage, IDatabaseForConnection):
         verifyObject(interface, db)
-    verifyObject(IStorageDatabase, database_of(None))
+    verifyObject(IDatabaseForStorage, database_of(None))
     with db.open() as connection:
         verifyObject(IConnection, connection)
 

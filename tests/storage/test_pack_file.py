@@ -136,7 +136,8 @@ def test_checksums(path: Path) -> None:
     """Packed transactions have checksums of their own, of which damage is found."""
     with FileStorage(path) as storage:
         storage.pack(storage.lastTransaction(), refer)
-        position = storage.engine.medium.log.record(storage.engine.medium.index.get(B)[0]).data_at
+        generation = storage.engine.generation
+        position = generation.log.record(generation.index.get(B)[0]).data_at
     data = bytearray(path.read_bytes())
     data[position] ^= 1
     path.write_bytes(data)
@@ -148,8 +149,8 @@ def test_damage_is_not_packed(path: Path) -> None:
     """A damaged record ends the pack, and everything is as it was: else the damage would get a
     checksum of its own."""
     with FileStorage(path) as storage:
-        medium = storage.engine.medium
-        position = medium.log.record(medium.index.get(ROOT_OID)[0]).data_at
+        generation = storage.engine.generation
+        position = generation.log.record(generation.index.get(ROOT_OID)[0]).data_at
         with open(path, "r+b") as file:
             file.seek(position)
             file.write(b"X")

@@ -347,7 +347,7 @@ def test_a_storage_of_the_parent(path: Path) -> None:
 def test_a_fork_in_the_middle_of_a_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that was in use during a fork cannot be opened in the child, nor in any child of
     that; in the parent everything goes on."""
-    monkeypatch.setattr("objdb.storage.sql.links._FORK_SECONDS", 0.01)
+    monkeypatch.setattr("objdb.storage.sql.connections._FORK_SECONDS", 0.01)
     fill(path)
 
     def opened() -> str:
@@ -369,7 +369,7 @@ def test_a_fork_in_the_middle_of_a_read(path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_fork_beside_a_vote(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fork does not wait for ever for a thread that waits for a transaction to end."""
-    monkeypatch.setattr("objdb.storage.sql.links._FORK_SECONDS", 0.05)
+    monkeypatch.setattr("objdb.storage.sql.connections._FORK_SECONDS", 0.05)
     monkeypatch.setattr("objdb.storage.sql.sqlite_engine.SQLiteEngine.tick_seconds", 0.01)
     waits = threading.Event()
     with SQLiteStorage(path, history=False, keep_seconds=0) as storage:

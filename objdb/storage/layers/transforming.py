@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from objdb.errors import ConflictError, POSKeyError, Unsupported, VersionLockError
 from objdb.ids import MAX_TID, Oid, Tid
-from objdb.interfaces import IStorageDatabase, IStorageIteration, IStorageVersions
+from objdb.interfaces import IDatabaseForStorage, IStorageIteration, IStorageVersions
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.copying import CopyProgress, copy_transactions
 from objdb.storage.foreign import database_of
@@ -265,7 +265,7 @@ class TransformingStorage(Layer):
         self._db.invalidate(tid, oids)
 
 
-@implementer(IStorageDatabase)
+@implementer(IDatabaseForStorage)
 class _Decoding:
     """The database as the base sees it."""
 

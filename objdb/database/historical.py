@@ -1,4 +1,4 @@
-"""Connections to the past, and where they wait. `storage/moments` tells which bound a moment is.
+"""Connections to the past, and where they wait. `storage/times` tells which bound a moment is.
 
 Opening one never waits for another. Those that come back keep their caches for a while: the next
 one for the same moment gets them.
