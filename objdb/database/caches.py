@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
+from zope.interface import implementer
+
 from objdb.connection.connection import Connection
 from objdb.database.conflicts import ConflictLog
 from objdb.database.historical import HistoricalPool
@@ -14,8 +16,10 @@ from objdb.database.options import Options
 from objdb.database.pool import ConnectionPool, Holder
 from objdb.database.statistics import ConnectionStatistics, DatabaseStatistics
 from objdb.database.versions import VersionPools
+from objdb.interfaces import IDatabaseCaches
 
 
+@implementer(IDatabaseCaches)
 class DatabaseCaches:
     """The part of `DB` that is about caches and numbers."""
 
