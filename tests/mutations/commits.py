@@ -39,7 +39,7 @@ COMMITS = (
         "            if is_first and not _is_failure(error):\n",
         "            if is_first:\n",
         "After a sync that failed nobody commits.",
-        ("tests/database/test_failed_commits.py", "tests/connection/test_two_phase.py"),
+        ("tests/storage/test_failing_commits.py::test_a_sync_that_fails_once",),
     ),
     Mutation(
         "failed-sync-is-success", "storage/durability.py",
@@ -94,7 +94,7 @@ COMMITS = (
         "    held.extend(compress((lock,), map(lock.acquire, _ONCE)))\n",
         "    lock.acquire()\n    held.append(lock)\n",
         "A lock that was acquired is noted, whatever is raised in between.",
-        ("tests/storage/test_interrupts.py::test_locks_that_are_held",),
+        ("tests/storage/test_interrupts.py::test_a_lock_is_held_and_noted_in_one_step",),
     ),
     Mutation(
         "oids-not-noted", "storage/committer.py",
@@ -137,7 +137,7 @@ COMMITS = (
         "    writes.resolved.append(oid)\n",
         "",
         "Who commits is told what was merged, and loads it again.",
-        ("tests/records/test_conflicts.py::test_what_was_merged_is_loaded_again",),
+        (f"{_MEMORY}::test_resolution",),
     ),
     Mutation(
         "any-version-unlocks", "storage/conflicts.py",
@@ -151,7 +151,7 @@ COMMITS = (
         "    return row is not None and row.outside == tid\n",
         "    return row is not None\n",
         "What was read outside a version is checked against what is outside now.",
-        (_MEMORY, _FILE),
+        (f"{_MEMORY}::test_reads_before_a_lock",),
     ),
     # Versions
     Mutation(
@@ -166,7 +166,7 @@ COMMITS = (
         "        in_versions.count(version) != len(modified) for",
         "        in_versions.count(version) < len(modified) for",
         "What comes into a version before it is committed is committed with it.",
-        (_MEMORY,),
+        ("tests/database/test_versions.py::test_new_members_of_a_version_at_the_vote",),
     ),
     Mutation(
         "outside-is-inside", "storage/staging.py",
@@ -268,7 +268,7 @@ COMMITS = (
         "            self._amender.note_packed(self._pack_to)\n",
         "            pass\n",
         "A view that a pack has taken something from is told so.",
-        ("tests/database/test_pack_views.py",),
+        (f"{_MEMORY}::test_to_a_moment",),
     ),
     Mutation(
         "prune-under-readers", "storage/amending.py",

@@ -32,7 +32,7 @@ ENGINES = (
         "    expected, crc = _crcs(log, header, place)\n    if expected != crc:\n",
         "    expected, crc = _crcs(log, header, place)\n    if len(expected) != len(crc):\n",
         "Bytes that changed on the disk are noticed.",
-        ("tests/storage/test_file_bad_input.py::test_damage_stays_damage",),
+        ("tests/storage/test_pack_damage.py::test_damage_is_not_packed",),
     ),
     Mutation(
         "header-before-pages", "storage/file/index.py",

@@ -32,6 +32,10 @@ _COPIED = (
 )
 _NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.json", "*.svg", ".hypothesis")
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+(?: \S+)*?)(?: - .*)?$", re.MULTILINE)
+# Threads that hang keep no process alive whose tests have ended.
+_PROGRAM = (
+    "import os, pytest, sys\ncode = pytest.main(sys.argv[1:])\nsys.stdout.flush()\nos._exit(code)"
+)
 _NOT_INHERITED = ("OBJDB_PURE_PYTHON", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
 
 
@@ -106,7 +110,7 @@ class Runner:
             number = self._count
         output = self._folder / f"output{number}"
         command = [
-            sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:randomly",
+            sys.executable, "-c", _PROGRAM, "-x", "-q", "--tb=no", "-p", "no:randomly",
             "-p", "no:cacheprovider", f"--timeout={LONGEST_TEST_SECONDS}",
             f"--basetemp={self._folder / f'temporary{number}'}", *tests,
         ]
