@@ -413,10 +413,11 @@ class PackConformance(VersionPackConformance):
         self.chain(packable)
         before = contents(packable)
         iterator = packable.iterator()
-        first = next(iterator)
+        shown = [next(iterator)]
         self.pack(packable)
-        assert [first.tid, *(transaction.tid for transaction in iterator)] == [
-            entry[0] for entry in before
+        shown += iterator
+        assert [(each.tid, [(r.oid, r.data) for r in each]) for each in shown] == [
+            (entry[0], [(oid, data) for oid, _, data, _, _ in entry[5]]) for entry in before
         ]
 
     def test_readers_meanwhile(self, packable: Any) -> None:

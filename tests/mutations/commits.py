@@ -50,13 +50,6 @@ COMMITS = (
          "tests/storage/test_berkeley.py::test_a_log_that_cannot_be_synced"),
     ),
     Mutation(
-        "conflict-keeps-slot", "storage/committer.py",
-        "            raise\n        finally:\n            self._slot.release(writes)\n",
-        "            raise\n",
-        "After a conflict at the vote others can commit, whether it is aborted or not.",
-        (_MEMORY,),
-    ),
-    Mutation(
         "group-forgets-followers", "storage/durability.py",
         "following = next((each for each in rest if each.wake is not None), None)",
         "following = None",
@@ -72,8 +65,7 @@ COMMITS = (
 """,
         "",
         "A commit follows those that are committed and not synced yet, with a larger tid.",
-        ("tests/storage/test_berkeley.py::test_commits_that_wait_are_checked_against",
-         "tests/storage/test_copying.py::test_syncs_are_shared"),
+        ("tests/storage/test_copying.py::test_syncs_are_shared",),
     ),
     Mutation(
         "same-tid-twice", "storage/moments.py",
@@ -87,7 +79,7 @@ COMMITS = (
         "            if writes.phase is Phase.COMMITTED and self._is_unsettled(writes):\n",
         "            if writes.phase is not Phase.COMMITTED and self._is_unsettled(writes):\n",
         "A commit that is interrupted goes through to its end.",
-        ("tests/storage/test_interrupts.py::test_interrupts_at_random",),
+        ("tests/storage/test_failing_commits.py::test_an_interrupt_while_publishing",),
     ),
     Mutation(
         "lock-in-two-steps", "storage/holding.py",
@@ -218,7 +210,7 @@ COMMITS = (
         "        if following is not None and following.follows_gap:\n            return None\n",
         "",
         "A moment that was packed away shows nothing rather than something older.",
-        (_MEMORY, "tests/database/test_pack_views.py::test_the_past"),
+        (f"{_MEMORY}::test_versions",),
     ),
     Mutation(
         "history-one-more", "storage/history.py",

@@ -69,14 +69,14 @@ ENGINES = (
         "        transfer.copy_later(medium.end)\n",
         "",
         "What is committed while a file is packed is in the packed file.",
-        (_FILE,),
+        ("tests/storage/test_pack_file.py::test_committed_at_the_last_moment",),
     ),
     Mutation(
         "pack-ignores-links", "storage/file/pack.py",
         "        if survey.look_at_later(medium.end):\n            return None\n",
         "        survey.look_at_later(medium.end)\n",
         "An object that is linked again at the end of a pack stays.",
-        (_FILE, "tests/storage/test_pack_file.py"),
+        ("tests/storage/test_pack_file.py::test_committed_at_the_last_moment",),
     ),
     Mutation(
         "old-index-stays", "storage/file/pack.py",
@@ -84,13 +84,6 @@ ENGINES = (
         "            if not files.exists(path + index):\n                continue\n",
         "A crash in the middle of a pack leaves no index of another file.",
         ("tests/storage/test_pack_file.py::test_power_lost",),
-    ),
-    Mutation(
-        "survey-leaves-last", "storage/file/survey.py",
-        "        if entry[1] <= self.pack_to:\n",
-        "        if entry[1] < self.pack_to:\n",
-        "What was current at the moment of a pack stays.",
-        (_FILE, "tests/storage/test_pack_file.py"),
     ),
     Mutation(
         "reader-not-told", "storage/file/follower.py",
@@ -120,7 +113,7 @@ ENGINES = (
         "                self._take_in(self._writer.connection)\n",
         "",
         "A vote takes in what other processes have committed before it.",
-        ("tests/storage/test_sqlite.py",),
+        ("tests/storage/test_sqlite.py::test_what_others_commit_before_ones_own",),
     ),
     Mutation(
         "damaged-row-is-read", "storage/sql/sqlite_engine.py",
@@ -139,14 +132,14 @@ ENGINES = (
             raise
 """,
         "A process that has committed lets others commit.",
-        ("tests/storage/test_sqlite.py::test_two_databases_on_one_file",),
+        ("tests/storage/test_sqlite.py::test_one_that_waits_too_long",),
     ),
     Mutation(
         "own-is-foreign", "storage/sql/sqlite_engine.py",
         "            if own is not None and tid >= own:\n",
         "            if own is not None and tid > own:\n",
         "What a process commits itself is shown by its own publishing, in order.",
-        ("tests/storage/test_sqlite.py::test_what_others_commit_behind_ones_own",),
+        ("tests/storage/test_sqlite.py::test_polling_before_a_commit_is_told",),
     ),
     # Berkeley DB
     Mutation(
@@ -168,14 +161,14 @@ ENGINES = (
         '        if self._durability == "sync":\n            try:\n',
         '        if self._durability != "sync":\n            try:\n',
         "What Berkeley DB acknowledged is on the medium.",
-        ("tests/storage/test_berkeley.py",),
+        ("tests/storage/test_berkeley.py::test_a_log_that_cannot_be_synced",),
     ),
     Mutation(
         "undecided-is-current", "storage/berkeley/reading.py",
         "            if head is not None and head > self.visibility.committed_tid:\n",
         "            if head == NO_TID:\n",
         "What is not decided is current for nobody.",
-        ("tests/storage/test_berkeley.py", _BERKELEY),
+        (f"{_BERKELEY}::test_undo_beside_a_vote_that_is_aborted",),
     ),
     # In memory, over a mapping, pickled
     Mutation(
@@ -191,7 +184,7 @@ ENGINES = (
         "        if transactions:\n",
         "                del self._chains[oid]\n        if transactions:\n",
         "An object that a pack removed is in no version.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_versions",),
     ),
     Mutation(
         "rollback-of-committed", "storage/bytesmap.py",
@@ -205,7 +198,7 @@ ENGINES = (
         "            if tid in committed:\n",
         "            if committed:\n",
         "Rows of a transaction that was not committed are gone after a crash.",
-        ("tests/storage/test_memory.py::test_in_the_middle_of_a_commit",),
+        ("tests/storage/test_memory.py::test_a_commit_that_was_not_decided",),
     ),
     Mutation(
         "pickle-runs-code", "storage/pickled.py",
@@ -219,7 +212,7 @@ ENGINES = (
         "            self._saved = changes\n",
         "            self._saved = self._changes\n",
         "What is committed while the file is being written is written the next time.",
-        ("tests/storage/test_pickled.py",),
+        ("tests/storage/test_pickled.py::test_committed_while_the_file_is_written",),
     ),
     Mutation(
         "pickle-crc-ignored", "storage/pickled.py",

@@ -56,6 +56,32 @@ def test_an_error_of_the_engine(
     storage.close()
 
 
+@pytest.mark.parametrize("kind", PLAIN)
+def test_an_interrupt_while_publishing(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt that comes when a transaction is committed, and not shown yet, comes out; and
+    the transaction is shown all the same."""
+    storage = STORAGES[kind](tmp_path)
+    tid = commit(storage, {ROOT_OID: (NO_TID, b"one")})
+    publish, calls = storage.engine.publish, list[Any]()
+
+    def interrupted(token: Any) -> None:
+        calls.append(token)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        publish(token)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.engine, "publish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            commit(storage, {ROOT_OID: (tid, b"two")})
+    record, tid = storage.load(ROOT_OID)
+    assert record == b"two"
+    commit(storage, {ROOT_OID: (tid, b"three")})
+    storage.close()
+
+
 @pytest.mark.parametrize("kind", ["file", "berkeley"])
 def test_a_sync_that_fails_once(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
