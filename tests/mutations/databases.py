@@ -30,7 +30,7 @@ DATABASES = (
         "        self._must_be_current.clear()\n",
         "",
         "What one transaction relied on does not make a later one fail.",
-        (_TRANSACTIONS,),
+        (f"{_TRANSACTIONS}::test_read_current_is_for_one_transaction",),
     ),
     Mutation(
         "early-reads-forgotten", "connection/isolation.py",
@@ -61,13 +61,6 @@ DATABASES = (
         "Connections in a version drop what another one changed in it.",
         ("tests/database/test_versions.py::test_whom_a_commit_invalidates",),
     ),
-    Mutation(
-        "merged-stays-in-memory", "connection/committing.py",
-        "        cache.invalidate(self._commit.resolved)\n",
-        "",
-        "An object whose change was merged is loaded again.",
-        ("tests/records/test_conflicts.py::test_what_was_merged_is_loaded_again",),
-    ),
     # Savepoints, and aborts
     Mutation(
         "savepoint-journal", "connection/savepoint.py",
@@ -95,7 +88,7 @@ DATABASES = (
         "        changed = set(changes.registered) | set(self._stored)\n",
         "        changed = set(changes.registered)\n",
         "A commit that fails leaves no change in memory.",
-        (_TRANSACTIONS, "tests/database/test_failed_commits.py"),
+        (f"{_TRANSACTIONS}::test_a_failed_commit_takes_back_everything",),
     ),
     Mutation(
         "new-objects-lose-state", "connection/committing.py",
@@ -136,13 +129,6 @@ DATABASES = (
         (f"{_POOL}::test_resizing",),
     ),
     Mutation(
-        "pool-jumps-the-queue", "database/pool.py",
-        "                if self._free and not self._waiting:\n",
-        "                if self._free:\n",
-        "Who waits longest for a connection is next.",
-        (_POOL,),
-    ),
-    Mutation(
         "any-moment-will-do", "database/past.py",
         "                if moment == before and free.getVersion() == version:\n",
         "                if free.getVersion() == version:\n",
@@ -169,7 +155,7 @@ DATABASES = (
         "            if len(oids) == len(found) and all(map(_is_oid, oids)):\n",
         "            if all(map(_is_oid, oids)):\n",
         "A pack follows references that are oids alone.",
-        ("tests/records/test_references.py", "tests/database/test_pack.py"),
+        ("tests/records/test_references.py::test_records_one_after_the_other",),
     ),
     Mutation(
         "weak-is-strong", "records/references.py",
@@ -193,25 +179,18 @@ DATABASES = (
         ("tests/records/test_conflicts.py",),
     ),
     Mutation(
-        "merged-class-of-other", "records/conflicts.py",
-        "    return new[:class_end] + buffer.getvalue()\n",
-        "    return committed[:class_end] + buffer.getvalue()\n",
-        "A merged record has the arguments of the new state.",
-        ("tests/records/test_conflicts.py::test_arguments_of_the_new_state",),
-    ),
-    Mutation(
         "broken-is-kept", "records/reader.py",
         "            if not is_broken(found):  # it may become importable\n",
         "            if found is not None:  # it may become importable\n",
         "A class that was missing is found when it has come back.",
-        ("tests/records/test_broken.py", "tests/records/test_classes.py"),
+        ("tests/records/test_broken.py::test_a_class_that_comes_back",),
     ),
     Mutation(
         "missing-class-is-null", "records/careful.py",
         "    return 0 if is_broken(type(obj)) else (0, type(obj))\n",
         "    return 0\n",
         "An error names the object whose class cannot be stored.",
-        ("tests/records/test_writer.py", "tests/connection/test_machinery.py"),
+        ("tests/records/test_writer.py::test_local_persistent_classes",),
     ),
     # Safes
     Mutation(
@@ -226,7 +205,7 @@ DATABASES = (
         "            if self.table.delete(encoded, bytes(value)):\n",
         "            if self.table.delete(encoded):\n",
         "Popping removes the value that it returns, and no later one.",
-        ("tests/safe/test_mapping.py",),
+        ("tests/safe/test_mapping.py::test_pop_when_another_was_faster",),
     ),
     Mutation(
         "death-not-noticed", "safe/gate.py",

@@ -57,7 +57,7 @@ LAYERS = (
         "        nonce = os.urandom(12)\n",
         "        nonce = oid + bytes(4)\n",
         "No two records are encrypted with one nonce.",
-        (_ENCRYPTED,),
+        (f"{_ENCRYPTED}::test_each_record_is_encrypted_anew",),
     ),
     Mutation(
         "conflict-is-encoded", "storage/layers/transforming.py",
