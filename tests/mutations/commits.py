@@ -6,8 +6,6 @@ from tests.mutations.mutation import Mutation
 
 _SUITE = "tests/storage/test_conformance.py"
 _MEMORY = f"{_SUITE}::TestMappingStorage"
-_MAPPING = f"{_SUITE}::TestMappingStorageOverAMapping"
-_FILE = f"{_SUITE}::TestFileStorage"
 
 COMMITS = (
     # The commit protocol
@@ -32,7 +30,7 @@ COMMITS = (
                 ticket.is_told = True
 """,
         "Others are told what changed before they can see it.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_finish_calls_back_first",),
     ),
     Mutation(
         "failed-sync-goes-on", "storage/committer.py",
@@ -46,15 +44,14 @@ COMMITS = (
         "                ticket.error = _unknown_outcome(error)\n",
         "                ticket.error = None\n",
         "A commit whose sync failed is not told to have succeeded.",
-        ("tests/connection/test_two_phase.py::test_a_sync_that_fails",
-         "tests/storage/test_berkeley.py::test_a_log_that_cannot_be_synced"),
+        ("tests/connection/test_two_phase.py::test_a_sync_that_fails",),
     ),
     Mutation(
         "group-forgets-followers", "storage/durability.py",
         "following = next((each for each in rest if each.wake is not None), None)",
         "following = None",
         "A commit that came while a group was being synced is led to its end.",
-        ("tests/storage/test_group_commit.py",),
+        ("tests/storage/test_group_commit.py::test_an_interrupt_when_it_is_ones_turn",),
     ),
     Mutation(
         "group-hides-commits", "storage/committer.py",
@@ -65,14 +62,14 @@ COMMITS = (
 """,
         "",
         "A commit follows those that are committed and not synced yet, with a larger tid.",
-        ("tests/storage/test_copying.py::test_syncs_are_shared",),
+        ("tests/storage/test_berkeley.py::test_commits_that_wait_are_checked_against",),
     ),
     Mutation(
         "same-tid-twice", "storage/moments.py",
         "    if given is not None and given <= last:\n",
         "    if given is not None and given < last:\n",
         "No two transactions have one tid.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_restore",),
     ),
     Mutation(
         "interrupted-commit-is-dropped", "storage/committer.py",
@@ -93,7 +90,7 @@ COMMITS = (
         "                self._oids.note(ticket.oids)\n",
         "",
         "An oid that came from elsewhere is not given to a new object.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_copy",),
     ),
     Mutation(
         "oids-of-others", "storage/oids.py",
@@ -108,21 +105,21 @@ COMMITS = (
         "        if writes.reads or writes.unchanged_since is not None:\n",
         "        if writes.unchanged_since is not None:\n",
         "A vote fails when something that had to be current is not.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_reads_are_checked_as_seen",),
     ),
     Mutation(
         "deletion-wins", "storage/conflicts.py",
         "    if serials[0] == NO_TID or ours is None:  # deleted on either side\n",
         "    if serials[0] == NO_TID:  # deleted on either side\n",
         "Deleting an object that another has changed is a conflict.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_deletion_conflict",),
     ),
     Mutation(
         "merge-swapped", "storage/conflicts.py",
         "committed, ours, serials)\n",
         "ours, committed, serials)\n",
         "The class merges what is committed with what is new, in this order.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_conflict_in_a_version",),
     ),
     Mutation(
         "merge-not-told", "storage/conflicts.py",
@@ -136,7 +133,7 @@ COMMITS = (
         '        if is_checked and writes.versions.get(oid, "") != version:\n',
         "        if is_checked and oid not in writes.versions:\n",
         "An object in a version is not changed in another version.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_locked",),
     ),
     Mutation(
         "reads-beside-versions", "storage/conflicts.py",
@@ -151,7 +148,7 @@ COMMITS = (
         '    writes.write_results(modified, pointers, destination or "")\n',
         '    writes.write_results(modified, pointers, "")\n',
         "A version that is committed to another one is seen there only.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_snapshot_of_a_version_that_moved",),
     ),
     Mutation(
         "new-members-stay", "storage/staging.py",
@@ -165,7 +162,7 @@ COMMITS = (
         "        outside: Tid | None = before.outside\n",
         "        outside: Tid | None = before.tid\n",
         "Others do not see the first of two changes in a version.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_versions",),
     ),
     # Undo
     Mutation(
@@ -181,28 +178,28 @@ COMMITS = (
         if obstacles and not results:
 """,
         "A transaction is undone as a whole, or not at all.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_undo_cannot_merge",),
     ),
     Mutation(
         "undo-over-changes", "storage/staging.py",
         "    if plan.planned_at[1] != packs or engine.current(plan.results) != plan.results:\n",
         "    if plan.planned_at[1] != packs:\n",
         "An undo does not overwrite what was committed since it was asked for.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_changed_before_the_vote",),
     ),
     Mutation(
         "undo-merge-swapped", "storage/undo.py",
         "            return self._merge(oid, undone.data, current, data, (current_tid, tid))\n",
         "            return self._merge(oid, data, current, undone.data, (current_tid, tid))\n",
         "An undo that merges takes the change back, and does not make it twice.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_undo_an_earlier_change_in_a_version",),
     ),
     Mutation(
         "undo-of-packed", "storage/undo.py",
         '        elif found.status == "p":\n',
         '        elif found.status == "p" and not found.oids:\n',
         "A transaction that was packed is not undone.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_packed_transactions_are_not_undone",),
     ),
     # History
     Mutation(
@@ -217,21 +214,21 @@ COMMITS = (
         "        while row is not None and len(entries) < size:\n",
         "        while row is not None and len(entries) <= size:\n",
         "A history has as many entries as were asked for.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_history",),
     ),
     Mutation(
         "undo-log-skips-one", "storage/history.py",
         "        if position >= wanted.skip:\n",
         "        if position > wanted.skip:\n",
         "The undo log begins with the entry that was asked for.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_undo_log",),
     ),
     Mutation(
         "iterator-sees-pack", "storage/history.py",
         "        return self._rows.get((oid, tid), found)\n",
         "        return found\n",
         "An iterator goes on showing what a pack removes meanwhile.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_an_iterator_goes_on",),
     ),
     # Packs, row by row
     Mutation(
@@ -239,21 +236,21 @@ COMMITS = (
         "        upto = [entry for entry in chain if entry[0] <= self._pack_to]\n",
         "        upto = [entry for entry in chain if entry[0] < self._pack_to]\n",
         "A pack to a transaction forgets what that one replaced.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_to_a_moment",),
     ),
     Mutation(
         "pack-drops-linked", "storage/row_packing.py",
         "        with self._amender.alone():\n            self._mark_later()\n",
         "        with self._amender.alone():\n",
         "An object that is linked again while a pack runs stays.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_linked_again_meanwhile",),
     ),
     Mutation(
         "pack-not-counted", "storage/row_packing.py",
         "            self._amender.count += 1\n",
         "",
         "An undo that was asked for before a pack is planned again after it.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_undo_of_what_is_packed_meanwhile",),
     ),
     Mutation(
         "pack-not-noted", "storage/row_packing.py",

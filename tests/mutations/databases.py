@@ -22,8 +22,7 @@ DATABASES = (
         "            self._before = min(self._past, next_tid(snapshot))\n",
         "            self._before = max(self._past, next_tid(snapshot))\n",
         "A connection to the past shows that moment, and nothing later.",
-        ("tests/database/test_past.py::test_the_past_stays_as_it_is",
-         "tests/database/test_past.py::test_moments"),
+        ("tests/database/test_past.py::test_the_past_stays_as_it_is",),
     ),
     Mutation(
         "reads-last-too-long", "connection/connection.py",
@@ -37,14 +36,14 @@ DATABASES = (
         "        self._kept = {**read, **loaded, **self._kept}\n",
         "        self._kept = {**read, **loaded}\n",
         "What left the cache in a transaction was read by it all the same.",
-        (_READ_SET,),
+        (f"{_READ_SET}::test_what_leaves_the_cache_was_read",),
     ),
     Mutation(
         "loads-not-noted", "connection/loadpath.py",
         "            if self._loaded is not None:\n",
         "            if self._loaded:\n",
         "What was loaded in a serializable transaction was read by it.",
-        (_READ_SET,), is_pure=True,
+        (f"{_READ_SET}::test_what_the_program_deactivates_was_read",), is_pure=True,
     ),
     # Invalidations
     Mutation(
@@ -67,14 +66,14 @@ DATABASES = (
         "        while len(self._journal) > mark.journal:\n",
         "        while len(self._journal) > mark.journal + 1:\n",
         "Rolling back to a savepoint takes back everything after it.",
-        (_TRANSACTIONS,),
+        (f"{_TRANSACTIONS}::test_savepoints_nest",),
     ),
     Mutation(
         "rollback-keeps-memory", "connection/committing.py",
         "        changed = savepoints.roll_back(mark) | set(changes.registered)\n",
         "        changed = savepoints.roll_back(mark)\n",
         "Rolling back takes back what was changed after the last savepoint, too.",
-        (_TRANSACTIONS,),
+        (f"{_TRANSACTIONS}::test_savepoints_nest",),
     ),
     Mutation(
         "savepoint-overwrites", "connection/committing.py",
@@ -95,7 +94,7 @@ DATABASES = (
         "        if obj._p_changed is None:\n            obj._p_activate()\n",
         "",
         "An abort leaves the state of new objects in memory.",
-        ("tests/connection/test_objects.py", _TRANSACTIONS),
+        (f"{_TRANSACTIONS}::test_savepoint_then_abort",),
     ),
     # Caches
     Mutation(
@@ -133,7 +132,7 @@ DATABASES = (
         "                if moment == before and free.getVersion() == version:\n",
         "                if free.getVersion() == version:\n",
         "A connection to the past shows the moment that was asked for.",
-        ("tests/database/test_past.py",),
+        ("tests/database/test_past.py::test_moments",),
     ),
     Mutation(
         "option-of-uri-ignored", "database/db.py",
@@ -147,7 +146,7 @@ DATABASES = (
         "    except BaseException:\n        databases.close()\n        raise\n",
         "    except BaseException:\n        raise\n",
         "Of several databases none stays open where one cannot be opened.",
-        ("tests/database/test_settings.py",),
+        ("tests/database/test_settings.py::test_one_that_cannot_be_opened",),
     ),
     # Records
     Mutation(
@@ -169,14 +168,14 @@ DATABASES = (
         "        return arguments[0], True, arguments[1] if arguments[1:] else None\n",
         "        return arguments[0], True, None\n",
         "A weak reference to another database leads there.",
-        ("tests/records/test_references.py",),
+        ("tests/records/test_references.py::test_references_to_other_databases_are_read",),
     ),
     Mutation(
         "references-not-shared", "records/conflicts.py",
         "        return self.references.setdefault(key, reference)\n",
         "        return reference\n",
         "In a merge the same object is the same reference.",
-        ("tests/records/test_conflicts.py",),
+        ("tests/records/test_conflicts.py::test_states_and_references",),
     ),
     Mutation(
         "broken-is-kept", "records/reader.py",
@@ -212,7 +211,6 @@ DATABASES = (
         "        return is_first or bool(self._state[0])\n",
         "        return is_first\n",
         "A safe in which a process died is recovered by the next one.",
-        ("tests/safe/test_processes.py::test_death_inside",
-         "tests/safe/test_processes.py::test_death_with_others_there"),
+        ("tests/safe/test_processes.py::test_death_inside",),
     ),
 )

@@ -8,7 +8,6 @@ _SUITE = "tests/storage/test_conformance.py"
 _MEMORY = f"{_SUITE}::TestMappingStorage"
 _MAPPING = f"{_SUITE}::TestMappingStorageOverAMapping"
 _FILE = f"{_SUITE}::TestFileStorage"
-_SQLITE = f"{_SUITE}::TestSQLiteStorage"
 _BERKELEY = f"{_SUITE}::TestBerkeleyStorage"
 
 ENGINES = (
@@ -18,7 +17,7 @@ ENGINES = (
         "            known_end = max(checkpoint.position, index.synced_position())\n",
         "            known_end = checkpoint.position\n",
         "What is known to be acknowledged is damage when it is gone, and never cut.",
-        ("tests/storage/test_file_tails.py", "tests/storage/test_file_bad_input.py"),
+        ("tests/storage/test_file_bad_input.py::test_damage_of_what_was_acknowledged",),
     ),
     Mutation(
         "voted-is-committed", "storage/file/recovery.py",
@@ -46,16 +45,14 @@ ENGINES = (
         "        slot = _SLOTS[self._sequence % 2]\n",
         "        slot = _SLOTS[0]\n",
         "A header of the index that is torn leaves the one before it.",
-        ("tests/storage/test_crash_sweep.py::test_power_lost_at_every_operation",
-         "tests/storage/test_file_bad_input.py::test_damage_stays_damage"),
+        ("tests/storage/test_file_bad_input.py::test_damage_stays_damage",),
     ),
     Mutation(
         "synced-not-noted", "storage/file/engine.py",
         "        medium.index.note_synced(token.end)\n",
         "",
         "The index knows the last transaction that was acknowledged.",
-        ("tests/storage/test_file_tails.py", "tests/storage/test_file_bad_input.py",
-         "tests/storage/test_crash_sweep.py::test_power_lost_at_every_operation"),
+        ("tests/storage/test_file_bad_input.py::test_damage_of_what_was_acknowledged",),
     ),
     Mutation(
         "aborted-is-left", "storage/file/engine.py",
@@ -97,7 +94,7 @@ ENGINES = (
         "        if position >= self.end or current >= before:\n",
         "        if position >= self.end or current > before:\n",
         "A record of the bound itself is not before it.",
-        (_FILE,), is_pure=True,
+        (f"{_FILE}::test_to_a_moment",), is_pure=True,
     ),
     # SQLite
     Mutation(
@@ -120,8 +117,7 @@ ENGINES = (
         "or not self.has_checksums\n",
         "or self.has_checksums\n",
         "A row of SQLite that changed on the disk is noticed when it is loaded.",
-        ("tests/storage/test_row_checksums.py::test_reads_that_meet_damage",
-         "tests/storage/test_row_checksums.py::test_random_damage"),
+        ("tests/storage/test_row_checksums.py::test_reads_that_meet_damage",),
     ),
     Mutation(
         "file-lock-stays", "storage/sql/sqlite_engine.py",
@@ -147,7 +143,7 @@ ENGINES = (
         "            if current is not None and current[:8] < tid:\n",
         "            if current is not None and current[:8] <= tid:\n",
         "A revision is not before its own tid.",
-        (_BERKELEY,),
+        (f"{_BERKELEY}::test_a_version_brought_back",),
     ),
     Mutation(
         "replaced-count-twice", "storage/berkeley/change.py",
@@ -176,7 +172,7 @@ ENGINES = (
         "        return next(iter(chain[bisect_right(chain, tid, key=_tid) :][:1]), None)\n",
         "        return next(iter(chain[bisect_left(chain, tid, key=_tid) :][:1]), None)\n",
         "A revision is valid until the next one, and not until itself.",
-        (_MEMORY,),
+        (f"{_MEMORY}::test_versions",),
     ),
     Mutation(
         "amended-stays-in-version", "storage/memory.py",
@@ -191,7 +187,7 @@ ENGINES = (
         "        self._undecided = []\n        for oid, row in token.rows:\n",
         "        for oid, row in token.rows:\n",
         "An abort takes back its own rows, and none that were committed before.",
-        (_MAPPING,),
+        (f"{_MAPPING}::test_undo_of_what_is_packed_meanwhile",),
     ),
     Mutation(
         "undecided-after-crash", "storage/bytesmap.py",

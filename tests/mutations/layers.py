@@ -15,21 +15,21 @@ LAYERS = (
         "                if record is None and oid in chains.in_base:\n",
         "                if record is None and oid not in chains.in_base:\n",
         "An object of the base that was deleted stays deleted when the changes are packed.",
-        (_DEMO,),
+        (f"{_DEMO}::test_deletions_are_seen",),
     ),
     Mutation(
         "oids-of-the-base", "storage/layers/overlay.py",
         "        return max(least, self._base_oid) + count\n",
         "        return least + count\n",
         "New objects in the changes have no oids of the base's.",
-        (f"{_DEMO}::test_new_oids", f"{_DEMO}::test_database"),
+        (f"{_DEMO}::test_new_oids",),
     ),
     Mutation(
         "base-is-new", "storage/layers/overlay.py",
         "                    record, pointer = _AS_IN_BASE + pointer, None\n",
         "                    record, pointer = row.data, None\n",
         "Undoing the first change shows the base's revision again, not a copy.",
-        (_DEMO,),
+        (f"{_DEMO}::test_like_one_storage",),
     ),
     Mutation(
         "plain-is-ambiguous", "storage/layers/compressed.py",
@@ -43,7 +43,7 @@ LAYERS = (
         "        return [*found, oid_from_int(number)] if number else found\n",
         "        return found\n",
         "A pack keeps the dictionaries that records were compressed with.",
-        (f"{_COMPRESSED}::test_pack_keeps_what_is_used", f"{_COMPRESSED}::test_references"),
+        (f"{_COMPRESSED}::test_pack_keeps_what_is_used",),
     ),
     Mutation(
         "records-can-be-moved", "storage/layers/encrypted.py",
@@ -71,6 +71,6 @@ LAYERS = (
         "        return record, serial, end if end is not None and end < self.before else None\n",
         "        return record, serial, end if end is not None and end <= self.before else None\n",
         "Before a moment, nothing is known of what was committed at it.",
-        (_LOOKING,),
+        (f"{_LOOKING}::test_before_each_transaction",),
     ),
 )

@@ -21,6 +21,9 @@ from tests.mutations.running import ROOT, Outcome, Runner
 ONE = Mutation("one", "ids.py", "old", "new", "It holds.", ("tests/test_one.py",))
 TWO = Mutation("two", "ids.py", "old", "new", "It holds.", ("tests/test_two.py",), is_pure=True)
 
+# Tests that storages inherit.
+SUITE = "".join(path.read_text() for path in (ROOT / "objdb" / "testing").glob("*.py"))
+
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_mutation_fits_the_code(mutation: Mutation) -> None:
@@ -33,7 +36,7 @@ def test_a_mutation_fits_the_code(mutation: Mutation) -> None:
     assert mutation.tests
     for test in mutation.tests:
         path, *names = test.split("::")
-        source = (ROOT / path).read_text()
+        source = (ROOT / path).read_text() + SUITE
         for name in names:
             assert f"def {name}(" in source or f"class {name}(" in source, test
 
