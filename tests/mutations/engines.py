@@ -6,7 +6,6 @@ from tests.mutations.mutation import Mutation
 
 _SUITE = "tests/storage/test_conformance.py"
 _MEMORY = f"{_SUITE}::TestMappingStorage"
-_MAPPING = f"{_SUITE}::TestMappingStorageOverAMapping"
 _FILE = f"{_SUITE}::TestFileStorage"
 _BERKELEY = f"{_SUITE}::TestBerkeleyStorage"
 
@@ -172,7 +171,7 @@ ENGINES = (
         "        return next(iter(chain[bisect_right(chain, tid, key=_tid) :][:1]), None)\n",
         "        return next(iter(chain[bisect_left(chain, tid, key=_tid) :][:1]), None)\n",
         "A revision is valid until the next one, and not until itself.",
-        (f"{_MEMORY}::test_versions",),
+        (f"{_MEMORY}::test_load_before",),
     ),
     Mutation(
         "amended-stays-in-version", "storage/memory.py",
@@ -187,7 +186,7 @@ ENGINES = (
         "        self._undecided = []\n        for oid, row in token.rows:\n",
         "        for oid, row in token.rows:\n",
         "An abort takes back its own rows, and none that were committed before.",
-        (f"{_MAPPING}::test_undo_of_what_is_packed_meanwhile",),
+        ("tests/storage/test_memory.py::test_a_mapping_that_takes_no_more",),
     ),
     Mutation(
         "undecided-after-crash", "storage/bytesmap.py",

@@ -121,8 +121,9 @@ class Runner:
         failed = None
         if code != 0:
             failed = found[1] if found else f"exit code {code}" if code is not None else "a hang"
-        hung = code is None or (found is not None and "Timeout (>" in found[0])
-        return Outcome(failed, time.monotonic() - begin, hung, text)
+        seconds = time.monotonic() - begin
+        hung = failed is not None and seconds > min(longest_seconds, LONGEST_TEST_SECONDS)
+        return Outcome(failed, seconds, hung, text)
 
     def _wait(
         self, command: list[str], tree: Path, is_pure: bool, output: object, seconds: float
