@@ -163,7 +163,7 @@ def test_a_hang_counts_as_caught(runner: Runner, monkeypatch: pytest.MonkeyPatch
 
 
 def test_interrupted(tmp_path: Path) -> None:
-    """Who interrupts it finds no process and no file left."""
+    """Who ends it finds no process and no file left."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.mutations"], cwd=ROOT, stderr=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(tmp_path)},
@@ -171,7 +171,7 @@ def test_interrupted(tmp_path: Path) -> None:
     with process:
         assert b"first" in process.stderr.readline()
         assert list(tmp_path.iterdir())
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 1
     assert list(tmp_path.iterdir()) == []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
