@@ -10,6 +10,7 @@ import pytest
 import objdb
 from objdb.errors import StorageFailedError
 from objdb.ids import NO_TID, ROOT_OID, oid_from_int
+from objdb.storage.commit import TransactionMetaData
 from objdb.storage.memory import MappingStorage
 from objdb.testing.helpers import commit, contents
 
@@ -83,6 +84,26 @@ def test_a_mapping_that_takes_no_more() -> None:
     again = MappingStorage(data=data)
     assert again.load(ROOT_OID) == (b"x", tid)
     commit(again, {ROOT_OID: (tid, b"z")})
+
+
+def test_a_commit_that_was_not_decided() -> None:
+    """What a transaction had put into a mapping when its process ended, without being committed, is
+    not there when the mapping is used again, and removed from it."""
+    data: dict[bytes, bytes] = {}
+    storage = MappingStorage(data=data)
+    tid = commit(storage, {ROOT_OID: (NO_TID, b"root")})
+    before = dict(data)
+    metadata = TransactionMetaData()
+    storage.tpc_begin(metadata)
+    for oid, base in (ROOT_OID, tid), (oid_from_int(1), NO_TID):
+        storage.store(oid, base, b"never", "", metadata)
+    storage.tpc_vote(metadata)
+    left = dict(data)
+    assert left != before
+    again = MappingStorage(data=left)
+    assert again.load(ROOT_OID) == (b"root", tid) and len(again) == 1
+    assert left == before
+    storage.tpc_abort(metadata)
 
 
 @pytest.mark.parametrize("steps", range(12))

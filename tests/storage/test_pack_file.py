@@ -422,6 +422,24 @@ def test_voted_before(path: Path) -> None:
         assert storage.loadBefore(B, next_tid(finished[0]))[0] == record("b4")
 
 
+@pytest.mark.parametrize("linked", [[], [C]])
+def test_committed_at_the_last_moment(path: Path, linked: list[Oid]) -> None:
+    """What is committed behind the last round of copying is in the packed file; so is what that
+    links again."""
+    with FileStorage(path) as storage:
+        tids: list[Tid] = []
+
+        def work(phase: str, done: int, total: int) -> None:
+            if phase == "follow" and not tids:
+                tids.append(commit(storage, {A: (storage.getTid(A), record("late", B, *linked))}))
+
+        storage.pack(storage.lastTransaction(), refer, progress=work)
+    with FileStorage(path) as storage:
+        assert storage.load(A) == (record("late", B, *linked), tids[0])
+        assert all(storage.load(oid)[0] == record("c0") for oid in linked)
+        assert len(storage) == 3 + len(linked)
+
+
 def test_oids_survive(path: Path) -> None:
     """Oids of objects that went are not handed out again, also not after opening again."""
     largest: Oid = oid_from_int(1000)
