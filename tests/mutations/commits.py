@@ -65,7 +65,7 @@ COMMITS = (
         ("tests/storage/test_berkeley.py::test_commits_that_wait_are_checked_against",),
     ),
     Mutation(
-        "same-tid-twice", "storage/moments.py",
+        "same-tid-twice", "storage/times.py",
         "    if given is not None and given <= last:\n",
         "    if given is not None and given < last:\n",
         "No two transactions have one tid.",
@@ -261,8 +261,8 @@ COMMITS = (
     ),
     Mutation(
         "prune-under-readers", "storage/amending.py",
-        "            horizon = min(horizon, db.oldest_view())\n",
-        "            horizon = max(horizon, db.oldest_view())\n",
+        "        horizon = min(horizon, db.oldest_view())\n",
+        "        horizon = max(horizon, db.oldest_view())\n",
         "Without history, revisions stay while a connection sees them.",
         ("tests/storage/test_without_history.py::test_what_is_read_stays",),
     ),
