@@ -150,10 +150,8 @@ class Connection(LoadPath):
         return entries
 
     def get_connection(self, name: str) -> Connection:
-        """Return the connection to another database of the same group, in the same transaction.
-
-        `UsageError` if the group has no database *name*.
-        """
+        """Return the connection to another database of the same group, in the same transaction;
+        `UsageError` if the group has no database *name*."""
         self.require_usable()
         companion: Connection | None = self._companions.get(name)
         if companion is None:
@@ -355,8 +353,7 @@ class Connection(LoadPath):
     # -- the cache
 
     def cacheMinimize(self, age: float = 0) -> None:
-        """Make ghosts of all loaded, unchanged objects that were not used for *age* seconds; in the
-        connections to other databases of its group too."""
+        """Make ghosts of loaded, unchanged objects not used for *age* seconds, in all its group."""
         for connection in self._companions.values():
             connection.cache.minimize(age)
 
@@ -366,10 +363,13 @@ class Connection(LoadPath):
         self.cache.sweep(self._db.options.cache_deactivate_after if age is None else age)
 
     def cacheGC(self) -> None:
-        """Bring the cache down to its target size, least recently used objects first; those of the
-        connections to other databases of its group too."""
+        """Bring the caches of its group down to their targets, least recently used first."""
         for connection in self._companions.values():
             connection.cache.shrink()
+
+    def cached_objects(self) -> list[Persistent]:
+        """Return the loaded objects, least recently used first."""
+        return self.cache.loaded()
 
     def postpone(self, action: Callable[[Any], None]) -> None:
         """Have *action* called with this connection when its next view begins; for other threads

@@ -346,6 +346,7 @@ class Work:
             if jar.is_open:
                 jar._load_before = jar.load_committed
             jar.work = None
+        self._commit = None  # which knows this work: nothing waits for the garbage collector
 
     def close_savepoints(self) -> None:
         """Let go of the savepoints' file."""
