@@ -7,6 +7,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import machine, plot
+from benchmarks.against import Against
 from benchmarks.measurements.catalogue import catalogue
 from benchmarks.measurements.measurement import Measurement
 from benchmarks.report import Report
@@ -41,6 +44,7 @@ Examples:
   python -m benchmarks --quick              small sizes, up to 2 minutes
   python -m benchmarks --full               also files of 10,000,000 objects
   python -m benchmarks --storages           objdb's storages, and what they are built on
+  python -m benchmarks --against ../before  objdb beside that of another checkout
   python -m benchmarks --only load-in-order --only tree --systems objdb --systems zodb
 
 A whole run writes benchmarks/RESULTS.md, benchmarks/results.json and docs/growth.svg. A quick run
@@ -73,6 +77,11 @@ and a run of a part print their results, and write them only where --output says
     help="Write the report here; the numbers and the plot go beside it.",
 )
 @click.option(
+    "--against", metavar="CHECKOUT",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Measure objdb beside the objdb of another checkout, in pairs, and print the ratios.",
+)
+@click.option(
     "--directory",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Where the databases are built, instead of the system's temporary directory.",
@@ -85,6 +94,7 @@ def main(
     only: tuple[str, ...],
     systems: tuple[str, ...],
     output: Path | None,
+    against: Path | None,
     directory: Path | None,
 ) -> None:
     """Measure objdb beside ZODB, Durus, LMDB, Berkeley DB, sqlite3 and bare writes."""
@@ -94,6 +104,8 @@ def main(
     if rounds:
         sizes = replace(sizes, rounds=rounds)
     usual = [name for name, system in SYSTEMS.items() if system.takes_part_in is None]
+    if against is not None:
+        usual = ["objdb"]
     names = systems or (STORAGES if storages else usual)
     wanted = [SYSTEMS[name] for name in SYSTEMS if name in names]
     is_whole = not (only or systems)
@@ -103,6 +115,13 @@ def main(
     if not present:
         raise click.UsageError("none of these systems is installed")
     measurements = _measurements(sizes, only, present)
+    if against is not None:
+        with _place(directory) as place, _progress() as (bar, progress):
+            pairs = Against(sizes, present, measurements, place, progress, against)
+            bar.update(bar.task_ids[0], total=pairs.steps())
+            pairs.run()
+        click.echo(pairs.markdown())
+        return
     results, facts = _run(sizes, present, measurements, directory)
     report = Report(
         results,
@@ -142,6 +161,16 @@ def _run(
     sizes: Sizes, systems: list[System], measurements: list[Measurement], directory: Path | None
 ) -> tuple[Results, dict[str, str]]:
     """Measure, with a progress bar, in a temporary directory on a disk."""
+    with _place(directory) as place, _progress() as (bar, progress):
+        runner = Runner(sizes, systems, measurements, place, progress)
+        bar.update(bar.task_ids[0], total=runner.steps())
+        results = runner.run()
+        return results, machine.machine(place)
+
+
+@contextmanager
+def _place(directory: Path | None) -> Iterator[Path]:
+    """Give a temporary directory on a disk."""
     place = Path(tempfile.mkdtemp(prefix="objdb-benchmarks-", dir=directory))
     try:
         kind = machine.file_system(place)
@@ -150,24 +179,20 @@ def _run(
                 f"the temporary directory is on {kind}, where a sync costs nothing: "
                 "say --directory with one on a disk"
             )
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("starting")
-
-            def progress(description: str) -> None:
-                bar.update(task, description=description, advance=1)
-
-            runner = Runner(sizes, systems, measurements, place, progress)
-            bar.update(task, total=runner.steps())
-            results = runner.run()
-        return results, machine.machine(place)
+        yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Progress, Callable[[str], None]]]:
+    """Give a progress bar with one task, and what tells it of a step."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting")
+        yield bar, lambda description: bar.update(task, description=description, advance=1)
 
 
 def _write(report: Report, output: Path, plot_file: Path | None) -> None:

@@ -44,37 +44,43 @@ class Runner:
         measurements: list[Measurement],
         directory: Path,
         progress: Progress,
+        checkout: Path | None = None,
     ) -> None:
         self.sizes = sizes
         self.systems = systems
         self.measurements = measurements
         self.directory = directory
         self.progress = progress
+        self.checkout = checkout  # whose objdb is measured, if not this one's
         self.results = Results()
         self._started = monotonic()
 
     def steps(self) -> int:
         """How many steps `progress` will be told of, if all rounds are done."""
         rounds = range(self.sizes.rounds)
-        return len(self._builds()) + sum(len(self._turns(number)) for number in rounds)
+        return len(self._builds()) + sum(len(self.turns(number)) for number in rounds)
 
     def run(self) -> Results:
         """Build, measure, and return all that was measured."""
+        self.build()
+        for number in range(self.sizes.rounds):
+            if not self._has_time(number):
+                break
+            for measurement, system in self.turns(number):
+                self.progress(f"round {number + 1}: {measurement.name}: {system.title}")
+                self.measure(measurement, system)
+            self.results.rounds = number + 1
+        self.results.seconds = monotonic() - self._started
+        return self.results
+
+    def build(self) -> None:
+        """Build the databases that measurements begin with."""
         for system, template in self._builds():
             self.progress(f"building {template.partition(':')[0]}: {system.title}")
             try:
                 self._build(system, template)
             except WorkerError as failure:
                 self.results.fail(f"build {template}", system.name, str(failure))
-        for number in range(self.sizes.rounds):
-            if not self._has_time(number):
-                break
-            for measurement, system in self._turns(number):
-                self.progress(f"round {number + 1}: {measurement.name}: {system.title}")
-                self._measure(measurement, system)
-            self.results.rounds = number + 1
-        self.results.seconds = monotonic() - self._started
-        return self.results
 
     def _builds(self) -> list[tuple[System, str]]:
         """Each system's templates, a killed one before the clean one that is made from it."""
@@ -87,7 +93,8 @@ class Runner:
                     wanted[system.name, template] = (system, template)
         return list(wanted.values())
 
-    def _turns(self, number: int) -> list[tuple[Measurement, System]]:
+    def turns(self, number: int) -> list[tuple[Measurement, System]]:
+        """Return what one round measures, in order."""
         shift = number % len(self.systems)
         order = self.systems[shift:] + self.systems[:shift]
         return [
@@ -127,7 +134,8 @@ class Runner:
             self._work("prepare", template, system, path)
         write_out(path)
 
-    def _measure(self, measurement: Measurement, system: System) -> None:
+    def measure(self, measurement: Measurement, system: System) -> None:
+        """Measure once, and note what it gave."""
         source = self._template(system, measurement.template)
         has_template = (
             bool(measurement.template) and needs(measurement.template) in system.abilities
@@ -155,13 +163,19 @@ class Runner:
         self, kind: str, name: str, system: System, path: Path, hold: bool = False
     ) -> dict[str, float]:
         task = Task(kind, name, system.name, str(path), self.sizes.to_json(), hold)
-        return run_worker(task)
+        return run_worker(task, self.checkout)
 
 
-def run_worker(task: Task) -> dict[str, float]:
-    """Start a worker, wait for its result; one that holds is killed when it has said it."""
+def run_worker(task: Task, checkout: Path | None = None) -> dict[str, float]:
+    """Start a worker, wait for its result; one that holds is killed when it has said it. It
+    measures the objdb of *checkout*, if one is given."""
+    program = ["-m", "benchmarks.worker"]
+    if checkout is not None:
+        # The benchmarks are this one's: only what they import is the other's.
+        find = f"import sys, benchmarks; sys.path.insert(0, {str(checkout.resolve())!r})"
+        program = ["-c", f"{find}; from benchmarks.worker import main; main()"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.worker", task.to_json()],
+        [sys.executable, *program, task.to_json()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -58,5 +58,10 @@ def run(task: Task) -> dict[str, float]:
     return result
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Do the task that the command line has."""
     print(json.dumps(run(Task.from_json(sys.argv[1]))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,37 +17,62 @@ wrong; `FileStorage`, `SQLiteStorage` and others for where it is kept. At a shel
 The documentation's first page is docs/quickstart.md.
 """
 
-# The house. Its parts, in the order in which a call goes through them:
+# The house: its parts, in the order in which a call goes through them.
 #
-#     database/    1  hands out connections: db, aio, pool, past, caches, invalidations,
-#                     conflicts, together (who commits), undoing, versions, packing,
-#                     differences, opening by path or URI
-#     connection/  2  binds objects to one snapshot in one transaction: loading, committing,
-#                     connection (views), root, isolation, savepoints, subtransactions, retry
-#                     (turns, transactions), outcome, mutations; for asyncio: tasks, workers,
-#                     prefetch
-#     records/     3  object state to bytes and back; the only place that pickles
-#     storage/     4  bytes to revisions: engine (the contract), memory, storage (the protocol
-#                     over any engine: commit, holding, committer, durability, staging, oids),
-#                     conflicts, versions, undo, history, copying, amending, row_packing,
-#                     packing, rows, bytesmap, pickled, clock, moments, foreign (what was
-#                     written for ZODB),
-#                     file/, sql/, berkeley/; storages over storages: layers/
-#       files.py   5  the seam to the operating system
-#     check.py        whole-database invariants
-#     safe/           module safes: a durable dict per module, in Berkeley DB, SQLite or a file
-#     tools/          the `objdb` command
-#     typed, btrees   types for users' type checkers; notebook: IPython
-#     conflictfree.py types whose concurrent changes are merged
-#     testing/        for authors of storages: the conformance suite, the faulty file system;
-#                     schedules of transactions; histories, random ones, and their checker
-#     _accelerator.c, _unpickle.c
-#                     loading and pickling in C; their Python is connection/loadpath,
-#                     records/pickling and unpickling, storage/file/lookup
+#   objdb/
+#     database/     1  hands out connections
+#                      db · options · opening, schemes (paths and URIs) · settings (objdb.toml)
+#                      pool · historical (connections to the past) · aio (for coroutines)
+#                      shared_commit (what commits together) · invalidations (who must forget what)
+#                      conflicts · undoing · versions · packing · differences · caches, statistics
+#     connection/   2  binds objects to one snapshot in one transaction after another
+#                      connection · loadpath, loading · view · work (a transaction's changes)
+#                      changes · savepoint · cache, access_epochs · isolation (what was read) · root
+#                      retry · transactions · turns · partial_commit · mutations · subtransactions
+#                      tasks, workers, loops, prefetch (for asyncio) · jar (what the parts ask for)
+#     records/      3  object state to bytes and back; the only place that pickles
+#                      format · reader, unpickling · writer, pickling · references · conflicts
+#                      careful (records nobody trusts) · broken, globals (classes) · attributes
+#                      comparing · differences · btrees · showing
+#     storage/      4  bytes to revisions; knows oid, tid and bytes, never a class
+#                      engine (the contract) · memory (the plainest one): read these first
+#                      storage (the two-phase protocol over any engine) · commit (the slot, phases)
+#                      committer, durability (group commit) · staging · holding (interrupts) · oids
+#                      conflicts · versions · undo · history · copying · amending: over any engine
+#                      row_packing, packing (what a pack keeps, how it gives way)
+#                      rows, extension, iteration · bytesmap, pickled (engines over a dict of bytes)
+#                      times · clock · foreign (what was written for ZODB)
+#       file/          one file in ZODB's format: format · log · index · lookup · generation
+#                      recovery, checksums, verify · opening · find_tid · scan · history · versions
+#                      engine, storage · follower (of another process) · copying · open_file
+#                      mark, rewrite, pack
+#       sql/           statements · rows · sqlite_engine, sqlite · connections · opening · wal
+#                      space · verify · backup
+#       berkeley/      directory · environment, pages, package · reading · change · engine, storage
+#                      backup
+#       layers/        storages over storages: layer · transforming, compressed, zstd, encrypted
+#                      before · readonly · logged · demo, overlay, chains
+#       files       5  the seam to the operating system · libraries (files that a library locks)
+#     interfaces/      the contracts: storages · databases
+#     ids, errors, forks, version      what all of them know
+#     check            the invariants of a whole database
+#     conflictfree     types whose concurrent changes are merged
+#     safe/            module safes: naming, opening · mapping, keys, gate · shelves (read once)
+#                      table, and what keeps it: berkeley, sqlite, file
+#     tools/           the command: main · terminal, words · looking · undoing · versions · copying
+#                      packing · safes · uris · __main__ beside it
+#     typed, btrees, notebook      what type checkers and IPython are told
+#     testing/         for authors of storages and applications
+#                      conformance, suite, plugin, helpers · versions, undoing, undolog, history
+#                      packing, packing_model, packing_versions, copying, threads
+#                      faults (a file system that fails) · interrupts
+#                      schedule · histories, recording, observations, cycles, anomalies (isolation)
+#     _accelerator.c, _unpickle.c      C twins of connection/loadpath and isolation,
+#                      records/pickling and unpickling, storage/file/lookup and scan
 #
 # Folder order, reading order and flow order are the same. Imports go one way:
-# database → connection, records, storage; connection and conflictfree → records; records and
-# storage → ids, errors, interfaces; safe → storage, database.
+# database → connection → records; database → storage; connection, records and storage → ids,
+# errors, interfaces, forks.
 
 import sys
 from importlib import import_module
@@ -107,10 +132,10 @@ if TYPE_CHECKING:
     from persistent.wref import WeakRef
 
     from objdb.connection.changes import ObjectState, object_state
-    from objdb.connection.committing import LargeRecordWarning
     from objdb.connection.connection import Connection
     from objdb.connection.subtransactions import get_transaction
     from objdb.connection.tasks import TaskTransactionManager, task_manager
+    from objdb.connection.work import LargeRecordWarning
     from objdb.database.db import DB
     from objdb.database.db import open_database as open
     from objdb.database.differences import diff
@@ -141,7 +166,7 @@ _ON_DEMAND = {
     "DemoStorage": "objdb.storage.layers.demo",
     "EncryptedStorage": "objdb.storage.layers.encrypted",
     "FileStorage": "objdb.storage.file.storage",
-    "LargeRecordWarning": "objdb.connection.committing",
+    "LargeRecordWarning": "objdb.connection.work",
     "LeakedConnectionWarning": "objdb.database.pool",
     "LoggedStorage": "objdb.storage.layers.logged",
     "MappingStorage": "objdb.storage.memory",

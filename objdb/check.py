@@ -20,7 +20,7 @@ from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid, format_oid, format_ti
 from objdb.interfaces import IStorageIteration, IStorageSelfCheck, IStorageVersions
 from objdb.records.references import record_class_name, references
 from objdb.storage.foreign import provides
-from objdb.storage.moments import ahead_of_clock
+from objdb.storage.times import ahead_of_clock
 
 Progress = Callable[[str, int, int], object]
 _BETWEEN_REPORTS = 1000

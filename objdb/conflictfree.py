@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from persistent import Persistent
 from persistent.wref import WeakRef
 
+from objdb.records.comparing import is_stored_alike
 from objdb.records.conflicts import PersistentReference
-from objdb.records.differences import is_stored_alike
 
 __all__ = ["AppendQueue", "Counter", "Mapping", "MaxRegister", "Set"]
 

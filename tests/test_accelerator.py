@@ -17,14 +17,14 @@ import transaction
 import objdb
 from objdb.connection import loadpath
 from objdb.records import pickling, unpickling
-from objdb.storage.file import lookup, walking
+from objdb.storage.file import lookup, scan
 from objdb.storage.iteration import RevisionRecord
 from tests.models import Fussy, Person
 
 IS_PURE = bool(os.environ.get("OBJDB_PURE_PYTHON"))
 NAMES = {
     lookup: ["PageTable", "RecordReader"],
-    walking: ["plain_positions", "plain_revisions"],
+    scan: ["plain_positions", "plain_revisions"],
     unpickling: ["plain_reader", "reference_loader"],
     pickling: ["serializer", "reference_maker"],
     loadpath: ["LoadPath"],
@@ -95,8 +95,8 @@ def test_junk_is_refused_not_followed() -> None:
             outcome(function, first, second)
         outcome(table.set_many, first, second)
         outcome(table.set_many, {first if isinstance(first, bytes) else b"": second}, b"12345678")
-        for plain in (walking.plain_positions,
-                      lambda *arguments: walking.plain_revisions(*arguments, RevisionRecord)):
+        for plain in (scan.plain_positions,
+                      lambda *arguments: scan.plain_revisions(*arguments, RevisionRecord)):
             outcome(plain, first, 0, 0, 9, b"12345678", second)
             outcome(plain, b"x" * 99, 0, first, second, b"12345678", 1)
             outcome(plain, b"x" * 99, first, 0, second, b"12345678", 1)

@@ -17,7 +17,14 @@ from typing import Any
 
 from persistent import Persistent
 
-from objdb.ids import Oid
+from objdb.connection.jar import Jar
+from objdb.errors import ConnectionStateError, InvalidObjectReference
+from objdb.ids import MAX_TID, ROOT_OID, Oid, format_oid
+from objdb.records.attributes import set_jar, set_oid
+from objdb.records.broken import class_name
+from objdb.records.showing import shown
+
+_STICKY = 2  # the _p_state of an object that C code is working on
 
 
 class ObjectState(enum.Enum):
@@ -80,3 +87,74 @@ class ChangeSet:
         for oid in oids:
             del self.created[oid]
         return oids
+
+
+class RefusedChanges:
+    """Takes back changes that were refused: mappings, lists and trees report a change when they
+    have made it. A tree is in use at that moment, and is dropped at the next one."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Any] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def take_back(self, obj: Any) -> None:
+        """Drop what *obj* holds, now or as soon as that can be done."""
+        if obj._p_state == _STICKY:
+            self._waiting.append(obj)
+        else:
+            obj._p_invalidate()
+
+    def drop(self, changing: Any = None) -> None:
+        """Drop what waits. `ConnectionStateError` if *changing* is such an object."""
+        if any(obj is changing for obj in self._waiting):
+            raise ConnectionStateError(
+                f"object {format_oid(changing._p_oid)} holds a change that was refused. Abort "
+                "the transaction first"
+            )
+        for obj in self._waiting:
+            obj._p_invalidate()
+        self._waiting.clear()
+
+
+def adopt(jar: Jar, changes: ChangeSet, obj: Any) -> Oid:
+    """Make *obj*, of no connection, one of *jar*; return its oid: a new one, or what the program
+    gave it. `InvalidObjectReference` unless that is an oid, and nobody else's."""
+    oid: Oid | None = obj._p_oid
+    if oid is None:
+        oid = bytes(jar.db().storage.new_oid())
+    else:
+        _require_free(jar, changes, oid, obj)
+        changes.given[oid] = obj
+    set_jar(obj, jar)
+    set_oid(obj, oid)
+    return oid
+
+
+def _require_free(jar: Jar, changes: ChangeSet, oid: Any, obj: Any) -> None:
+    facts: dict[str, Any] = {"oid": oid, "class_name": class_name(type(obj))}
+    advice = "Let the database make oids: do not set _p_oid"
+    if type(oid) is not bytes or len(oid) != 8:
+        raise InvalidObjectReference(
+            f"a new {facts['class_name']} has the oid {shown(oid)}, but oids are 8 bytes. "
+            f"{advice}", **facts,
+        )
+    if oid == ROOT_OID or _is_taken(jar, changes, oid, obj):
+        whose = "the root object's" if oid == ROOT_OID else "another object's"
+        raise InvalidObjectReference(
+            f"a new {facts['class_name']} has the oid {format_oid(oid)}, which is {whose}. "
+            f"{advice}", **facts,
+        )
+
+
+def _is_taken(jar: Jar, changes: ChangeSet, oid: Oid, obj: Any) -> bool:
+    for known in (jar._cache.get(oid), changes.added.get(oid), changes.given.get(oid)):
+        if known is not None and known is not obj and known._p_oid == oid:
+            return True
+    if oid in changes.created:
+        return True
+    try:
+        return jar.load_committed(oid, MAX_TID) is not None
+    except KeyError:
+        return False

@@ -1,44 +1,63 @@
-"""A connection binds objects to one snapshot of a database in one transaction.
+"""A connection binds objects to one snapshot of a database in one transaction after another.
 
-Its two stories have modules of their own; here is its life, from opening to closing, and how its
-view of the data moves on.
+    load      attribute of a ghost ─► LoadPath.setstate ─► storage ─► reader ─► object
+    change    attribute set ─► register ─► Work, for the rest of the transaction: see `work`
+    view      a transaction begins ─► objects changed since become ghosts ─► loads end before it
 
-Load:    see `loading`
-Commit:  see `committing`
+    CLOSED ──open──► OPEN, without work ──register──► with work: see its phases
+       ▲ ╰───close────╯     ╰─────────── commit, abort ────╯
 
-    CLOSED ──► IDLE ──register──► JOINED ──tpc_begin──► COMMITTING ──tpc_vote──► VOTING
-                 ▲                   └─────── abort, tpc_abort ──────┴───────────────┤
-                 └────────────────────────────── tpc_finish ─────────────────────────┘
+Where loads find a record (`_load_before`) depends on where the connection is:
+
+    closed                      nowhere: ConnectionStateError
+    open                        the storage, in the connection's version
+    open, with a savepoint      the savepoint's file, and then the storage
+    open, "read-current"        the storage, whatever is current (`setstate` checks it)
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Coroutine
+from functools import partial
 from threading import get_ident
-from typing import Any
+from typing import Any, NoReturn
 
 import transaction
 from persistent import Persistent
-from transaction.interfaces import (
-    IDataManager,
-    ISavepointDataManager,
-    ISynchronizer,
-    TransactionFailedError,
-)
+from persistent.interfaces import IPersistentDataManager
+from transaction.interfaces import ISynchronizer, TransactionFailedError
 from zope.interface import implementer
 
-from objdb.connection.committing import ObjectCommitter
-from objdb.connection.isolation import ReadSet
-from objdb.connection.loading import Phase
-from objdb.errors import ConnectionStateError, InvalidObjectReference
-from objdb.ids import MAX_TID, NO_TID, Oid, Tid, format_oid, next_tid
+from objdb.connection import loading
+from objdb.connection.cache import ObjectCache
+from objdb.connection.changes import RefusedChanges, adopt
+from objdb.connection.loadpath import LoadPath
+from objdb.connection.loops import running_loop
+from objdb.connection.mutations import MutationDetector
+from objdb.connection.prefetch import Prefetch, Prefetched
+from objdb.connection.root import Root
+from objdb.connection.view import View, set_current_state
+from objdb.connection.work import Phase, Work, begin_work, require_changeable
+from objdb.connection.workers import Job
+from objdb.errors import (
+    ConcurrentUseError,
+    ConnectionStateError,
+    InvalidObjectReference,
+    POSKeyError,
+    require_at_least,
+)
+from objdb.ids import NO_TID, Oid, Tid, format_oid
 from objdb.interfaces import IConnection
 from objdb.records.broken import class_name
+from objdb.records.reader import ObjectReader
+from objdb.records.writer import ObjectWriter
 
 
-@implementer(IConnection, IDataManager, ISavepointDataManager, ISynchronizer)
-class Connection(ObjectCommitter):
+@implementer(IConnection, IPersistentDataManager, ISynchronizer)
+class Connection(LoadPath):
     """Made and pooled by a `DB`; see `DB.open`.
 
     One thread at a time may use a connection and its objects; two at once are noticed at the
@@ -48,12 +67,69 @@ class Connection(ObjectCommitter):
     def __init__(
         self, db: Any, cache_size: int, cache_size_bytes: int, version: str = ""
     ) -> None:
-        super().__init__(db, cache_size, cache_size_bytes, version)
-        self._generation = db.invalidations.generation
+        self._db = db
+        self._storage = db.storage
+        self._version = version  # which this connection works in, always
+        self._load_before = self._load_when_closed
+        self.load_committed: Callable[[Oid, Tid], Any] = self._load_when_closed
+        # Connections to the databases of the group, this one too, in the same transactions, by
+        # name. They stay with this one, since the objects in its cache refer to theirs.
+        self._companions: dict[str, Any] = {db.database_name: self}
+        self._root = Root(self)
+        self.cache = ObjectCache(self, cache_size, cache_size_bytes)
+        self._cache = self.cache.objects
+        self.reader = ObjectReader(self, self._cache)
+        self._read_state = self.reader.state
+        self.writer = ObjectWriter(self, db.storage.new_oid)
+        self.mutations = MutationDetector(self, is_on=db.options.detect_mutations)
+        self._refused = RefusedChanges()
+        self._postponed: deque[Callable[[Any], None]] = deque()
+        self.token = object()  # names this connection in the invalidation log
         self.pool: Any = None  # where it goes when it is closed, if it is kept
         self._when_closed: list[Callable[[], object]] = []
         self._debug_info: tuple[Any, ...] = ()
+        self.is_open = False
         self.opened: float | None = None  # since when it is open, in seconds since 1970
+        self.transaction_manager: Any = None
+        self._owner: int | None = None  # the thread whose transactions we join, if bound to one
+        self._before = NO_TID
+        self.view = View(self)
+        self.work: Work | None = None  # what was changed in this transaction
+        self.store_count = 0
+        self.committed_tid: Tid | None = None  # of the last transaction, since it was opened
+
+    # -- reaching objects
+
+    @property
+    def root(self) -> Root:
+        """The root object, a `PersistentMapping`, when it is called: `connection.root()`; what is
+        reachable from it is stored. `connection.root.name` is `connection.root()["name"]`."""
+        return self._root
+
+    def get(self, oid: Oid) -> Any:
+        """Return the object with this oid (8 bytes); `POSKeyError` if there is none."""
+        if not self.is_open:
+            raise _closed()
+        if self._refused:
+            self._refused.drop()
+        if type(oid) is not bytes or len(oid) != 8:
+            raise POSKeyError(f"{oid!r} is no oid: those are 8 bytes")
+        obj = self._cache.get(oid)
+        if obj is None and self.work is not None:
+            obj = self.work.changes.added.get(oid)
+        if obj is None:
+            record = loading.load_revision(self, oid)[0]
+            # Loading may have met the object by another way.
+            obj = self._cache.get(oid)
+            if obj is None:
+                obj = self.reader.ghost(oid, record)
+        return obj
+
+    __getitem__ = get
+
+    def db(self) -> Any:
+        """Return the database."""
+        return self._db
 
     def getVersion(self) -> str:
         """Return the name of the version that this connection works in, "" if in none."""
@@ -64,13 +140,111 @@ class Connection(ObjectCommitter):
         version: str = self._db.modifiedInVersion(oid)
         return version
 
+    def history(self, obj: Any, size: int = 1) -> list[dict[str, Any]]:
+        """Return the last *size* committed revisions of *obj*, newest first, as dicts: see
+        `DB.history`. None for an object that was never stored."""
+        self.require_usable()
+        if obj._p_oid is None or (obj._p_serial == NO_TID and obj._p_changed is not None):
+            return []
+        entries: list[dict[str, Any]] = self._db.history(obj._p_oid, size)
+        return entries
+
+    def get_connection(self, name: str) -> Connection:
+        """Return the connection to another database of the same group, in the same transaction;
+        `UsageError` if the group has no database *name*."""
+        self.require_usable()
+        companion: Connection | None = self._companions.get(name)
+        if companion is None:
+            companion = self._db.connection_to(
+                name, self.transaction_manager, self.view.isolation, self.view.past, self._version
+            )
+            assert companion is not None
+            companion._companions, companion._owner = self._companions, self._owner
+            self._companions[name] = companion
+            if self.work is not None and self.work.phase is Phase.JOINED:
+                self._join_companions()
+        return companion
+
+    # -- loading: what the load path asks for, and what others do with records
+
+    def prefetch(self, *objects: Any, depth: int = 0) -> Coroutine[Any, Any, int]:
+        """Load *objects*: in a coroutine, when the result is awaited, without keeping the event
+        loop waiting; elsewhere now. Awaited, the result is how many had to be loaded.
+
+        Each is a persistent object, an oid, or something to iterate over that yields them, such as
+        `tree.values(first, last)`. *depth*: also load what these refer to, in so many steps. A
+        BTree comes whole. All counts as read by the transaction, and stays loaded until it
+        ends. While this runs, nobody else may use the connection. When cancelled, this ends with
+        the object that is being loaded.
+
+        Raises what loading raises; `UsageError` for objects of another connection.
+        """
+        if not self.is_open:
+            raise _closed()
+        require_at_least(0, depth=depth)
+        prefetch = Prefetch(self, objects, depth)
+        return self._prefetch(prefetch) if running_loop() else Prefetched(prefetch.run())
+
+    async def _prefetch(self, prefetch: Prefetch) -> int:
+        count: int = await self._db.workers.submit(Job(prefetch.run)).outcome(prefetch.stop)
+        return count
+
+    def _load_failed(self, obj: Any, error: BaseException) -> NoReturn:
+        loading.load_failed(self, obj, error)
+
+    def _is_gone(self, oid: Oid) -> NoReturn:
+        loading.is_gone(self, oid)
+
+    def _note_size(self, oid: Oid, obj: Any, record: bytes) -> None:
+        self.cache.note_size(oid, obj, len(record))
+
+    def _refuse_thread(self) -> NoReturn:
+        raise ConcurrentUseError(
+            f"thread {threading.current_thread().name!r} used {self!r}, which another thread is "
+            "using. Open a connection per thread (db.open() in each)"
+        )
+
+    def _load_when_closed(self, oid: Oid, before: Tid) -> NoReturn:
+        raise _closed()
+
+    def oldstate(self, obj: Any, tid: Tid) -> Any:
+        """Return the state *obj* had in the revision *tid*; `POSKeyError` if there is none."""
+        return self.reader.state(type(obj), self._storage.loadSerial(obj._p_oid, tid))
+
+    # -- changing
+
+    def isReadOnly(self) -> bool:
+        """Whether objects cannot be changed through this connection."""
+        return self.view.past is not None or bool(self._storage.isReadOnly())
+
+    def register(self, obj: Any) -> None:
+        """Note that *obj* is being changed (called by it, before its first change).
+        `ReadOnlyError`, `ConnectionStateError`, or `ConcurrentUseError` in another thread."""
+        if self._refused:
+            self._refused.drop(obj)
+        try:
+            self.require_usable()
+            changes = self._join().changes
+        except BaseException:
+            self._refused.take_back(obj)
+            raise
+        changes.register(obj)
+
+    def require_usable(self) -> None:
+        """Raise `ConnectionStateError` if it is closed, `ConcurrentUseError` in a thread that is
+        not the one it is bound to."""
+        if not self.is_open:
+            raise _closed()
+        if self._owner is not None and self._owner != get_ident():
+            self._refuse_thread()
+
     def add(self, obj: Any) -> None:
         """Give *obj* an oid now, and store it with this transaction, reachable or not.
 
         Does nothing for an object of this connection; `InvalidObjectReference` for one of
         another, TypeError for one that is not persistent.
         """
-        self._require_usable()
+        self.require_usable()
         if not isinstance(obj, Persistent):
             raise TypeError(f"{type(obj).__name__} does not derive from objdb.Persistent")
         if obj._p_jar is self:
@@ -80,42 +254,52 @@ class Connection(ObjectCommitter):
                 f"object {format_oid(obj._p_oid)} ({class_name(type(obj))}) belongs to another "
                 "connection already", oid=obj._p_oid,
             )
-        self._join()
-        self._changes.asked.add(self.adopt(obj))
-        self._changes.add(obj)
+        changes = self._join().changes
+        changes.asked.add(adopt(self, changes, obj))
+        changes.add(obj)
+
+    def adopt(self, obj: Any) -> Oid:
+        """Make *obj*, of no connection, one of this one; return its oid (called by the writer)."""
+        return adopt(self, self._join().changes, obj)
 
     def was_found(self, oid: Oid) -> bool:
         """Whether an object is new in this transaction, and belongs to this connection only because
         something referred to it."""
-        return oid in self._changes.created and oid not in self._changes.asked
+        changes = None if self.work is None else self.work.changes
+        return changes is not None and oid in changes.created and oid not in changes.asked
 
-    def history(self, obj: Any, size: int = 1) -> list[dict[str, Any]]:
-        """Return the last *size* committed revisions of *obj*, newest first, as dicts: see
-        `DB.history`. None for an object that was never stored."""
-        self._require_usable()
-        is_new = obj._p_serial == NO_TID and obj._p_changed is not None
-        if obj._p_oid is None or is_new:
-            return []
-        entries: list[dict[str, Any]] = self._db.history(obj._p_oid, size)
-        return entries
+    def readCurrent(self, obj: Any) -> None:
+        """Let the commit of this transaction, if it writes anything, fail with
+        `ReadConflictError` unless *obj* is then still as it is now. BTrees call this for the
+        nodes whose shape a change relies on."""
+        if obj._p_jar is not self:
+            return
+        obj._p_activate()
+        if obj._p_serial != NO_TID:
+            self.view.must_be_current[obj._p_oid] = obj._p_serial
 
-    def get_connection(self, name: str) -> Connection:
-        """Return the connection to another database of the same group, in the same transaction.
+    # -- the work of a transaction
 
-        `UsageError` if the group has no database *name*.
-        """
-        self._require_usable()
-        companion: Connection | None = self._companions.get(name)
-        if companion is None:
-            companion = self._db.connection_to(
-                name, self.transaction_manager, self.isolation, self._past, self._version
+    def _join(self) -> Work:
+        """Return the work of this transaction; begin it with the first change."""
+        work = self.work
+        if work is None:
+            require_changeable(self)
+            work = begin_work(self)
+            self._join_companions()
+        elif work.phase is Phase.VOTING:
+            raise ConnectionStateError(
+                f"{self!r}: its objects cannot be changed now. What a commit calls, such as "
+                "_p_resolveConflict, must not touch objects; it gets states, and returns one"
             )
-            assert companion is not None
-            companion._companions, companion._owner = self._companions, self._owner
-            self._companions[name] = companion
-            if self._phase is Phase.JOINED:
-                self._join_companions()
-        return companion
+        return work
+
+    def _join_companions(self) -> None:
+        """Let what is read from other databases be checked with what is written to this one."""
+        if self.view.reads is not None:
+            for companion in self._companions.values():
+                if not companion.isReadOnly():
+                    companion._join()
 
     # -- the view
 
@@ -124,11 +308,10 @@ class Connection(ObjectCommitter):
         self._begin_view()
 
     def beforeCompletion(self, txn: Any) -> None:
-        """Join, if objects were changed without notice: for `tpc_begin` to tell (called before a
-        commit or abort)."""
-        if self._phase is Phase.IDLE and self._has_mutated():
+        """Join if objects were changed without notice, for `tpc_begin` to tell."""
+        if self.work is None and self.mutations.find():
             try:
-                self._enter_transaction()
+                begin_work(self)
             except TransactionFailedError:  # it can only be aborted
                 return
 
@@ -136,73 +319,62 @@ class Connection(ObjectCommitter):
         """Let the cache shrink; begin a new view, where transactions begin by themselves."""
         if self._db.transaction_ended is not None:
             self._db.transaction_ended()
-        self._drop_mutated()
+        self.mutations.drop()
         self._cache.incrgc()  # before the view, in which what leaves the cache counts as read
         if not getattr(self.transaction_manager, "explicit", False):
             self._begin_view()
 
     def sync(self) -> None:
-        """End the view of the data, dropping uncommitted changes, and begin a new one at the
-        last transaction."""
-        self._require_usable()
+        """Abort the transaction, and begin a new view, at the last transaction."""
+        self.require_usable()
         self.transaction_manager.abort()
         self._begin_view()
 
     def _begin_view(self) -> None:
         """Move to the last transaction: objects changed since become ghosts."""
-        if self._phase is not Phase.IDLE:
-            self._leave_dead_transaction()
-        if self._phase is not Phase.IDLE:
+        if self.work is not None:
+            self.work.abort_if_forgotten()
+        if self.work is not None or not self.is_open:
             return
-        self._has_view = True
-        self._must_be_current.clear()
-        self._unreadable = None
         if self._refused:
-            self._drop_refused()
-        if self._past is None:
-            self._move()
-        self._epochs.advance()
-        if self._postponed:
-            self._do_postponed()
-        if self._reads is not None:
-            self._reads.begin()
-
-    def _leave_dead_transaction(self) -> None:
-        """Drop the changes of a transaction that has forgotten this connection: it was interrupted
-        while it ended."""
-        txn = self._transaction
-        known = getattr(txn, "_resources", (self,))
-        if txn is not None and all(each is not self for each in known):
-            self.abort(txn)
-
-    def _move(self) -> None:
-        last = self._db.current_tid()
-        log = self._db.invalidations
-        if last != self._snapshot or log.generation != self._generation:
-            oids = log.between(self._snapshot, last, self.token, self._version)
-            if oids is None or log.generation != self._generation:
-                self._generation = log.generation
-                self._reader.forget()
-                self._cache.invalidate([oid for oid, _ in self._cache.lru_items()])
-            elif oids:
-                self._cache.invalidate(oids)
-            self._set_bound(last)
-            self._snapshot = last  # the last to change: who is interrupted before comes here again
+            self._refused.drop()
+        self.view.begin()
+        self.cache.epochs.advance()
+        while self._postponed:
+            self._postponed.popleft()(self)
+        if self.view.reads is not None:
+            self.view.reads.begin()
 
     def view_tid(self, last: Tid) -> Tid:
         """Return the tid that the view is at; *last* if the connection is closed: what it will
         open then is not older."""
-        return last if self._phase is Phase.CLOSED else self._snapshot
+        return self.view.snapshot if self.is_open else last
 
-    def _set_bound(self, snapshot: Tid) -> None:
-        """Set what loads are bounded by in a view of *snapshot*."""
-        if self._past is not None:
-            # Nor what is committed later, should the clock go back.
-            self._before = min(self._past, next_tid(snapshot))
-        elif self._isolation == "read-current":
-            self._before = MAX_TID
-        else:
-            self._before = next_tid(snapshot)
+    # -- the cache
+
+    def cacheMinimize(self, age: float = 0) -> None:
+        """Make ghosts of loaded, unchanged objects not used for *age* seconds, in all its group."""
+        for connection in self._companions.values():
+            connection.cache.minimize(age)
+
+    def cacheFullSweep(self, age: float | None = None) -> None:
+        """Make ghosts of the loaded, unchanged objects that were not used for *age* seconds
+        (default: the database's `cache_deactivate_after`)."""
+        self.cache.sweep(self._db.options.cache_deactivate_after if age is None else age)
+
+    def cacheGC(self) -> None:
+        """Bring the caches of its group down to their targets, least recently used first."""
+        for connection in self._companions.values():
+            connection.cache.shrink()
+
+    def cached_objects(self) -> list[Persistent]:
+        """Return the loaded objects, least recently used first."""
+        return self.cache.loaded()
+
+    def postpone(self, action: Callable[[Any], None]) -> None:
+        """Have *action* called with this connection when its next view begins; for other threads
+        than the one that uses it, whose objects they must not touch."""
+        self._postponed.append(action)
 
     # -- opening and closing
 
@@ -215,6 +387,11 @@ class Connection(ObjectCommitter):
             companion._open(transaction_manager or transaction.manager, isolation, past)
 
     @property
+    def isolation(self) -> str:
+        """What transactions see of one another: the name of the mode."""
+        return self.view.isolation
+
+    @property
     def is_bound_to_thread(self) -> bool:
         """Whether only the thread that opened it can use it."""
         return self._owner is not None
@@ -224,40 +401,25 @@ class Connection(ObjectCommitter):
         """Whether only the calling thread can use it."""
         return self._owner == get_ident()
 
-    @property
-    def is_to_past(self) -> bool:
-        """Whether it shows a moment of the past."""
-        return self._past is not None
-
-    @property
-    def isolation(self) -> str:
-        """What transactions see of one another: the name of the mode."""
-        return self._isolation
-
     def _open(self, transaction_manager: Any, isolation: str, past: Tid | None) -> None:
         is_thread_bound = isinstance(transaction_manager, transaction.ThreadTransactionManager)
         # The thread's own manager: another thread may close this connection.
         manager = transaction_manager.manager if is_thread_bound else transaction_manager
         self.transaction_manager = manager
         self._owner = get_ident() if is_thread_bound else None
-        self._phase = Phase.IDLE
+        self.is_open = True
         self.opened = time.time()
         self.committed_tid = None
-        self._bind_storage()
-        self._isolation = isolation if past is None else "snapshot"
-        self._past = past
-        if past is not None and self._snapshot == NO_TID:  # else it was here before
-            self._snapshot = self._db.current_tid()
-        self._set_bound(self._snapshot)
+        load, version = self._storage.loadBefore, self._version
+        self.load_committed = (lambda oid, before: load(oid, before, version)) if version else load
+        self._load_before = self.load_committed
+        self.view.open(isolation, past)
         self.__dict__.pop("setstate", None)
-        if self._isolation == "read-current":
+        if self.view.isolation == "read-current":
             # What objects call when they are touched, before the class's.
-            self.__dict__["setstate"] = self._set_current_state
-        self._loaded = None
-        self._reads = ReadSet(self, self._cache) if self._isolation == "serializable" else None
-        self._has_view = False
+            self.__dict__["setstate"] = partial(set_current_state, self)
         self.transaction_manager.registerSynch(self)  # which begins one, in a transaction
-        if not self._has_view:
+        if not self.view.has_begun:
             self._begin_view()
 
     def onCloseCallback(self, function: Callable[[], object]) -> None:
@@ -277,10 +439,11 @@ class Connection(ObjectCommitter):
 
         `ConnectionStateError` with uncommitted changes. A second call does nothing.
         """
-        if self._phase is Phase.CLOSED:
+        if not self.is_open:
             return
-        self._leave_dead_transaction()
-        if self._phase is not Phase.IDLE:
+        if self.work is not None:
+            self.work.abort_if_forgotten()
+        if self.work is not None:
             raise ConnectionStateError(
                 f"{self!r} has uncommitted changes. Commit or abort the transaction first"
             )
@@ -303,14 +466,14 @@ class Connection(ObjectCommitter):
     def abandon(self) -> None:
         """Make the connection unusable, whatever it was doing (called when it is closed, or its
         database is)."""
-        if self._phase is not Phase.CLOSED:
+        if self.is_open:
             manager, self.transaction_manager, self._owner = self.transaction_manager, None, None
             if manager is not None:  # another thread may be closing it as well
                 manager.unregisterSynch(self)
-            if self._savepoints is not None:
-                self._savepoints.close()
+            if self.work is not None:
+                self.work.close_savepoints()
             self._load_before = self._load_when_closed
-            self._phase = Phase.CLOSED
+            self.is_open = False
             self.opened, self._debug_info = None, ()
             self._when_closed.clear()
 
@@ -318,10 +481,20 @@ class Connection(ObjectCommitter):
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if kind is not None and self._phase is Phase.JOINED:
+        work = self.work
+        if kind is not None and work is not None and work.phase is Phase.JOINED:
             self.transaction_manager.abort()
         self.close()
 
     def __repr__(self) -> str:
         version = f", in the version {self._version!r}" if self._version else ""
-        return f"<Connection to {self._db.name}{version}, {self._phase.value}>"
+        changes = "nothing changed" if self.work is None else self.work.phase.value
+        state = f"open, {changes}" if self.is_open else "closed"
+        return f"<Connection to {self._db.name}{version}, {state}>"
+
+
+def _closed() -> ConnectionStateError:
+    return ConnectionStateError(
+        "an object of a closed connection was used. Open a connection, and reach the object "
+        "from its root()"
+    )

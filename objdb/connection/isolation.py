@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
-from objdb.connection.aging import Marker
+from objdb.connection.access_epochs import Marker
 from objdb.errors import UsageError
 from objdb.ids import NO_TID, Oid, Tid
 

@@ -11,23 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Generator, Iterable, Iterator
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from persistent import Persistent
 
+from objdb.connection.jar import Jar
+from objdb.connection.loading import load_revision
 from objdb.errors import UsageError
 from objdb.ids import NO_TID, Oid
+from objdb.records.btrees import child_nodes
 from objdb.records.references import references
-
-if TYPE_CHECKING:
-    from objdb.connection.loading import ObjectLoader
 
 
 class Prefetch:
     """Loads *objects*, and what can be reached from them in *depth* steps. Each of *objects* is
     a persistent object of *jar*, the oid of one, or an iterable of them."""
 
-    def __init__(self, jar: ObjectLoader, objects: Iterable[Any], depth: int) -> None:
+    def __init__(self, jar: Jar, objects: Iterable[Any], depth: int) -> None:
         self._jar = jar
         self._objects = objects
         self._depth = depth
@@ -87,7 +87,7 @@ class Prefetch:
     def _referred(self, node: Any) -> list[Any]:
         """Return the objects that a loaded one refers to in the database."""
         jar = self._jar
-        return [jar.get(oid) for oid in references(jar._load(node._p_oid))]
+        return [jar.get(oid) for oid in references(load_revision(jar, node._p_oid)[0])]
 
 
 class Prefetched(Coroutine[Any, Any, int]):
@@ -115,10 +115,5 @@ class Prefetched(Coroutine[Any, Any, int]):
 
 def _child_nodes(node: Any) -> tuple[Any, ...]:
     """Return the nodes below one of a tree; nothing for other objects."""
-    if not hasattr(node, "_bucket_type"):
-        return ()
-    state = node.__getstate__()  # None, ((items of the only leaf,),), or (children and keys, leaf)
-    if state is None or len(state) == 1:
-        return ()
-    nodes: tuple[Any, ...] = state[0][::2]
-    return nodes
+    is_tree = hasattr(node, "_bucket_type")
+    return child_nodes(type(node), node.__getstate__()) if is_tree else ()

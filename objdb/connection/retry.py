@@ -24,7 +24,7 @@ from typing import Any, Literal
 from transaction.interfaces import NoTransaction, TransientError
 
 from objdb.connection.connection import Connection
-from objdb.connection.outcome import committed_in_part
+from objdb.connection.partial_commit import committed_in_part
 from objdb.connection.tasks import acommit
 from objdb.connection.transactions import AttemptTransactions
 from objdb.connection.turns import current_owner

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from objdb.connection.jar import Jar
+from objdb.errors import POSKeyError
+from objdb.ids import ROOT_OID, format_tid
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from objdb.connection.loading import ObjectLoader
     from objdb.typed import PersistentMapping
 
 
@@ -16,12 +19,23 @@ class Root:
 
     __slots__ = ("_jar",)
 
-    def __init__(self, jar: ObjectLoader) -> None:
+    def __init__(self, jar: Jar) -> None:
         object.__setattr__(self, "_jar", jar)
 
     def __call__(self) -> PersistentMapping[str, Any]:
-        root: PersistentMapping[str, Any] = self._jar.root_object()
-        return root
+        jar = self._jar
+        try:
+            root: PersistentMapping[str, Any] = jar.get(ROOT_OID)
+            return root
+        except POSKeyError:
+            if jar.view.past is None:
+                raise
+            error = POSKeyError(
+                f"{jar.db().name} had no root object before {format_tid(jar.view.past)}: there "
+                "was nothing in it yet", database=jar.db().name,
+            )
+            error.oid = ROOT_OID
+            raise error from None
 
     def __getattr__(self, name: str) -> Any:
         _require_name(name)

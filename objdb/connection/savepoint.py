@@ -11,12 +11,9 @@ notes where it was. Rolling back takes the journal back to there:
 from __future__ import annotations
 
 import tempfile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from objdb.ids import Oid, Tid
-
-if TYPE_CHECKING:
-    from objdb.connection.committing import ObjectCommitter
 
 _BUFFER_BYTES = 256 * 1024
 
@@ -104,15 +101,3 @@ class SavepointStore:
     def close(self) -> None:
         """Drop everything."""
         self._file.close()
-
-
-class Savepoint:
-    """What `transaction.savepoint()` gets from a connection: rolls its objects back."""
-
-    def __init__(self, connection: ObjectCommitter, mark: Mark) -> None:
-        self._connection = connection
-        self._mark = mark
-
-    def rollback(self) -> None:
-        """Bring the connection's objects back to what they were at the savepoint."""
-        self._connection._roll_back(self._mark)

@@ -28,8 +28,8 @@ import transaction
 from transaction.interfaces import ITransactionManager
 from zope.interface import implementer
 
-from objdb.connection.loading import ObjectLoader
 from objdb.connection.loops import running_loop
+from objdb.connection.work import Work
 from objdb.connection.workers import Job, run_elsewhere
 from objdb.errors import StorageFailedError
 
@@ -57,7 +57,7 @@ async def acommit(txn: Any, *, ends_here: bool = False) -> None:
     outcome all the same, and raises CancelledError then: the commit may have happened.
     """
     resources: list[Any] = txn._resources
-    databases = [jar.db() for jar in resources if isinstance(jar, ObjectLoader)]
+    databases = [work.db() for work in resources if isinstance(work, Work)]
     is_plain = _is_plain(txn)
     if is_plain and not resources:
         txn.commit()

@@ -17,7 +17,7 @@ from objdb.connection.tasks import bound as bound_to_task
 from objdb.connection.tasks import task_manager
 from objdb.database.pool import ConnectionPool, Holder
 from objdb.ids import Tid
-from objdb.storage.moments import bound
+from objdb.storage.times import bound
 from objdb.storage.versions import require_name
 
 Result = TypeVar("Result")

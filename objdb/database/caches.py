@@ -7,29 +7,31 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
+from zope.interface import implementer
+
 from objdb.connection.connection import Connection
 from objdb.database.conflicts import ConflictLog
-from objdb.database.past import HistoricalPool
+from objdb.database.historical import HistoricalPool
+from objdb.database.options import Options
 from objdb.database.pool import ConnectionPool, Holder
 from objdb.database.statistics import ConnectionStatistics, DatabaseStatistics
 from objdb.database.versions import VersionPools
+from objdb.interfaces import IDatabaseCaches
 
 
+@implementer(IDatabaseCaches)
 class DatabaseCaches:
     """The part of `DB` that is about caches and numbers."""
 
     name: str
     storage: Any
     conflicts: ConflictLog
-    cache_deactivate_after: float
+    options: Options
     _pool: ConnectionPool
     _past: HistoricalPool
     _companions: WeakSet[Connection]
     _connections_lock: threading.Lock
     _version_pools: VersionPools
-    _cache_limits: tuple[int, int]
-    _historical_cache_size: int
-    _version_cache_size: int
     _commits: int
 
     def _connections(self) -> list[tuple[Connection, Holder | None]]:
@@ -55,42 +57,42 @@ class DatabaseCaches:
 
     def getCacheSize(self) -> int:
         """Return how many objects each connection keeps loaded."""
-        return int(self._cache_limits[0])
+        return self.options.cache_size
 
     def getCacheSizeBytes(self) -> int:
         """Return how many bytes of records each connection keeps loaded (0: no limit)."""
-        return int(self._cache_limits[1])
+        return self.options.cache_size_bytes
 
     def setCacheSize(self, size: int) -> None:
         """Let each connection keep *size* objects loaded."""
-        self._set_cache_limits(size, self._cache_limits[1])
+        self._change_caches(cache_size=size)
 
     def setCacheSizeBytes(self, size: int) -> None:
         """Let each connection keep objects of *size* bytes of records loaded (0: no limit)."""
-        self._set_cache_limits(self._cache_limits[0], size)
+        self._change_caches(cache_size_bytes=size)
 
-    def _set_cache_limits(self, size: int, size_bytes: int) -> None:
-        self._cache_limits = size, size_bytes
+    def _change_caches(self, **limits: int) -> None:
+        options = self.options = self.options.changed(**limits)
 
         def change(connection: Connection) -> None:
-            count = size
-            if connection.is_to_past:
-                count = self._historical_cache_size
+            count = options.cache_size
+            if connection.view.past is not None:
+                count = options.historical_cache_size
             elif connection.getVersion():
-                count = self._version_cache_size
-            connection.set_cache_limits(count, size_bytes)
+                count = options.version_cache_size
+            connection.cache.set_limits(count, options.cache_size_bytes)
 
         self._for_each(change)
 
     def setCacheDeactivateAfter(self, seconds: float) -> None:
         """Set the age that `cacheFullSweep` goes by."""
-        self.cache_deactivate_after = seconds
+        self.options = self.options.changed(cache_deactivate_after=seconds)
 
     def cacheMinimize(self, age: float = 0) -> None:
         """Make ghosts of unchanged objects not used for *age* seconds: now in the connections
         that this thread has and those in the pool, in others when their next transaction
         begins."""
-        self._for_each(lambda connection: connection.minimize(age))
+        self._for_each(lambda connection: connection.cache.minimize(age))
 
     def cacheFullSweep(self, age: float | None = None) -> None:
         """Make ghosts of unchanged objects not used for *age* seconds (default:
@@ -99,13 +101,13 @@ class DatabaseCaches:
 
     def cacheSize(self) -> int:
         """Return the number of loaded objects in all connections."""
-        return sum(len(connection.cached_objects()) for connection, _ in self._connections())
+        return sum(len(connection.cache.loaded()) for connection, _ in self._connections())
 
     def cacheDetail(self) -> list[tuple[str, int]]:
         """Return (class name, number of loaded objects), by class name."""
         counts: dict[str, int] = {}
         for connection, _ in self._connections():
-            for obj in connection.cached_objects():
+            for obj in connection.cache.loaded():
                 name = f"{type(obj).__module__}.{type(obj).__qualname__}"
                 counts[name] = counts.get(name, 0) + 1
         return sorted(counts.items())
@@ -115,11 +117,11 @@ class DatabaseCaches:
         ghosts)."""
         details = []
         for connection, _ in self._connections():
-            loaded = len(connection.cached_objects())
+            loaded = len(connection.cache.loaded())
             details.append(
                 {
                     "connection": repr(connection), "ngsize": loaded,
-                    "size": loaded + connection.ghost_count(),
+                    "size": loaded + connection.cache.ghost_count(),
                 }
             )
         return details
@@ -129,24 +131,25 @@ class DatabaseCaches:
         which is read for it), state."""
         return [
             {
-                "conn_no": number, "oid": obj._p_oid, "size": connection.record_size(obj._p_oid),
+                "conn_no": number, "oid": obj._p_oid,
+                "size": connection.cache.record_size(obj._p_oid),
                 "klass": f"{type(obj).__module__}.{type(obj).__qualname__}",
                 "state": obj._p_state,
             }
             for number, (connection, _) in enumerate(self._connections())
-            for obj in connection.cached_objects()
+            for obj in connection.cache.loaded()
         ]
 
     def statistics(self) -> DatabaseStatistics:
         """Return what the database, its pool and its caches look like now."""
         connections = []
         for connection, holder in self._connections():
-            loaded = connection.cached_objects()
+            loaded = connection.cache.loaded()
             connections.append(
                 ConnectionStatistics(
                     held_by=holder.name if holder else "", loaded_objects=len(loaded),
-                    ghosts=connection.ghost_count(), loads=connection.load_count,
-                    estimated_bytes=connection.estimated_bytes(),
+                    ghosts=connection.cache.ghost_count(), loads=connection.load_count,
+                    estimated_bytes=connection.cache.estimated_bytes(),
                     stores=connection.store_count,
                 )
             )
@@ -159,6 +162,7 @@ class DatabaseCaches:
 
     def setPoolSize(self, size: int) -> None:
         """Let *size* connections be out at once."""
+        self.options = self.options.changed(pool_size=size)
         self._pool.resize(size)
 
     def getPoolSize(self) -> int:

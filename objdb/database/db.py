@@ -24,12 +24,13 @@ from objdb.connection.workers import MOST_THREADS, MOST_TOGETHER, Workers
 from objdb.database.aio import AsyncDatabase
 from objdb.database.caches import DatabaseCaches
 from objdb.database.conflicts import ConflictLog, LookUp
+from objdb.database.historical import HistoricalPool
 from objdb.database.invalidations import InvalidationLog
 from objdb.database.opening import open_storage
-from objdb.database.packing import DatabasePack, PackThread, autopack_of, open_among
-from objdb.database.past import HistoricalPool
+from objdb.database.options import Options, described
+from objdb.database.packing import AutoPack, DatabasePack, PackThread, open_among
 from objdb.database.pool import ConnectionPool
-from objdb.database.together import StorageCommit
+from objdb.database.shared_commit import StorageCommit
 from objdb.database.undoing import DatabaseUndo
 from objdb.database.versions import DatabaseVersions, VersionPools
 from objdb.errors import (
@@ -38,46 +39,34 @@ from objdb.errors import (
     StorageClosedError,
     StorageForkedError,
     UsageError,
-    require_at_least,
 )
+from objdb.forks import Stage, at_fork
 from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid
-from objdb.interfaces import IDatabase, IStorageShared
+from objdb.interfaces import IDatabase, IDatabaseForConnection, IStorageShared
 from objdb.records.conflicts import resolve
 from objdb.records.format import PROTOCOL, class_prefix
 from objdb.records.references import references
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.foreign import give_resolver, hooks_of
-from objdb.storage.moments import bound, warn_if_ahead
+from objdb.storage.times import bound, warn_if_ahead
 from objdb.storage.versions import require_name
 
 Result = TypeVar("Result")
 
 _after_fork = threading.Lock()  # held while a child sets up a database
-os.register_at_fork(after_in_child=_after_fork._at_fork_reinit)  # type: ignore[attr-defined]
+at_fork(
+    Stage.DATABASES,
+    in_child=_after_fork._at_fork_reinit,  # type: ignore[attr-defined]
+)
 
 
-@implementer(IDatabase)
+@implementer(IDatabase, IDatabaseForConnection)
 class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, DatabasePack):
     """A database of objects.
 
     *storage*: a storage, a path, a URI, None (in memory), or a callable that makes a storage.
-    *pool_size*: how many connections can be out at once; *pool_wait*: how many seconds `open`
-    waits for one. *cache_size*, *cache_size_bytes*: objects, and bytes of their records (0: no
-    limit), that each connection keeps loaded between transactions. *cache_deactivate_after*: the
-    age in seconds that `cacheFullSweep` goes by. *isolation*: what transactions see of one
-    another, `"snapshot"`, `"serializable"` or `"read-current"`. *databases*, *database_name*: a
-    dict shared by the databases that can refer to one another, and this one's name in it.
-    *record_stacks*: remember where connections were opened, for `PoolTimeoutError` (costs some
-    time per open). *detect_mutations*: compare loaded objects with their records at every commit,
-    and raise `UnregisteredMutationError` for changes that would be lost; for development and
-    tests, as it takes longer than the commit. *historical_pool_size*, *historical_timeout*,
-    *historical_cache_size*: how many connections to the past are kept for the next one who wants
-    that moment, for how many seconds, and how many objects each keeps loaded.
-    *version_pool_size*, *version_cache_size*: how many connections can be out at once in each
-    version, and how many objects each keeps loaded. *autopack*: when the database packs itself
-    (an `AutoPack`, or a dict of its arguments; default: never). *read_only*: change nothing: open
-    the storage for reading only, beside the process that writes it; one that is open for writing
-    already is shown through a `ReadOnlyStorage`.
+    *databases*: a dict shared by the databases that can refer to one another. The other arguments
+    are the options below; a URI can have them too, and wins.
 
     After `os.fork()`, a database made with a callable, or whose storage several processes can
     share, opens a storage of its own in the child, when it is first used there; any other raises
@@ -87,55 +76,37 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
     """
 
     def __init__(
-        self, storage: Any = None, pool_size: int = 7, cache_size: int = 10_000,
-        cache_size_bytes: int = 0, cache_deactivate_after: float = 60, *,
-        isolation: Isolation = "snapshot", pool_wait: float = 30,
-        databases: dict[str, Any] | None = None,
-        database_name: str = "unnamed", record_stacks: bool = False, detect_mutations: bool = False,
-        historical_pool_size: int = 3, historical_timeout: float = 300,
-        historical_cache_size: int = 1000, version_pool_size: int = 3,
-        version_cache_size: int = 100, autopack: Any = None, read_only: bool = False,
+        self, storage: Any = None, pool_size: int = Options.pool_size,
+        cache_size: int = Options.cache_size, cache_size_bytes: int = Options.cache_size_bytes,
+        cache_deactivate_after: float = Options.cache_deactivate_after, *,
+        isolation: Isolation = "snapshot", pool_wait: float = Options.pool_wait,
+        databases: dict[str, Any] | None = None, database_name: str = Options.database_name,
+        record_stacks: bool = Options.record_stacks,
+        detect_mutations: bool = Options.detect_mutations,
+        historical_pool_size: int = Options.historical_pool_size,
+        historical_timeout: float = Options.historical_timeout,
+        historical_cache_size: int = Options.historical_cache_size,
+        version_pool_size: int = Options.version_pool_size,
+        version_cache_size: int = Options.version_cache_size,
+        autopack: AutoPack | dict[str, Any] | None = Options.autopack,
+        read_only: bool = Options.read_only,
     ) -> None:
+        arguments = locals()
         self.databases = {} if databases is None else databases
         self._factory = partial(_opened, storage, read_only) if callable(storage) else None
         self.storage, given = open_storage(storage, read_only=read_only)
         self.name: str = self.storage.getName()
-        self.database_name: str = given.get("database_name", database_name)
-        if self.database_name in open_among(self.databases):
-            self.storage.close()
-            raise UsageError(
-                f"there is a database {self.database_name!r} in this group already. Give each a "
-                "database_name of its own"
-            )
-        self.cache_deactivate_after: float = given.get(
-            "cache_deactivate_after", cache_deactivate_after
-        )
-        size, size_bytes = self._cache_limits = (
-            given.get("cache_size", cache_size), given.get("cache_size_bytes", cache_size_bytes)
-        )
-        self.detect_mutations: bool = given.get("detect_mutations", detect_mutations)
-        self._pool_options = (
-            given.get("pool_size", pool_size), given.get("pool_wait", pool_wait),
-            given.get("record_stacks", record_stacks),
-        )
-        self._historical_cache_size = given.get("historical_cache_size", historical_cache_size)
-        self._historical_options = (
-            given.get("historical_pool_size", historical_pool_size),
-            given.get("historical_timeout", historical_timeout),
-        )
-        self._version_pool_size: int = given.get("version_pool_size", version_pool_size)
-        self._version_cache_size: int = given.get("version_cache_size", version_cache_size)
         self._is_closed = False
         self._pack_thread: PackThread | None = None
         try:
-            self._autopack = autopack_of(given.get("autopack", autopack))
-            require_at_least(
-                0, cache_size=size, cache_size_bytes=size_bytes,
-                historical_cache_size=self._historical_cache_size,
-                version_cache_size=self._version_cache_size,
-            )
-            require_at_least(1, version_pool_size=self._version_pool_size)
-            self.isolation = require_isolation(given.get("isolation", isolation))
+            self.options = Options.chosen(arguments, given)
+            self.database_name = self.options.database_name
+            if self.database_name in open_among(self.databases):
+                raise UsageError(
+                    f"there is a database {self.database_name!r} in this group already. Give each "
+                    "a database_name of its own"
+                )
+            self.isolation = self.options.isolation
             self._begin()
         except BaseException:
             self.storage.close()
@@ -155,17 +126,20 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         # Threads that wait in place of coroutines: for commits together, and for the rest.
         self.committer = Workers(f"{self.name} commit", 1, MOST_TOGETHER)
         self.workers = Workers(self.name, MOST_THREADS)
-        size, wait, record_stacks = self._pool_options
-        self._pool = ConnectionPool(size, wait, self._make_connection)
-        self._pool.record_stacks = record_stacks
-        self._past = HistoricalPool(*self._historical_options, self._make_historical_connection)
+        options = self.options
+        self._pool = ConnectionPool(options.pool_size, options.pool_wait, self._make_connection)
+        self._pool.record_stacks = options.record_stacks
+        self._past = HistoricalPool(
+            options.historical_pool_size, options.historical_timeout,
+            self._make_historical_connection,
+        )
         self._version_pools = VersionPools(self._make_version_pool, self.versions)
         self.invalidations = InvalidationLog(self.storage.lastTransaction())
         warn_if_ahead(self.name, self.storage.lastTransaction())
         self.storage.registerDB(self)
         give_resolver(self.storage, self.resolve)
         self._require_root()
-        self._pack_thread = None if self._autopack is None else PackThread(self, self._autopack)
+        self._pack_thread = PackThread(self, options.autopack) if options.autopack else None
         self._poll, self.transaction_ended = hooks_of(self.storage)
 
     def _require_usable(self) -> None:
@@ -272,20 +246,22 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         return self._version_pools.of(version) if version else self._pool
 
     def _make_connection(self, version: str = "") -> Connection:
-        limits = self._cache_limits
-        if version:
-            limits = self._version_cache_size, limits[1]
-        connection = Connection(self, *limits, version)
+        options = self.options
+        size = options.version_cache_size if version else options.cache_size
+        connection = Connection(self, size, options.cache_size_bytes, version)
         with self._connections_lock:
             self._all_connections.add(connection)
         return connection
 
     def _make_historical_connection(self, version: str) -> Connection:
-        return Connection(self, self._historical_cache_size, self._cache_limits[1], version)
+        options = self.options
+        return Connection(self, options.historical_cache_size, options.cache_size_bytes, version)
 
     def _make_version_pool(self, version: str) -> ConnectionPool:
         make = partial(self._make_connection, version)
-        pool = ConnectionPool(self._version_pool_size, self._pool.wait, make, "version_pool_size")
+        pool = ConnectionPool(
+            self.options.version_pool_size, self._pool.wait, make, "version_pool_size"
+        )
         pool.record_stacks = self._pool.record_stacks
         return pool
 
@@ -397,6 +373,10 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
 
     resolve = staticmethod(resolve)
 
+    def is_equal(self, oid: Oid, one: bytes | None, other: bytes | None) -> bool:
+        """Whether two records of an object are the same (layers, which encode them, ask)."""
+        return one == other
+
     def references(self, record: bytes, oids: list[Oid] | None = None) -> list[Oid]:
         """Return the oids that *record* refers to, added to *oids* if that is given."""
         found = references(record)
@@ -487,6 +467,9 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
 
     def __repr__(self) -> str:
         return f"<DB {self.name}{', closed' if self._is_closed else ''}>"
+
+
+DB.__doc__ = f"{DB.__doc__}\n    Options:\n\n{described('    ')}\n    "
 
 
 def _opened(storage: Callable[[], Any], read_only: bool) -> Any:

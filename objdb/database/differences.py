@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from objdb.connection.connection import Connection
+from objdb.connection.loading import committed_record
 from objdb.errors import UsageError
 from objdb.ids import format_oid
 from objdb.records.broken import class_name
@@ -39,4 +41,6 @@ def diff(a: Any, b: Any) -> dict[Any, tuple[Any, Any]]:
             f"object {format_oid(a._p_oid)} ({class_name(type(a))}) and object "
             f"{format_oid(b._p_oid)} ({class_name(type(b))}) are no two revisions of one object"
         )
-    return changed_parts(a._p_oid, a._p_jar.committed_record, b._p_jar.committed_record)
+    return changed_parts(
+        a._p_oid, partial(committed_record, a._p_jar), partial(committed_record, b._p_jar)
+    )

@@ -37,7 +37,7 @@ class InvalidationLog:
         self._entries: tuple[list[Tid], list[_Change]] = ([], [])
         self._start = start  # everything after this tid is in the log
         self._count = 0
-        self.generation = 0  # grows each time that everything is forgotten
+        self.epoch = 0  # grows each time that everything is forgotten
 
     def add(
         self, tid: Tid, oids: Iterable[Oid], origin: Any = None, versions: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class InvalidationLog:
             self._start = tid
             self._entries = [], []
             self._count = 0
-            self.generation += 1
+            self.epoch += 1
 
     def _shorten(self) -> None:
         """Forget the older half."""

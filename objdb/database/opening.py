@@ -15,11 +15,12 @@ database (`pool_size`, `cache_size` …).
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from objdb.database.options import PARSERS
 from objdb.database.schemes import (
-    DATABASE_PARAMETERS,
     SCHEMES,
     InFolder,
     Parser,
@@ -43,12 +44,13 @@ def open_storage(
 
     `UsageError` for an unknown scheme, parameter or value; the storage's own errors.
     """
-    if not read_only:
-        return _open_storage(where, folder)
-    if isinstance(where, (str, os.PathLike)):
+    if read_only and isinstance(where, (str, os.PathLike)):
         where = with_parameter(_as_uri(where), "read_only", "true")
     storage, options = _open_storage(where, folder)
-    return storage if storage.isReadOnly() else SCHEMES["readonly"].make(storage, {}), options
+    # A URI says so to the database where its storage knows no other way.
+    if (read_only or options.get("read_only")) and not storage.isReadOnly():
+        storage = SCHEMES["readonly"].make(storage, {})
+    return storage, options
 
 
 def _as_uri(where: str | os.PathLike[str]) -> str:
@@ -215,8 +217,10 @@ class _Uri(NamedTuple):
 
     def _values(self, folder: str) -> list[dict[str, Any]]:
         """Return the parameters' values: for each scheme, and for the database."""
-        owners = [*((scheme.parameters, scheme.many) for scheme in self.schemes)]
-        owners.append((DATABASE_PARAMETERS, ()))
+        owners: list[tuple[Mapping[str, Any], tuple[str, ...]]] = [
+            (scheme.parameters, scheme.many) for scheme in self.schemes
+        ]
+        owners.append((PARSERS, ()))
         values: list[dict[str, Any]] = [{} for _ in owners]
         # In a URI a plus is a plus; a space only in what a form of the web sends.
         query = self.query.replace("+", "%2B")

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from objdb.errors import ObjdbError, PackError, ReadOnlyError, Unsupported, UsageError
@@ -20,8 +19,8 @@ from objdb.ids import NO_TID, Oid, Tid, next_tid
 from objdb.interfaces import IStorageIteration, IStoragePackable
 from objdb.records.references import ReferenceScanner, all_references
 from objdb.storage.foreign import pack_storage, provides
-from objdb.storage.moments import bound, is_future
 from objdb.storage.packing import PackResult, Progress
+from objdb.storage.times import pack_moment
 
 logger = logging.getLogger("objdb.database")
 
@@ -51,6 +50,20 @@ class AutoPack:
                 continue
             if not is_number or not 0 <= value < math.inf or (value == 0 and name != "days"):
                 raise UsageError(f"autopack: {name} is {value!r}; it is a number greater than 0")
+
+    @classmethod
+    def from_text(cls, text: str) -> AutoPack:
+        """Return the setting that a URI has, as `growth_bytes:100000000,days:7`. ValueError or
+        `UsageError` for text that makes no sense."""
+        values: dict[str, Any] = {}
+        for part in text.split(","):
+            name, colon, value = part.partition(":")
+            if not colon or name in values:
+                raise ValueError("write growth_bytes:NUMBER, every_days:NUMBER, days:NUMBER")
+            values[name] = int(value) if name == "growth_bytes" else float(value)
+        setting = autopack_of(values)
+        assert setting is not None
+        return setting
 
 
 def autopack_of(setting: Any) -> AutoPack | None:
@@ -105,25 +118,6 @@ class DatabasePack:
             self.storage, moment, ReferenceScanner(), gc, progress=progress, keep_old=keep_old,
             dry_run=dry_run, roots=_RootsElsewhere(self),
         )
-
-
-def pack_moment(t: Any, days: float, last: Tid) -> Tid:
-    """Return the last tid of the moment that a pack is to; *last*: the last tid there is."""
-    if isinstance(days, bool) or not isinstance(days, (int, float)) or not 0 <= days < math.inf:
-        raise UsageError(f"days is {days!r}; it is a number, 0 or more")
-    if days:
-        if isinstance(t, datetime):
-            bound(t, None, last)  # which refuses one without a zone
-            t = t.timestamp()
-        moment = time.time() if t is None else t
-        if isinstance(moment, bool) or not isinstance(moment, (int, float)):
-            raise UsageError(f"days are counted back from seconds or a datetime, not from {t!r}")
-        t = moment - days * _DAY_SECONDS
-    if t is None or is_future(t):
-        return last
-    before = bound(t, None, last)
-    assert before is not None
-    return (max(int.from_bytes(before, "big"), 1) - 1).to_bytes(8, "big")
 
 
 def open_among(databases: dict[str, Any]) -> dict[str, Any]:

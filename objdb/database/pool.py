@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from objdb.connection.connection import Connection
 from objdb.connection.loops import running_loop
 from objdb.connection.tasks import TaskTransactions, current_task
-from objdb.errors import PoolTimeoutError, StorageClosedError, UsageError
+from objdb.errors import PoolTimeoutError, StorageClosedError
 
 if TYPE_CHECKING:
     import asyncio
@@ -155,9 +155,7 @@ class ConnectionPool:
         self, size: int, wait: float, make: Callable[[], Connection], option: str = "pool_size"
     ) -> None:
         self._option = option
-        self.size = self._positive(size)
-        if not (isinstance(wait, (int, float)) and wait >= 0):
-            raise UsageError(f"pool_wait is {wait!r}; it is a number of seconds, 0 or more")
+        self.size = size
         self.wait = wait
         self.record_stacks = False
         self._make_connection = make
@@ -166,13 +164,6 @@ class ConnectionPool:
         self._out: dict[Connection, Holder] = {}
         self._waiting: deque[_Waiter] = deque()
         self._is_closed = False
-
-    def _positive(self, size: int) -> int:
-        if not isinstance(size, int) or size < 1:
-            raise UsageError(
-                f"{self._option} is {size}; at least 1 connection must be possible"
-            )
-        return size
 
     def _make(self) -> Connection:
         connection = self._make_connection()
@@ -337,7 +328,7 @@ class ConnectionPool:
     def resize(self, size: int) -> None:
         """Let *size* connections be out at once."""
         with self._lock:
-            self.size = self._positive(size)
+            self.size = size
             del self._free[: max(0, len(self._free) + len(self._out) - size)]
             self._serve()
 

@@ -218,13 +218,6 @@ SCHEMES = {
     "logged": Scheme(_logged, most_below=1),
     "demo": Scheme(_demo, most_below=2),
 }
-DATABASE_PARAMETERS: Mapping[str, Parser | InFolder] = {
-    "pool_size": int, "pool_wait": float, "cache_size": int, "cache_size_bytes": int,
-    "cache_deactivate_after": float, "isolation": str, "database_name": str,
-    "historical_pool_size": int, "historical_timeout": float, "historical_cache_size": int,
-    "version_pool_size": int, "version_cache_size": int,
-    "record_stacks": boolean, "detect_mutations": boolean,
-}
 
 
 def is_secret(parameter: str) -> bool:
@@ -248,27 +241,41 @@ _PARAMETER = re.compile(r"([^?&=#()]+)=([^&]*)")
 _USER = re.compile(r"//[^/?]*@")
 
 
+def added_schemes() -> dict[str, Scheme]:
+    """Return the schemes that installed packages add, by name. `UsageError` for one that cannot be
+    loaded."""
+    return {name: _loaded(point, f"{name}:") for name, point in _entry_points().items()}
+
+
+def _entry_points() -> dict[str, Any]:
+    from importlib.metadata import entry_points  # takes a while, for what few need
+
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _loaded(point: Any, uri: str) -> Scheme:
+    try:
+        found = point.load()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"{uri}: the entry point {point.name} of the group {GROUP} cannot be loaded: {error}. "
+            "Install its package anew, or tell its makers"
+        ) from error
+    if isinstance(found, Scheme):
+        return found
+    raise UsageError(
+        f"{uri}: the entry point {point.name} of the group {GROUP} is {found!r}, which is no "
+        "objdb.database.schemes.Scheme"
+    )
+
+
 def scheme_named(name: str, uri: str) -> Scheme:
     """Return the scheme *name* of *uri*; `UsageError` listing what there is if there is none."""
     if name in SCHEMES:
         return SCHEMES[name]
-    from importlib.metadata import entry_points  # takes a while, for what few need
-
-    added = {point.name: point for point in entry_points(group=GROUP)}
+    added = _entry_points()
     if name in added:
-        try:
-            found = added[name].load()
-        except (ImportError, AttributeError) as error:
-            raise UsageError(
-                f"{uri}: the entry point {name} of the group {GROUP} cannot be loaded: {error}. "
-                "Install its package anew, or tell its makers"
-            ) from error
-        if isinstance(found, Scheme):
-            return found
-        raise UsageError(
-            f"{uri}: the entry point {name} of the group {GROUP} is {found!r}, which is no "
-            "objdb.database.schemes.Scheme"
-        )
+        return _loaded(added[name], uri)
     known = {**SCHEMES, **dict.fromkeys(added)}
     layers = [each for each, scheme in SCHEMES.items() if scheme.is_layer]
     storages = [each for each in known if each not in layers]

@@ -21,6 +21,7 @@ from typing import Any
 
 from objdb.database.db import DB
 from objdb.database.opening import open_storage
+from objdb.database.options import OPTIONS
 from objdb.database.packing import open_among
 from objdb.errors import UsageError
 
@@ -30,11 +31,7 @@ else:
     import tomli as tomllib
 
 DEFAULT_PATH = "objdb.toml"
-_NOT_IN_A_FILE = {"self", "storage", "databases", "database_name"}
-_CODE = DB.__init__.__code__
-OPTIONS = sorted(
-    set(_CODE.co_varnames[: _CODE.co_argcount + _CODE.co_kwonlyargcount]) - _NOT_IN_A_FILE
-)
+_KNOWN = sorted(OPTIONS.keys() - {"database_name"})  # that is the table's name
 
 
 class Databases(Mapping[str, DB]):
@@ -108,11 +105,11 @@ def _open_one(path: str, name: str, options: Any, databases: dict[str, Any]) -> 
     where = options.pop("storage", None)
     if not isinstance(where, str):
         raise UsageError(f"{path}: [{name}] needs storage, a path or a URI, as text")
-    unknown = options.keys() - set(OPTIONS)
+    unknown = options.keys() - set(_KNOWN)
     if unknown:
         raise UsageError(
             f"{path}: [{name}] has {', '.join(sorted(unknown))}; known are storage, "
-            f"{', '.join(OPTIONS)}"
+            f"{', '.join(_KNOWN)}"
         )
     storage, given = open_storage(
         where, os.path.dirname(os.path.abspath(path)), read_only=bool(options.get("read_only"))

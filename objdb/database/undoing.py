@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from objdb.database.together import StorageCommit, StorageRequest, request_for
+from objdb.database.shared_commit import StorageCommit, StorageRequest, request_for
 from objdb.errors import ReadOnlyError, UndoError, Unsupported
 from objdb.ids import Oid, Tid
 from objdb.interfaces import IStorageHistory, IStorageUndoable

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
-from objdb.connection.connection import Connection
+from objdb.database.options import Options
 from objdb.database.pool import ConnectionPool
-from objdb.database.together import StorageCommit, StorageRequest, request_for
+from objdb.database.shared_commit import StorageCommit, StorageRequest, request_for
 from objdb.errors import POSKeyError, ReadOnlyError, Unsupported
 from objdb.ids import MAX_TID, Oid, Tid
 from objdb.interfaces import IStorageHistory, IStorageVersions
@@ -103,10 +103,9 @@ class DatabaseVersions:
     name: str
     storage: Any
     _version_pools: VersionPools
-    _version_pool_size: int
-    _version_cache_size: int
+    options: Options
     _require_usable: Callable[[], None]
-    getCacheSizeBytes: Callable[[], int]
+    _change_caches: Callable[..., None]
     storage_commit: Callable[[Any], StorageCommit]
 
     def supportsVersions(self) -> bool:
@@ -205,28 +204,21 @@ class DatabaseVersions:
 
     def getVersionPoolSize(self) -> int:
         """Return how many connections can be out at once in each version."""
-        return self._version_pool_size
+        return self.options.version_pool_size
 
     def setVersionPoolSize(self, size: int) -> None:
         """Let *size* connections be out at once in each version."""
+        self.options = self.options.changed(version_pool_size=size)
         for pool in self._version_pools.all():
             pool.resize(size)
-        self._version_pool_size = size
 
     def getVersionCacheSize(self) -> int:
         """Return how many objects each connection in a version keeps loaded."""
-        return self._version_cache_size
+        return self.options.version_cache_size
 
     def setVersionCacheSize(self, size: int) -> None:
         """Let each connection in a version keep *size* objects loaded."""
-        self._version_cache_size = size
-        for connection in self._version_connections():
-            connection.set_cache_limits(size, self.getCacheSizeBytes())
-
-    def _version_connections(self) -> Iterable[Connection]:
-        return [
-            connection for pool in self._version_pools.all() for connection, _ in pool.connections()
-        ]
+        self._change_caches(version_cache_size=size)
 
 
 class VersionRequest(StorageRequest):

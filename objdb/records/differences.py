@@ -9,9 +9,7 @@ attribute is `...`.
 
 from __future__ import annotations
 
-import io
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from persistent.list import PersistentList
@@ -19,9 +17,10 @@ from persistent.mapping import PersistentMapping
 
 from objdb.errors import DeserializationError, ObjdbError
 from objdb.ids import Oid, format_oid
-from objdb.records.broken import class_name, is_broken
+from objdb.records.btrees import all_items
+from objdb.records.comparing import is_stored_alike
 from objdb.records.conflicts import PersistentReference, References, StateReader
-from objdb.records.format import PROTOCOL, class_and_arguments
+from objdb.records.format import class_and_arguments
 from objdb.records.globals import import_global
 from objdb.records.showing import shown
 
@@ -85,34 +84,6 @@ def _alike(oid: Oid, name: Any, one: Any, other: Any) -> bool:
         ) from error
 
 
-def is_stored_alike(one: Any, other: Any) -> bool:
-    """Whether two values of such states are stored alike. Their `__eq__` is not asked: 1 and True
-    are equal, and references to different objects cannot be compared."""
-    if one is other:
-        return True
-    return type(one) is type(other) and _stored(one) == _stored(other)
-
-
-def _stored(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    _ValuePickler(buffer, PROTOCOL).dump(value)
-    return buffer.getvalue()
-
-
-class _ValuePickler(pickle.Pickler):
-    """Pickles a value to compare it: sets in an order that depends on nothing but their parts,
-    classes that are missing by their names."""
-
-    def persistent_id(self, obj: Any) -> Any:
-        if isinstance(obj, PersistentReference):
-            return (obj.oid, obj.database_name, obj.weak)
-        if is_broken(obj):
-            return class_name(obj)
-        if type(obj) is set or type(obj) is frozenset:
-            return (type(obj).__name__, sorted(_stored(part) for part in obj))
-        return None
-
-
 def _read(oid: Oid, record: bytes, references: References) -> tuple[Any, Any]:
     """Return the class and the state in a record; `DeserializationError`."""
     try:
@@ -131,7 +102,7 @@ def _parts(oid: Oid, load: Load, references: References) -> dict[Any, Any]:
 
     try:
         cls, state = _read(oid, load(oid), references)
-        items = _tree_items(cls, state, load_bucket)
+        items = all_items(cls, state, load_bucket)
         return _attributes_and_items(cls, state) if items is None else items
     except ObjdbError:
         raise
@@ -159,36 +130,3 @@ def _attributes_and_items(cls: type, state: Any) -> dict[Any, Any]:
         if in_dict is None or type(in_dict) is dict:
             return {**(in_dict or {}), **in_slots}
     return {} if state is None else {"": state}
-
-
-def _tree_items(
-    cls: type, state: Any, load: Callable[[PersistentReference], Any]
-) -> dict[Any, Any] | None:
-    """Return the keys and values of a BTree or one of its buckets; of a set, each element twice.
-    None for other classes."""
-    name = next((c.__name__ for c in cls.__mro__ if c.__module__.startswith("BTrees.")), "")
-    name = name.removesuffix("Py")
-    if name.endswith(("BTree", "TreeSet")):
-        buckets = _buckets(state, load)
-    elif name.endswith(("Bucket", "Set")):
-        buckets = iter([state])
-    else:
-        return None
-    flat = [part for bucket in buckets for part in bucket[0]]
-    if name.endswith("Set"):
-        return {element: element for element in flat}
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _buckets(state: Any, load: Callable[[PersistentReference], Any]) -> Iterator[Any]:
-    """Yield the states of a tree's buckets, which are a chain: each refers to the next."""
-    if state is None:  # it is empty
-        return
-    if len(state) == 1:  # the only bucket is inside
-        yield state[0][0]
-        return
-    bucket = load(state[1])
-    while len(bucket) == 2:
-        yield bucket
-        bucket = load(bucket[1])
-    yield bucket

@@ -23,6 +23,7 @@ from objdb.errors import (
     SafeError,
     UsageError,
 )
+from objdb.forks import Stage, at_fork
 from objdb.safe.mapping import Safe
 from objdb.safe.naming import directory_of_safes, folder_name, module_name, parts_of
 from objdb.storage.files import make_private, open_new, path_given, sync_path
@@ -265,9 +266,8 @@ def _close_all() -> None:
         safe.close()
 
 
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=lambda: _after_fork(False),
-    after_in_child=lambda: _after_fork(True),
+at_fork(
+    Stage.SAFES, before=_before_fork, in_parent=lambda: _after_fork(False),
+    in_child=lambda: _after_fork(True),
 )
 atexit.register(_close_all)

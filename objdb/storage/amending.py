@@ -110,8 +110,7 @@ class Amender:
         horizon: Tid = self.engine.visibility.tid
         if keep_seconds:
             horizon = min(horizon, tid_after(NO_TID, time.time() - keep_seconds))
-        if hasattr(db, "oldest_view"):
-            horizon = min(horizon, db.oldest_view())
+        horizon = min(horizon, db.oldest_view())
         while horizon > self.pruned_tid:
             with self.alone():
                 self.note_packed(horizon)

@@ -11,13 +11,13 @@ committed, and are removed when the mapping is opened.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from typing import NamedTuple
 
 from zope.interface import implementer
 
-from objdb.errors import FileFormatError, StorageFailedError, UsageError
-from objdb.ids import Oid, Tid
+from objdb.errors import CorruptedDataError, FileFormatError, StorageFailedError, UsageError
+from objdb.ids import Oid, Tid, format_oid, format_tid
 from objdb.storage.engine import IEngine, Visibility
 from objdb.storage.rows import (
     Current,
@@ -103,7 +103,7 @@ class BytesEngine:
             row = self.row(oid, chain[i - 1]) if i else None
             if row is not None or not i:
                 return row
-            # A pack removed it just now: the chain is another one.
+            self._require_other_chain(oid, chain, chain[i - 1])
 
     def after(self, oid: Oid, tid: Tid) -> Row | None:
         """See `IEngine`."""
@@ -113,6 +113,17 @@ class BytesEngine:
             row = self.row(oid, chain[i]) if i < len(chain) else None
             if row is not None or i == len(chain):
                 return row
+            self._require_other_chain(oid, chain, chain[i])
+
+    def _require_other_chain(self, oid: Oid, chain: Sequence[Tid], tid: Tid) -> None:
+        """Raise `CorruptedDataError` for a row that is missing, unless a pack has removed it just
+        now: then the object has another chain."""
+        if self._chains.get(oid) is chain:
+            raise CorruptedDataError(
+                f"{self.name}: the revision {format_tid(tid)} of object {format_oid(oid)} is "
+                f"missing: somebody removed {(oid + tid)!r} from the mapping. Put it back, or "
+                "restore the mapping from a copy", oid=oid,
+            )
 
     def current(self, oids: Iterable[Oid]) -> dict[Oid, Current | None]:
         """See `IEngine`."""

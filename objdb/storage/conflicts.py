@@ -101,15 +101,3 @@ def _resolve(
     writes.resolved.append(oid)
 
 
-def resolve_nothing(
-    oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
-) -> bytes:
-    """Merge for a storage without a database: every conflict is one. Raises `ConflictError`."""
-    raise ConflictError(oid=oid, serials=serials)
-
-
-def same_bytes(oid: Oid, one: bytes | None, other: bytes | None) -> bool:
-    """Return whether two records of an object are equal, as far as a storage can tell."""
-    return one == other
-
-

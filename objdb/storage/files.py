@@ -22,6 +22,7 @@ from weakref import WeakSet
 import zc.lockfile
 
 from objdb.errors import FileFormatError, StorageClosedError, StorageLockedError, UsageError
+from objdb.forks import Stage, at_fork
 from objdb.storage.libraries import has_locks
 
 # What is added to the name of a backup until it is whole; nothing else is called so, and what is
@@ -356,7 +357,7 @@ def _leave_locks_to_parent() -> None:
     _locks.clear()
 
 
-os.register_at_fork(after_in_child=_leave_locks_to_parent)
+at_fork(Stage.FILES, in_child=_leave_locks_to_parent)
 
 
 def path_given(path: str | bytes | os.PathLike[Any], what: str) -> str:

@@ -12,11 +12,12 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from zope.interface import providedBy
+from zope.interface import implementer, providedBy
 
 from objdb.errors import ConflictError, Unsupported, UsageError
-from objdb.ids import Oid, Tid, time_from_tid
+from objdb.ids import MAX_TID, Oid, Tid, time_from_tid
 from objdb.interfaces import (
+    IDatabaseForStorage,
     IStorage,
     IStorageHistory,
     IStorageIteration,
@@ -160,33 +161,59 @@ def readable(storage: Any, entries: Iterable[dict[str, Any]]) -> list[dict[str, 
 # -- wrappers
 
 
-class ThroughWrapper:
-    """Resolves conflicts in records as a wrapper, registered in the place of a database, keeps
-    them: with the database's function, once that is known (`give_resolver`)."""
+@implementer(IDatabaseForStorage)
+class ForeignDatabase:
+    """Stands for what a storage is registered with if that is no database of objdb's: None, a
+    database of ZODB's, or a wrapper, which keeps records in a form of its own. Conflicts in those
+    are resolved with the database's function, once that is known (`give_resolver`)."""
 
-    def __init__(self, wrapper: Any) -> None:
-        self._wrapper = wrapper
-        self.resolve: Resolve | None = None
+    def __init__(self, db: Any = None) -> None:
+        self._db = db
+        self.resolver: Resolve | None = None
 
-    def __call__(
+    def resolve(
         self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
     ) -> bytes:
-        if self.resolve is None:
+        """See `IDatabaseForStorage`."""
+        resolver: Resolve | None = getattr(self._db, "resolve", None)
+        if resolver is not None:
+            return resolver(oid, old, committed, new, serials)
+        if self.resolver is None or not hasattr(self._db, "untransform_record_data"):
             raise ConflictError(oid=oid, serials=serials)
-        plain = self._wrapper.untransform_record_data
-        merged = self.resolve(
+        plain = self._db.untransform_record_data
+        merged = self.resolver(
             oid, None if old is None else plain(old), plain(committed), plain(new), serials
         )
-        record: bytes = self._wrapper.transform_record_data(merged)
+        record: bytes = self._db.transform_record_data(merged)
         return record
 
+    def is_equal(self, oid: Oid, one: bytes | None, other: bytes | None) -> bool:
+        """See `IDatabaseForStorage`."""
+        return one == other
 
-def resolver_of(db: Any, otherwise: Resolve) -> Resolve:
-    """Return the function with which *db*, a database or a wrapper, resolves conflicts."""
-    found: Resolve | None = getattr(db, "resolve", None)
-    if found is not None:
+    def references(self, record: bytes, oids: list[Oid] | None = None) -> list[Oid]:
+        """See `IDatabaseForStorage`."""
+        found: list[Oid] = self._db.references(record, oids)
         return found
-    return ThroughWrapper(db) if hasattr(db, "untransform_record_data") else otherwise
+
+    def invalidate(self, tid: Tid, oids: Iterable[Oid], version: str = "") -> None:
+        """See `IDatabaseForStorage`."""
+        if hasattr(self._db, "invalidate"):
+            self._db.invalidate(tid, oids, version)
+
+    def invalidateCache(self) -> None:
+        """See `IDatabaseForStorage`."""
+        if hasattr(self._db, "invalidateCache"):
+            self._db.invalidateCache()
+
+    def oldest_view(self) -> Tid:
+        """See `IDatabaseForStorage`: nobody is known to read what is old."""
+        return MAX_TID
+
+
+def database_of(db: Any) -> Any:
+    """Return *db*, an `IDatabaseForStorage`, or what stands for it."""
+    return db if IDatabaseForStorage.providedBy(db) else ForeignDatabase(db)
 
 
 def give_resolver(storage: Any, resolve: Resolve) -> None:
@@ -198,10 +225,8 @@ def give_resolver(storage: Any, resolve: Resolve) -> None:
         if any(each is other for other in seen):
             continue
         seen.append(each)
-        resolver = getattr(each, "_resolve", None)
-        if isinstance(resolver, ThroughWrapper):
-            resolver.resolve = resolve
-        waiting += [
-            value for value in vars(each).values()
-            if hasattr(value, "registerDB") and hasattr(value, "loadBefore")
-        ] if hasattr(each, "__dict__") else []
+        for value in list(getattr(each, "__dict__", {}).values()):
+            if isinstance(value, ForeignDatabase):
+                value.resolver = resolve
+            elif hasattr(value, "registerDB") and hasattr(value, "loadBefore"):
+                waiting.append(value)

@@ -17,7 +17,7 @@ from objdb.ids import NO_TID, Oid, Tid, format_oid, format_tid, next_tid
 from objdb.storage.engine import IShared
 from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry, undo_entry
 from objdb.storage.rows import Row, TransactionRow
-from objdb.storage.spans import span
+from objdb.storage.times import span
 from objdb.storage.undo import transaction_id
 
 Filter = Callable[[dict[str, Any]], Any]

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 
+from objdb.forks import Stage, at_fork
+
 looking = threading.Lock()
 # (device, number, of whom): a set, so that what is collected as garbage can let go without a lock.
 _held: set[tuple[int, int, int]] = set()
@@ -45,4 +47,4 @@ def _in_child() -> None:
     looking._at_fork_reinit()  # type: ignore[attr-defined]
 
 
-os.register_at_fork(after_in_child=_in_child)
+at_fork(Stage.FILES, in_child=_in_child)

@@ -28,14 +28,14 @@ from objdb.storage.clock import Clock
 from objdb.storage.commit import Access, CommitSlot, Phase
 from objdb.storage.committer import Committer, no_callback
 from objdb.storage.copying import CopyProgress, copy_transactions
-from objdb.storage.foreign import Resolve, resolver_of
+from objdb.storage.foreign import database_of
 from objdb.storage.history import Filter
 from objdb.storage.iteration import TransactionRecord
-from objdb.storage.moments import commit_tid
 from objdb.storage.oids import OidSource
 from objdb.storage.row_packing import pack_rows
 from objdb.storage.staging import Writes
-from objdb.storage.undo import IsEqual, Undo, UndoneObject, tid_from_id
+from objdb.storage.times import commit_tid
+from objdb.storage.undo import Undo, UndoneObject, tid_from_id
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -67,9 +67,7 @@ class Storage:
         self._fast: Any = engine if is_fast else contract.NoFastLoad()
         has_own = contract.IOwnHistory.providedBy(engine)
         self._past: Any = engine if has_own else history.RowHistory(engine, self._amender.watch)
-        self._db: Any = None
-        self._resolve: Resolve = conflicts.resolve_nothing
-        self._is_equal: IsEqual = conflicts.same_bytes
+        self._db: Any = database_of(None)
         self._walk = history.RecordWalk(self, self._past.oids)
         directlyProvides(self, *contract.declared(type(self), engine, without))
         self._clock: Clock | None = None
@@ -112,9 +110,7 @@ class Storage:
 
     def registerDB(self, db: Any) -> None:
         """See `IStorage`; *db* is asked what is being read, too."""
-        self._db = db
-        self._resolve = resolver_of(db, conflicts.resolve_nothing)
-        self._is_equal = getattr(db, "is_equal", conflicts.same_bytes)
+        self._db = database_of(db)
 
     def new_oid(self) -> Oid:
         """Return an oid that was never returned before and belongs to no object."""
@@ -304,7 +300,7 @@ class Storage:
         return writes.tid, self._request(writes, partial(self._undo(writes).stage, tid))
 
     def _undo(self, writes: Writes) -> Undo:
-        return Undo(self.engine, writes, partial(self._merge, writes), self._is_equal)
+        return Undo(self.engine, writes, partial(self._merge, writes), self._db.is_equal)
 
     def preview_undo(self, transaction_ids: Iterable[Any]) -> list[UndoneObject]:
         """See `IStorageUndoable`."""
@@ -378,7 +374,8 @@ class Storage:
     ) -> bytes:
         """Let the application merge two changes; the transaction may hold the slot, or not."""
         with self._slot.resolving_in(writes):
-            return self._resolve(oid, old, committed, new, serials)
+            merged: bytes = self._db.resolve(oid, old, committed, new, serials)
+            return merged
 
     def tpc_finish(
         self, transaction: Any, callback: Callable[[Tid], object] | None = None

@@ -47,6 +47,16 @@ from objdb.testing.undolog import UndoLogConformance
 from objdb.testing.versions import VersionConformance
 
 
+class Merging:
+    """A database that merges all changes."""
+
+    def resolve(
+        self, oid: Oid, old: bytes, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
+    ) -> bytes:
+        """Join the three records."""
+        return b"|".join((old, committed, new))
+
+
 class CoreConformance(ThreadConformance):
     """The part of the suite for every storage, with history or without. Each test gets a fresh,
     empty storage."""
@@ -331,17 +341,23 @@ class CoreConformance(ThreadConformance):
         with pytest.raises(ConflictError):
             commit(storage, {ROOT_OID: (NO_TID, b"another root")})
 
+    def test_deletion_conflict(self, storage: Any) -> None:
+        """Deleting what another has changed, or changing what another has deleted, is a conflict,
+        whatever the database could merge."""
+        storage.registerDB(Merging())
+        oid = storage.new_oid()
+        first = commit(storage, {oid: (NO_TID, b"1")})
+        second = commit(storage, {oid: (first, b"2")})
+        with pytest.raises(ConflictError):
+            commit(storage, {oid: (first, None)})
+        assert storage.load(oid) == (b"2", second)
+        commit(storage, {oid: (second, None)})
+        with pytest.raises(ConflictError):
+            commit(storage, {oid: (second, b"3")})
+
     def test_resolution(self, storage: Any) -> None:
         """The database's resolver merges old, committed and new; the vote lists the oid."""
-
-        class Database:
-            @staticmethod
-            def resolve(
-                oid: Oid, old: bytes, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
-            ) -> bytes:
-                return b"|".join((old, committed, new))
-
-        storage.registerDB(Database())
+        storage.registerDB(Merging())
         oid = storage.new_oid()
         first = commit(storage, {oid: (NO_TID, b"old")})
         commit(storage, {oid: (first, b"committed")})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from objdb.ids import Oid, Tid
+from objdb.ids import NO_TID, Oid, Tid
 from objdb.interfaces import IStorageVersions
 from objdb.storage.commit import TransactionMetaData
 from objdb.testing.helpers import current, require, undo
@@ -21,10 +21,16 @@ class VersionPackConformance:
 
     def test_versions(self, packable: Any) -> None:
         """Of an object in a version stays what is seen there, and what is seen outside; with
-        what both refer to."""
+        what both refer to. A version whose objects are all garbage goes."""
         require(packable, IStorageVersions)
         a, b, c, tids = self.chain(packable)
-        inside = packable.new_oid()
+        inside, garbage = packable.new_oid(), packable.new_oid()
+        transaction = TransactionMetaData()
+        packable.tpc_begin(transaction)
+        packable.store(garbage, NO_TID, record("garbage"), "idea", transaction)
+        packable.tpc_vote(transaction)
+        packable.tpc_finish(transaction)
+        assert packable.versions() == ["idea"]
         for name in "34":
             transaction = TransactionMetaData()
             packable.tpc_begin(transaction)
@@ -32,12 +38,13 @@ class VersionPackConformance:
             serial = current_tid(packable, inside)
             packable.store(inside, serial, record("in" + name), "plan", transaction)
             packable.tpc_vote(transaction)
-            packable.tpc_finish(transaction)
+            last_tid = packable.tpc_finish(transaction)
         self.pack(packable)
         assert packable.load(a)[0] == record("a2", b) and packable.load(b)[0] == record("b2")
         assert packable.loadSerial(a, tids[2]) == record("a2", b)
         assert packable.load(a, "plan")[0] == record("4", inside)
         assert packable.load(inside, "plan")[0] == record("in4")
+        assert packable.loadBefore(a, last_tid, "plan") is None  # and not what is seen outside
         assert packable.versions() == ["plan"] and packable.modifiedInVersion(a) == "plan"
         assert current(packable, c) is None
 

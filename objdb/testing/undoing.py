@@ -345,6 +345,23 @@ class UndoConformance:
         assert len(errors) == 1
         assert current(undoable, oid) == b"four"
 
+    def test_undo_beside_a_vote_that_is_aborted(self, undoable: Any) -> None:
+        """An undo that is asked for while another transaction has voted does not see what that
+        never commits."""
+        oid, tids = self.three(undoable)
+        other, mine = TransactionMetaData(), TransactionMetaData()
+        undoable.tpc_begin(other)
+        undoable.store(oid, tids[2], b"four", "", other)
+        undoable.tpc_vote(other)
+        undoable.tpc_begin(mine)
+        try:
+            undoable.undo(tids[2], mine)
+        finally:
+            undoable.tpc_abort(other)
+        undoable.tpc_vote(mine)
+        undoable.tpc_finish(mine)
+        assert current(undoable, oid) == b"two"
+
     def test_two_undo_the_same(self, undoable: Any) -> None:
         """Of two transactions that undo the same, side by side, one wins."""
         oid, tids = self.three(undoable)

@@ -206,6 +206,16 @@ class VersionConformance:
                 perform(versioned, lambda t: check(oid, second, t, version))  # noqa: B023
         perform(versioned, lambda t: check(oid, tid, t, "plan"))
 
+    def test_reads_before_a_lock(self, versioned: Any) -> None:
+        """What was read before the last change outside a version is not current there."""
+        oid, read, _ = self.changed_in(versioned, "plan")
+        seen = self.commit_version(versioned, "plan")
+        self.store(versioned, oid, seen, b"in", "plan")
+        check = versioned.checkCurrentSerialInTransaction
+        perform(versioned, lambda t: check(oid, seen, t))
+        with pytest.raises(ReadConflictError):
+            perform(versioned, lambda t: check(oid, read, t))
+
     # -- commit and abort
 
     def test_commit_version(self, versioned: Any) -> None:

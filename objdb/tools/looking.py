@@ -12,7 +12,7 @@ from objdb.check import check as check_storage
 from objdb.database.differences import diff as diff_revisions
 from objdb.ids import NO_TID, Oid, Tid, format_oid, time_from_tid
 from objdb.records.broken import class_name
-from objdb.storage.moments import ahead_of_clock
+from objdb.storage.times import ahead_of_clock
 from objdb.tools.terminal import (
     database_argument,
     echo,

@@ -12,8 +12,8 @@ from objdb.errors import UsageError
 from objdb.ids import Tid
 from objdb.interfaces import IStorageHistory
 from objdb.storage.foreign import provides
-from objdb.storage.moments import is_future
 from objdb.storage.packing import PackResult
+from objdb.storage.times import is_future
 from objdb.tools.terminal import (
     database_argument,
     echo,

@@ -80,19 +80,19 @@ def test_a_sync_that_fails() -> None:
                 connection.root()[name]["n"] = 1
 
         async def main() -> None:
-            sync = db.storage.engine.medium.file.sync
+            sync = db.storage.engine.generation.file.sync
 
             def fail() -> None:
                 raise OSError(errno.EIO, "the disk is broken")
 
-            db.storage.engine.medium.file.sync = fail
+            db.storage.engine.generation.file.sync = fail
             results = await asyncio.gather(change("p"), change("q"), return_exceptions=True)
             assert {type(result) for result in results} == {objdb.StorageFailedError}
             async with db.transaction() as connection:
                 assert dict(connection.root()["p"]) == dict(connection.root()["q"]) == {}
             with pytest.raises(objdb.StorageFailedError):
                 await change("p")
-            db.storage.engine.medium.file.sync = sync
+            db.storage.engine.generation.file.sync = sync
             assert_quiet(db)
 
         run(main())

@@ -297,10 +297,10 @@ def test_caches_of_other_tasks_are_left_alone(databases: Databases) -> None:
         theirs = await asyncio.create_task(opened())
         assert mine.root()["n"] == theirs.root()["n"] == 1
         db.cacheMinimize()
-        assert not mine.cached_objects()
-        assert theirs.cached_objects()
+        assert not mine.cache.loaded()
+        assert theirs.cache.loaded()
         theirs.sync()
-        assert not theirs.cached_objects()
+        assert not theirs.cache.loaded()
         mine.close()
         theirs.close()
 

@@ -397,7 +397,7 @@ def test_what_cannot_be_compared(
         with db.transaction() as connection:
             for name in "ab":
                 connection.root()[name] = Person(name)
-        monkeypatch.setattr("objdb.connection.mutations.Comparison.in_states", fail)
+        monkeypatch.setattr("objdb.records.comparing.Comparison.in_states", fail)
         with db.transaction() as connection:
             assert [connection.root()[name].name for name in "ab"] == ["a", "b"]
             connection.root()["c"] = 1

@@ -133,6 +133,30 @@ def test_read_current(two: Two) -> None:
             two.commit_b()
 
 
+def test_read_current_is_for_one_transaction(two: Two) -> None:
+    """What had to be current in one transaction may change before the next one."""
+    two.b.readCurrent(two.b.root()["p"])
+    two.b.root()["q"].name = "b"
+    two.commit_b()
+    two.a.root()["p"].name = "a"
+    two.commit_a()
+    two.managers[1].begin()
+    two.b.root()["q"].name = "b again"
+    two.commit_b()
+
+
+def test_a_failed_commit_takes_back_everything(two: Two) -> None:
+    """After a conflict about one object, others that were changed with it are as before, too."""
+    p, q = two.b.root()["p"], two.b.root()["q"]
+    p.name = q.name = "b"
+    two.a.root()["p"].name = "a"
+    two.commit_a()
+    with pytest.raises(objdb.ConflictError):
+        two.commit_b()
+    two.managers[1].abort()
+    assert (p.name, q.name) == ("a", "q")
+
+
 def test_own_changes_are_seen_and_kept(two: Two) -> None:
     """A transaction sees its own changes, and its objects stay loaded after its commit."""
     person = two.a.root()["p"]

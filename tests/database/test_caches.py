@@ -112,8 +112,8 @@ def test_minimize_all(people: objdb.DB) -> None:
 
 class Clock:
     def __init__(self, connection: objdb.Connection) -> None:
-        self.now = connection._epochs.clock()
-        connection._epochs.clock = self
+        self.now = connection.cache.epochs.clock()
+        connection.cache.epochs.clock = self
 
     def __call__(self) -> float:
         return self.now
@@ -148,7 +148,7 @@ def test_sweeping_by_age(people: objdb.DB) -> None:
 def test_default_age(databases: Databases) -> None:
     """cache_deactivate_after is a minute by default, and what cacheFullSweep goes by."""
     db = databases.open(None)
-    assert db.cache_deactivate_after == 60
+    assert db.options.cache_deactivate_after == 60
     with db.transaction() as connection:
         connection.root()["p"] = Person("p")
     with db.open() as connection:

@@ -13,9 +13,10 @@ import transaction
 import objdb
 from objdb.database import schemes
 from objdb.errors import ReadOnlyError, StorageClosedError, StorageLockedError, UsageError
-from objdb.interfaces import IConnection, IDatabase
+from objdb.interfaces import IConnection, IDatabase, IDatabaseForConnection, IDatabaseForStorage
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.files import why_locked
+from objdb.storage.foreign import database_of
 from tests.conftest import Databases
 from tests.models import Person
 from tests.records.handmade import put, record
@@ -90,7 +91,7 @@ def test_parameters_in_a_uri(tmp_path: Path) -> None:
         fill(db)
         assert (tmp_path / "my data.fs").stat().st_size == db.storage.getSize()
         assert (db.getPoolSize(), db.getCacheSize(), db.getCacheSizeBytes()) == (3, 12, 3000)
-        assert db.cache_deactivate_after == 1.5
+        assert db.options.cache_deactivate_after == 1.5
         assert db.database_name == "mine" and db.databases == {"mine": db}
     with (
         objdb.DB(f"file:{tmp_path}/my%20data.fs?read_only=1") as db,
@@ -322,7 +323,9 @@ def test_interfaces_are_kept(databases: Databases) -> None:
     from zope.interface.verify import verifyObject
 
     db = databases.open(None)
-    verifyObject(IDatabase, db)
+    for interface in (IDatabase, IDatabaseForStorage, IDatabaseForConnection):
+        verifyObject(interface, db)
+    verifyObject(IDatabaseForStorage, database_of(None))
     with db.open() as connection:
         verifyObject(IConnection, connection)
 

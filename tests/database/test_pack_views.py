@@ -161,8 +161,8 @@ def test_a_reader_in_the_middle_of_following(
         writer.pack()
         use = FileEngine.use
 
-        def use_and_look(engine: FileEngine, medium: Any) -> None:
-            use(engine, medium)
+        def use_and_look(engine: FileEngine, generation: Any) -> None:
+            use(engine, generation)
             with pytest.raises(ReadConflictError):
                 gone.name  # noqa: B018
 

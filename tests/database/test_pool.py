@@ -201,6 +201,12 @@ def test_resizing(databases: Databases) -> None:
     second.close()
     db.setPoolSize(1)
     assert len(db.statistics().connections) == 1
+    db.setPoolSize(2)
+    first, second = managed(db), managed(db)
+    db.setPoolSize(1)  # while more are out
+    first.close()
+    second.close()
+    assert len(db.statistics().connections) == 1
 
 
 def test_closing_the_database_ends_waiting(databases: Databases) -> None:

@@ -11,7 +11,7 @@ import pytest
 import transaction
 
 import objdb
-from objdb.connection import aging
+from objdb.connection import access_epochs
 from objdb.errors import ConflictError, ObjdbError
 from tests.conftest import Databases
 from tests.database.staging import Worker
@@ -112,7 +112,7 @@ def test_few_connections_for_many_threads(
 ) -> None:
     """Threads that open, commit and close through a small pool, while caches are emptied and
     resized under them, see whole commits only; nobody waits for ever."""
-    monkeypatch.setattr(aging, "_EPOCH_SECONDS", 0.0)
+    monkeypatch.setattr(access_epochs, "_EPOCH_SECONDS", 0.0)
     db.setPoolSize(3)
     Bank(db, random.randrange(10**9)).run(100)
 

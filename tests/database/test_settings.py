@@ -109,7 +109,7 @@ WRONG = {
     "no storage": ("[main]\npool_size = 3", r"\[main\] needs storage"),
     "a number": ("[main]\nstorage = 3", r"\[main\] needs storage"),
     "unknown": ('[main]\nstorage = "a.fs"\npool_sise = 3', "pool_sise.*pool_size"),
-    "value": ('[main]\nstorage = "a.fs"\npool_size = "many"', "pool_size is many"),
+    "value": ('[main]\nstorage = "a.fs"\npool_size = "many"', "pool_size is 'many'"),
     "scheme": ('[main]\nstorage = "nosuch:a.fs"', "no storage 'nosuch'.*file"),
 }
 

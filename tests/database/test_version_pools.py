@@ -88,6 +88,8 @@ def test_caches_of_versions(people: objdb.DB) -> None:
         assert connection._cache.cache_size == 7
         people.setVersionCacheSize(8)
         assert connection._cache.cache_size == 8
+        people.setCacheSize(9)  # of those outside
+        assert connection._cache.cache_size == 8
     assert people.cacheSize() >= 2
     people.cacheMinimize()
     assert not [c for c in people.statistics().connections if c.loaded_objects]

@@ -321,7 +321,7 @@ def test_a_limit_in_bytes_that_comes_later() -> None:
         transaction.commit()
         db.setCacheSizeBytes(10_000)
         connection.cacheGC()
-        assert len(connection.cached_objects()) <= 11
+        assert len(connection.cache.loaded()) <= 11
         in_version = db.open("draft", transaction_manager=TransactionManager())
         db.setVersionCacheSize(50)
         assert in_version._cache.cache_size_bytes == 10_000

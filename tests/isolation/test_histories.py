@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import objdb
 from objdb.connection.connection import Connection
 from objdb.connection.isolation import ISOLATIONS, ReadSet
+from objdb.connection.work import Work
 from objdb.database.invalidations import InvalidationLog
 from objdb.ids import MAX_TID
 from objdb.storage import conflicts
@@ -139,7 +140,7 @@ BREAKAGES: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
     "no view is kept": (Connection, "_begin_view", keep_no_view, "snapshot"),
     "the cache is stale": (InvalidationLog, "between", see_no_invalidations, "snapshot"),
     "merging loses": (objdb.DB, "resolve", take_ours, "snapshot"),
-    "savepoints hold nothing": (Connection, "_roll_back", roll_back_nothing, "snapshot"),
+    "savepoints hold nothing": (Work, "roll_back", roll_back_nothing, "snapshot"),
 }
 
 

@@ -256,6 +256,19 @@ def test_unchanged_broken_objects_stay_out_of_commits(databases: Databases) -> N
     assert db.storage.load(oid(1)) == before
 
 
+def test_a_class_that_comes_back(databases: Databases) -> None:
+    """An object that is met when its class can be imported again is not broken, though others were
+    that were met before."""
+    with application() as module:
+        contents = [record(module.Thing, {"x": number}) for number in (1, 2)]
+    with databases.open(storage_with(*contents)).transaction() as connection:
+        early = connection.get(oid(1))
+        assert early.x == 1 and type(early) is not module.Thing
+        with application():
+            late = connection.get(oid(2))
+            assert late.x == 2 and type(late) is module.Thing
+
+
 def test_modules_that_fail_to_import() -> None:
     """A module that raises when it is imported gives an error that says what it raised, not a
     broken object: its classes are not missing."""

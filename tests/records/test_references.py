@@ -14,6 +14,7 @@ import objdb
 from objdb.errors import CorruptedDataError
 from objdb.records.references import (
     Reference,
+    ReferenceScanner,
     all_references,
     parse_reference,
     record_class_name,
@@ -29,8 +30,10 @@ from tests.records.handmade import (
     loaded,
     oid,
     persistent_ids,
+    prefix,
     put,
     record,
+    state_pickle,
     storage_with,
 )
 
@@ -246,6 +249,17 @@ def test_impossible_references(form: Any) -> None:
 def test_meaning_of_each_form(form: Any, expected: Reference) -> None:
     """parse_reference tells oid, weakness and database of every form, Python 2's included."""
     assert parse_reference(form) == expected
+
+
+def test_records_one_after_the_other() -> None:
+    """Scanning many records finds in each what reading it alone finds, in whatever form."""
+    others = ["n", ("two", oid(2))], ["w", (oid(2), "two")]
+    scanner = ReferenceScanner()
+    for form in (*STRONG.values(), *WEAK.values(), *others):
+        for state in {"to": Ref(form)}, {"one": Ref((oid(3), Person)), "to": [Ref(form)]}:
+            written = prefix("tests.models", "Person") + state_pickle(state)
+            for content in written, record(Person, state):
+                assert scanner(content) == references(content)
 
 
 def test_records_without_references() -> None:

@@ -46,7 +46,7 @@ def nested(parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 @pytest.fixture(scope="module")
 def reader() -> Iterator[ObjectReader]:
     with objdb.DB(None) as db, db.open() as connection:
-        yield connection._reader
+        yield connection.reader
 
 
 def outcome(function: Any, *arguments: Any, **options: Any) -> Any:

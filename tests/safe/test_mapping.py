@@ -384,6 +384,22 @@ def test_change_when_another_was_faster(safe: Safe) -> None:
     assert calls == [[], [7]]
 
 
+def test_pop_when_another_was_faster(safe: Safe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Popping returns what it removes: a value that was stored meanwhile is not lost."""
+    loaded = safe._loaded
+
+    def load_slowly(key: str, value: Any) -> Any:
+        found = loaded(key, value)
+        if found == "old":
+            safe[key] = "new"
+        return found
+
+    safe["key"] = "old"
+    monkeypatch.setattr(safe, "_loaded", load_slowly)
+    assert safe.pop("key") == "new"
+    assert "key" not in safe
+
+
 def test_threads(safe: Safe) -> None:
     """Threads that change the same value lose nothing, and one of them pops each key."""
     safe.update((("todo", number), number) for number in range(40))

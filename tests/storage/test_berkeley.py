@@ -165,8 +165,8 @@ def test_commits_that_wait_are_checked_against(storage: BerkeleyStorage) -> None
     first.start()
     begun.wait(60)
     storage.engine._environment.flush = flush
-    assert storage.load(ROOT_OID) == (b"root", tid)
-    assert storage.engine.current([ROOT_OID])[ROOT_OID].tid > tid
+    loaded = storage.load(ROOT_OID)
+    current = storage.engine.current([ROOT_OID])[ROOT_OID]
     told: list[Any] = []
 
     def conflicting() -> None:
@@ -180,6 +180,8 @@ def test_commits_that_wait_are_checked_against(storage: BerkeleyStorage) -> None
     go_on.set()
     first.join()
     second.join()
+    assert loaded == (b"root", tid)
+    assert current.tid > tid
     assert told == [b"first"]
 
 

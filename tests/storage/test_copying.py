@@ -111,8 +111,8 @@ def test_syncs_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """A copy of many transactions is made durable in few steps, and is at the end."""
     source = make_source()
     with FileStorage(tmp_path / "copy.fs") as copy:
-        syncs, sync = [], copy.engine.medium.file.sync
-        monkeypatch.setattr(copy.engine.medium.file, "sync", lambda: (syncs.append(1), sync()))
+        syncs, sync = [], copy.engine.generation.file.sync
+        monkeypatch.setattr(copy.engine.generation.file, "sync", lambda: (syncs.append(1), sync()))
         count = copy.copyTransactionsFrom(source)
         assert len(syncs) <= count // 20
         assert copy.engine._unpublished == ()

@@ -56,6 +56,53 @@ def test_an_error_of_the_engine(
     storage.close()
 
 
+@pytest.mark.parametrize("kind", PLAIN)
+def test_an_interrupt_while_publishing(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt that comes when a transaction is committed, and not shown yet, comes out; and
+    the transaction is shown all the same."""
+    storage = STORAGES[kind](tmp_path)
+    tid = commit(storage, {ROOT_OID: (NO_TID, b"one")})
+    publish, calls = storage.engine.publish, list[Any]()
+
+    def interrupted(token: Any) -> None:
+        calls.append(token)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        publish(token)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.engine, "publish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            commit(storage, {ROOT_OID: (tid, b"two")})
+    record, tid = storage.load(ROOT_OID)
+    assert record == b"two"
+    commit(storage, {ROOT_OID: (tid, b"three")})
+    storage.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "berkeley"])
+def test_a_sync_that_fails_once(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a sync that failed, nobody commits any more, even if the medium has recovered."""
+    storage = STORAGES[kind](tmp_path)
+    tid = commit(storage, {ROOT_OID: (NO_TID, b"one")})
+
+    def fail() -> None:
+        raise OSError("the medium said no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.engine, "sync", fail)
+        with pytest.raises(StorageFailedError, match="said no"):
+            commit(storage, {ROOT_OID: (tid, b"two")})
+    with pytest.raises(StorageFailedError, match=r"commits no more, since a sync failed.*said no"):
+        commit(storage, {ROOT_OID: (tid, b"three")})
+    assert storage.load(ROOT_OID) == (b"one", tid)
+    storage.close()
+
+
 def test_a_commit_of_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A COMMIT that SQLite refuses, and rolls back, is not taken for one that went through."""
     storage = objdb.SQLiteStorage(tmp_path / "data.sqlite")

@@ -282,6 +282,21 @@ def test_damage_stays_damage(tmp_path: Path) -> None:
         assert storage.load(ROOT_OID)[1] == tid
 
 
+@pytest.mark.parametrize("lost", [0, 1, 20])
+def test_damage_of_what_was_acknowledged(path: Path, lost: int) -> None:
+    """After a crash, what was acknowledged since the index was last made durable is not taken for
+    a torn tail, when its last bytes are gone, or others."""
+    with FileStorage(path) as storage:
+        commit(storage, {ROOT_OID: (storage.getTid(ROOT_OID), b"acknowledged")})
+        content, index = path.read_bytes()[: storage.getSize()], index_of(path).read_bytes()
+    damaged = content[: len(content) - lost] if lost else content[:-10] + b"?" + content[-9:]
+    path.write_bytes(damaged)
+    index_of(path).write_bytes(index)
+    with pytest.raises(objdb.CorruptedDataError):
+        FileStorage(path)
+    assert path.read_bytes() == damaged
+
+
 def test_damage_in_the_middle_is_not_cut(path: Path) -> None:
     """Damage before whole transactions is reported, with and without the index, never cut."""
     whole = path.read_bytes()

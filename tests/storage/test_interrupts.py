@@ -124,6 +124,31 @@ def test_locks_that_are_held() -> None:
     assert called == [2, 1]
 
 
+STEPS: dict[str, Any] = {
+    "hold": hold, "hold for": lambda lock, held: hold_for(lock, 1.0, held),
+    "let go": lambda lock, held: let_go(held),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_lock_is_held_and_noted_in_one_step(name: str) -> None:
+    """Wherever acquiring or releasing a lock is interrupted, the list says whether it is held."""
+    places = 0
+    is_interrupted = True
+    while is_interrupted:
+        lock, held = threading.Lock(), list[Any]()
+        if name == "let go":
+            hold(lock, held)
+        try:
+            with Interrupter(places):
+                STEPS[name](lock, held)
+            is_interrupted = False
+        except KeyboardInterrupt:
+            places += 1
+        assert lock.locked() == (lock in held)
+    assert places > 1
+
+
 def test_signals(tmp_path: Path) -> None:
     """Signals at random in the main thread, which commits beside three threads: all go on, and what
     was committed is there."""

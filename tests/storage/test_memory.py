@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import objdb
-from objdb.errors import StorageFailedError
-from objdb.ids import NO_TID, ROOT_OID, oid_from_int
+from objdb.errors import CorruptedDataError, StorageFailedError
+from objdb.ids import NO_TID, ROOT_OID, next_tid, oid_from_int
+from objdb.storage.commit import TransactionMetaData
 from objdb.storage.memory import MappingStorage
 from objdb.testing.helpers import commit, contents
 
@@ -85,6 +86,26 @@ def test_a_mapping_that_takes_no_more() -> None:
     commit(again, {ROOT_OID: (tid, b"z")})
 
 
+def test_a_commit_that_was_not_decided() -> None:
+    """What a transaction had put into a mapping when its process ended, without being committed, is
+    not there when the mapping is used again, and removed from it."""
+    data: dict[bytes, bytes] = {}
+    storage = MappingStorage(data=data)
+    tid = commit(storage, {ROOT_OID: (NO_TID, b"root")})
+    before = dict(data)
+    metadata = TransactionMetaData()
+    storage.tpc_begin(metadata)
+    for oid, base in (ROOT_OID, tid), (oid_from_int(1), NO_TID):
+        storage.store(oid, base, b"never", "", metadata)
+    storage.tpc_vote(metadata)
+    left = dict(data)
+    assert left != before
+    again = MappingStorage(data=left)
+    assert again.load(ROOT_OID) == (b"root", tid) and len(again) == 1
+    assert left == before
+    storage.tpc_abort(metadata)
+
+
 @pytest.mark.parametrize("steps", range(12))
 def test_a_pack_that_was_stopped(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Wherever a pack is stopped, the packed transactions are the first ones, and the next pack
@@ -111,3 +132,19 @@ def test_a_pack_that_was_stopped(monkeypatch: pytest.MonkeyPatch, steps: int) ->
     storage.pack(tids[-1], lambda record: [])
     assert [entry[:2] for entry in contents(storage)] == [(tids[-1], "p")]
     assert storage.load(ROOT_OID) == (b"4", tids[-1])
+
+
+def test_a_row_that_somebody_removed() -> None:
+    """A revision that is gone from the mapping while it is open is damage, and told as such."""
+    data: dict[bytes, bytes] = {}
+    with MappingStorage(data=data) as storage:
+        first = commit(storage, {ROOT_OID: (NO_TID, b"one")})
+        commit(storage, {ROOT_OID: (first, b"two")})
+        removed = data.pop(ROOT_OID + first)
+        with pytest.raises(CorruptedDataError, match="is missing: somebody removed") as caught:
+            storage.loadBefore(ROOT_OID, next_tid(first))
+        assert caught.value.oid == ROOT_OID
+        with pytest.raises(CorruptedDataError):
+            storage.engine.after(ROOT_OID, NO_TID)
+        data[ROOT_OID + first] = removed
+        assert storage.loadBefore(ROOT_OID, next_tid(first))[0] == b"one"

@@ -136,7 +136,8 @@ def test_checksums(path: Path) -> None:
     """Packed transactions have checksums of their own, of which damage is found."""
     with FileStorage(path) as storage:
         storage.pack(storage.lastTransaction(), refer)
-        position = storage.engine.medium.log.record(storage.engine.medium.index.get(B)[0]).data_at
+        generation = storage.engine.generation
+        position = generation.log.record(generation.index.get(B)[0]).data_at
     data = bytearray(path.read_bytes())
     data[position] ^= 1
     path.write_bytes(data)
@@ -148,8 +149,8 @@ def test_damage_is_not_packed(path: Path) -> None:
     """A damaged record ends the pack, and everything is as it was: else the damage would get a
     checksum of its own."""
     with FileStorage(path) as storage:
-        medium = storage.engine.medium
-        position = medium.log.record(medium.index.get(ROOT_OID)[0]).data_at
+        generation = storage.engine.generation
+        position = generation.log.record(generation.index.get(ROOT_OID)[0]).data_at
         with open(path, "r+b") as file:
             file.seek(position)
             file.write(b"X")
@@ -419,6 +420,24 @@ def test_voted_before(path: Path) -> None:
         assert storage.load(B) == (record("b4"), finished[0])
         assert storage.loadBefore(B, finished[0])[0] == record("b1")
         assert storage.loadBefore(B, next_tid(finished[0]))[0] == record("b4")
+
+
+@pytest.mark.parametrize("linked", [[], [C]])
+def test_committed_at_the_last_moment(path: Path, linked: list[Oid]) -> None:
+    """What is committed behind the last round of copying is in the packed file; so is what that
+    links again."""
+    with FileStorage(path) as storage:
+        tids: list[Tid] = []
+
+        def work(phase: str, done: int, total: int) -> None:
+            if phase == "follow" and not tids:
+                tids.append(commit(storage, {A: (storage.getTid(A), record("late", B, *linked))}))
+
+        storage.pack(storage.lastTransaction(), refer, progress=work)
+    with FileStorage(path) as storage:
+        assert storage.load(A) == (record("late", B, *linked), tids[0])
+        assert all(storage.load(oid)[0] == record("c0") for oid in linked)
+        assert len(storage) == 3 + len(linked)
 
 
 def test_oids_survive(path: Path) -> None:

@@ -227,6 +227,26 @@ def test_the_thread_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert path.exists()
 
 
+def test_committed_while_the_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is committed while the file is being written is written the next time."""
+    path = tmp_path / "data.pickle"
+    with PickledMappingStorage(path, every_seconds=1000) as storage:
+        tid = commit(storage, {ROOT_OID: (NO_TID, b"root")})
+        write_new = storage.engine._write_new
+
+        def commit_meanwhile(data: dict[bytes, bytes]) -> None:
+            write_new(data)
+            commit(storage, {ROOT_OID: (tid, b"meanwhile")})
+
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.engine, "_write_new", commit_meanwhile)
+            storage.engine.save()
+    with PickledMappingStorage(path) as again:
+        assert again.load(ROOT_OID)[0] == b"meanwhile"
+
+
 def test_closing_beside_a_vote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing does not wait for ever for a transaction that has voted; what was committed is
     written, and nothing later."""

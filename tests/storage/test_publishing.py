@@ -30,7 +30,7 @@ def test_the_index_leads_to_what_can_be_read(
 
             def look(index: Index, *args: Any) -> None:
                 set_many(index, *args)
-                if index is storage.engine.medium.index:
+                if index is storage.engine.generation.index:
                     seen.append(storage.lastTransaction())
                     seen.append(storage.loadBefore(ROOT_OID, storage_before))
                     seen.append(storage.loadBefore(ROOT_OID, MAX_TID))
@@ -67,14 +67,14 @@ def test_an_entry_is_read_again_while_it_is_changed(
     """An entry of which one half is old and the other new is not taken for damage."""
     with FileStorage(tmp_path / "data.fs") as storage:
         old = commit(storage, {ROOT_OID: (NO_TID, b"old")})
-        first = storage.engine.medium.index.get(ROOT_OID)
+        first = storage.engine.generation.index.get(ROOT_OID)
         new = commit(storage, {ROOT_OID: (old, b"new")})
-        second = storage.engine.medium.index.get(ROOT_OID)
+        second = storage.engine.generation.index.get(ROOT_OID)
         assert first is not None and second is not None
         seen = iter([(second[0], old), (first[0], new), None])
         engine = storage.engine
         monkeypatch.setattr(engine, "load_current", lambda oid, tid, version: None)
-        monkeypatch.setattr(engine.medium.index, "get", lambda oid: next(seen, None) or second)
+        monkeypatch.setattr(engine.generation.index, "get", lambda oid: next(seen, None) or second)
         assert storage.loadBefore(ROOT_OID, MAX_TID) == (b"new", new, None)
         assert next(seen, "all seen") == "all seen"
 
@@ -91,7 +91,7 @@ def test_an_entry_is_written_in_one_piece(tmp_path: Path) -> None:
     written: list[tuple[slice, bytes]] = []
     with FileStorage(tmp_path / "data.fs") as storage:
         tid = commit(storage, {ROOT_OID: (NO_TID, b"old")})
-        index = storage.engine.medium.index
+        index = storage.engine.generation.index
         entry, page = index.get(ROOT_OID), index.pages[ROOT_OID[:7]]
         mapped, index.map = index.map, Watched(index.map[:])
         index.set_many({ROOT_OID: 77}, tid)

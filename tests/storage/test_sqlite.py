@@ -70,6 +70,42 @@ def test_two_databases_on_one_file(path: Path) -> None:
         check(one.storage).raise_if_damaged()
 
 
+def test_what_others_commit_before_ones_own(path: Path) -> None:
+    """The view behind one's own commit shows what others have committed before that, too."""
+    fill(path)
+    with objdb.DB(SQLiteStorage(path)) as one, objdb.DB(SQLiteStorage(path)) as two:
+        manager = transaction.TransactionManager()
+        connection = one.open(transaction_manager=manager)
+        ann = connection.root()["ann"]
+        assert ann.age == 1
+        with two.transaction() as other:
+            other.root()["ann"].age = 2
+        connection.root()["bob"] = Person("bob")
+        manager.commit()
+        assert ann.age == 2
+        connection.close()
+
+
+def test_polling_before_a_commit_is_told(path: Path) -> None:
+    """What a storage has committed itself is not shown by asking what others have, but when those
+    who have to know of it first were told."""
+    fill(path)
+    with SQLiteStorage(path) as storage:
+        shown: list[bytes] = []
+        before = storage.lastTransaction()
+
+        def told(tid: bytes) -> None:
+            storage.poll()
+            shown.append(storage.lastTransaction())
+
+        metadata = TransactionMetaData()
+        storage.tpc_begin(metadata)
+        storage.store(storage.new_oid(), NO_TID, b"new", "", metadata)
+        storage.tpc_vote(metadata)
+        tid = storage.tpc_finish(metadata, told)
+        assert shown == [before] and storage.lastTransaction() == tid
+
+
 def test_oids_of_two_processes(path: Path) -> None:
     """No oid is given out twice, by whichever storage, and however a file was copied there."""
     fill(path)
@@ -347,7 +383,7 @@ def test_a_storage_of_the_parent(path: Path) -> None:
 def test_a_fork_in_the_middle_of_a_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that was in use during a fork cannot be opened in the child, nor in any child of
     that; in the parent everything goes on."""
-    monkeypatch.setattr("objdb.storage.sql.links._FORK_SECONDS", 0.01)
+    monkeypatch.setattr("objdb.storage.sql.connections._FORK_SECONDS", 0.01)
     fill(path)
 
     def opened() -> str:
@@ -369,7 +405,7 @@ def test_a_fork_in_the_middle_of_a_read(path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_fork_beside_a_vote(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fork does not wait for ever for a thread that waits for a transaction to end."""
-    monkeypatch.setattr("objdb.storage.sql.links._FORK_SECONDS", 0.05)
+    monkeypatch.setattr("objdb.storage.sql.connections._FORK_SECONDS", 0.05)
     monkeypatch.setattr("objdb.storage.sql.sqlite_engine.SQLiteEngine.tick_seconds", 0.01)
     waits = threading.Event()
     with SQLiteStorage(path, history=False, keep_seconds=0) as storage:

@@ -13,8 +13,8 @@ import pytest
 from objdb.errors import CorruptedDataError, UndoError
 from objdb.ids import NO_TID, ROOT_OID, Oid, next_tid, time_from_tid
 from objdb.storage.commit import TransactionMetaData
+from objdb.storage.file.find_tid import position_behind
 from objdb.storage.file.format import START
-from objdb.storage.file.seeking import position_behind
 from objdb.storage.file.storage import FileStorage
 from objdb.testing.helpers import commit, current, undo
 
@@ -51,8 +51,8 @@ def test_back_pointers_lead_to_data(storage: FileStorage) -> None:
     for transaction in list(storage.iterator())[3:]:
         for revision in transaction:
             assert revision.data_txn in (first, next_tid(first), list(storage.iterator())[2].tid)
-    record = storage.engine.medium.log.record(storage.engine.medium.index.get(oid)[0])
-    target = storage.engine.medium.log.target(record)
+    record = storage.engine.generation.log.record(storage.engine.generation.index.get(oid)[0])
+    target = storage.engine.generation.log.target(record)
     assert target is not None and target.size
 
 
@@ -95,19 +95,19 @@ def test_every_transaction_is_found(storage: FileStorage, largest: int) -> None:
     """From any tid, or one before or behind it, the place in the log is found."""
     chance = random.Random(2)
     fill(storage, 300, lambda: chance.randrange(largest))
-    end, last = storage.engine.medium.published[:2]
+    end, last = storage.engine.generation.published[:2]
     places, position = {}, START
     while position < end:
-        header = storage.engine.medium.log.header(position, end)
+        header = storage.engine.generation.log.header(position, end)
         places[header.tid] = position, header.end
         position = header.end
     for tid, (before, behind) in places.items():
         earlier = (int.from_bytes(tid, "big") - 1).to_bytes(8, "big")
-        assert position_behind(storage.engine.medium.log, end, last, tid) == behind
-        assert position_behind(storage.engine.medium.log, end, last, next_tid(tid)) == behind
-        assert position_behind(storage.engine.medium.log, end, last, earlier) == before
-    assert position_behind(storage.engine.medium.log, end, last, NO_TID) == START
-    assert position_behind(storage.engine.medium.log, end, last, b"\xff" * 8) == end
+        assert position_behind(storage.engine.generation.log, end, last, tid) == behind
+        assert position_behind(storage.engine.generation.log, end, last, next_tid(tid)) == behind
+        assert position_behind(storage.engine.generation.log, end, last, earlier) == before
+    assert position_behind(storage.engine.generation.log, end, last, NO_TID) == START
+    assert position_behind(storage.engine.generation.log, end, last, b"\xff" * 8) == end
 
 
 def test_few_reads(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,14 +115,14 @@ def test_few_reads(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> Non
     fill(storage, 2000, lambda: 100)
     tids = [transaction.tid for transaction in storage.iterator()]
     reads = 0
-    read_at = storage.engine.medium.file.read_at
+    read_at = storage.engine.generation.file.read_at
 
     def counted(*arguments: Any) -> bytes:
         nonlocal reads
         reads += 1
         return read_at(*arguments)
 
-    monkeypatch.setattr(storage.engine.medium.file, "read_at", counted)
+    monkeypatch.setattr(storage.engine.generation.file, "read_at", counted)
     assert len(storage.undoLog(0, -20)) == 20
     assert reads < 100
     reads = 0
@@ -141,10 +141,10 @@ def test_tids_of_any_kind(tmp_path: Path) -> None:
             storage.restore(ROOT_OID, tid, bytes(200), "", None, transaction)
             storage.tpc_vote(transaction)
             storage.tpc_finish(transaction)
-        end, last = storage.engine.medium.published[:2]
+        end, last = storage.engine.generation.published[:2]
         for tid in tids:
-            place = position_behind(storage.engine.medium.log, end, last, tid)
-            assert storage.engine.medium.log.header_before(place).tid == tid
+            place = position_behind(storage.engine.generation.log, end, last, tid)
+            assert storage.engine.generation.log.header_before(place).tid == tid
         assert len(storage.undoLog(0, -10_000)) == len(tids)
 
 
@@ -159,10 +159,10 @@ def test_objects_that_hold_logs(storage: FileStorage, tmp_path: Path) -> None:
     outer = commit(storage, {other: (NO_TID, inner)})
     for _ in range(50):
         tid = commit(storage, {oid: (tid, b"y" * 100)})
-    end, last = storage.engine.medium.published[:2]
+    end, last = storage.engine.generation.published[:2]
     for transaction in list(storage.iterator()):
-        place = position_behind(storage.engine.medium.log, end, last, transaction.tid)
-        assert storage.engine.medium.log.header_before(place).tid == transaction.tid
+        place = position_behind(storage.engine.generation.log, end, last, transaction.tid)
+        assert storage.engine.generation.log.header_before(place).tid == transaction.tid
     undo(storage, outer)
     assert current(storage, other) is None
 

@@ -26,6 +26,7 @@ from objdb.errors import (
     StorageForkedError,
     StorageWriteError,
 )
+from objdb.forks import Stage, at_fork
 from objdb.ids import NO_TID, Oid, Tid
 from objdb.storage.amending import Rows, Transactions
 from objdb.storage.berkeley.change import Change, Facts, read_facts, read_versions
@@ -358,4 +359,4 @@ def _leave_all_to_parent() -> None:
         engine.leave_to_parent()
 
 
-os.register_at_fork(after_in_child=_leave_all_to_parent)
+at_fork(Stage.STORAGES, in_child=_leave_all_to_parent)

@@ -1,3 +1,3 @@
 """A storage in one file, in ZODB's format; reading order: `format`, `log`, `index`, `recovery`,
-`opening`, `seeking`, `medium`, `history`, `survey`, `transfer`,
-`pack`, `following`, `storage`, `checking`."""
+`generation`, `opening`, `find_tid`, `scan`, `history`, `versions`, `engine`, `storage`, `follower`,
+`copying`, `mark`, `rewrite`, `pack`, `verify`."""

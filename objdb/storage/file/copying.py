@@ -24,7 +24,7 @@ from objdb.storage.copying import CopyProgress
 from objdb.storage.file.format import COMMITTED, START
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import Log, Written
-from objdb.storage.file.walking import Walk
+from objdb.storage.file.scan import Walk
 
 if TYPE_CHECKING:
     from objdb.storage.committer import Committer
@@ -49,10 +49,10 @@ def copy_as_it_is(
     """Copy transactions from the beginning of *source* to the empty *target*, as far as their
     bytes can stay; *slot* and *committer* are the target's."""
     transactions = revisions = 0
-    log, medium = source.medium.log, target.medium
-    for batch in _batches(log, source.medium.published.end, medium.index):
+    log, generation = source.generation.log, target.generation
+    for batch in _batches(log, source.generation.published.end, generation.index):
         with slot.held():
-            if medium is not target.medium or medium.end != batch.position:
+            if generation is not target.generation or generation.end != batch.position:
                 return
             _write(log, batch, target)
             try:
@@ -78,7 +78,7 @@ def _write(log: Log, batch: _Batch, target: FileEngine) -> None:
         target.make_room(batch.end, batch.oids)
         for position in range(batch.position, batch.end, _CHUNK):
             size = min(_CHUNK, batch.end - position)
-            target.medium.log.write_at(log.file.read_at(size, position), position)
+            target.generation.log.write_at(log.file.read_at(size, position), position)
     except BaseException as error:
         target.erase(batch.end)
         if not isinstance(error, OSError):

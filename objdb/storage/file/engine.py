@@ -6,8 +6,8 @@
     sync      of the log, for all that is committed
     publish   index ─► visible
 
-The commit slot covers the medium's `end` and writing to its log; who publishes alone changes index
-entries, what is published and the counters; `_unpublished_lock` covers `_unpublished`;
+The commit slot covers the generation's `end` and writing to its log; who publishes alone changes
+index entries, what is published and the counters; `_unpublished_lock` covers `_unpublished`;
 `_checkpoint_lock` is held while the index is made durable. Reading takes none.
 """
 
@@ -37,16 +37,16 @@ from objdb.storage.engine import (
     Visibility,
 )
 from objdb.storage.file import history
-from objdb.storage.file.checking import check_structure
 from objdb.storage.file.follower import Follower, open_beside_writer
 from objdb.storage.file.format import STATUS_AT
+from objdb.storage.file.generation import Generation, Published
 from objdb.storage.file.history import FileRow
 from objdb.storage.file.log import POSITION, Before, Record, Written
 from objdb.storage.file.lookup import IN_VERSION
-from objdb.storage.file.medium import Medium, Published
 from objdb.storage.file.opening import create_file, open_files, require_openable
 from objdb.storage.file.pack import FilePack, remove_leftovers
 from objdb.storage.file.recovery import tail_problem
+from objdb.storage.file.verify import check_structure
 from objdb.storage.files import Files, Lock, hold_or_release, take_lock, what_is_gone
 from objdb.storage.iteration import TransactionRecord
 from objdb.storage.packing import PackOptions, PackResult
@@ -61,8 +61,8 @@ _LOOKS_AT_TAIL, _BETWEEN_LOOKS_SECONDS = 4, 0.01
     IChained, ICurrentLoad, ISynced, IReadChecks, IOwnHistory, IOwnPack, IPackedTid, ISelfChecking
 )
 class FileEngine:
-    """Keeps every revision in the file *path*; see `FileStorage` for the arguments. `medium` is
-    what is read and written; `load_current` is that medium's."""
+    """Keeps every revision in the file *path*; see `FileStorage` for the arguments. `generation`
+    is what is read and written; `load_current` is its."""
 
     keeps_history = True
     has_checksums = True
@@ -107,25 +107,25 @@ class FileEngine:
                 hold_or_release(self.lock, path)
         if not self.is_read_only:
             remove_leftovers(files, path)
-        medium = open_beside_writer(self) if self.is_read_only else self.open_medium()
-        self.visibility.show(medium.published.tid)
-        self.use(medium)
+        generation = open_beside_writer(self) if self.is_read_only else self.open_generation()
+        self.visibility.show(generation.published.tid)
+        self.use(generation)
 
-    def open_medium(self) -> Medium:
+    def open_generation(self) -> Generation:
         """Open the log and its index, and recover what a crash left."""
-        medium, state, is_complete = open_files(
+        generation, state, is_complete = open_files(
             self.files, self.path, read_only=self.is_read_only, durability=self.durability,
             most_replayed=self._checkpoint_records // 4,
         )
         self.max_oid = max(self.max_oid, state.max_oid)
         self.since_checkpoint = 0 if is_complete else state.replayed
-        return medium
+        return generation
 
-    def use(self, medium: Medium) -> None:
-        """Read and write *medium* from now on."""
+    def use(self, generation: Generation) -> None:
+        """Read and write *generation* from now on."""
         self._writing_to = 0
-        self.medium = medium
-        self.load_current = medium.reader.load
+        self.generation = generation
+        self.load_current = generation.reader.load
 
     # -- rows
 
@@ -135,32 +135,32 @@ class FileEngine:
         for written in reversed(self._unpublished):
             if oid in written.positions:
                 return written.positions[oid], written.tid
-        return self.medium.index.settled(oid)
+        return self.generation.index.settled(oid)
 
     def _chain(self, oid: Oid) -> Iterator[Record]:
         entry = self._entry(oid)
         if entry is None:
             return iter(())
-        medium = self.medium
-        if entry[0] & POSITION >= medium.published.end and not medium.is_shared:
-            return medium.chain_from(medium.log.record(entry[0]))
-        return medium.chain(oid, *entry)
+        generation = self.generation
+        if entry[0] & POSITION >= generation.published.end and not generation.is_shared:
+            return generation.chain_from(generation.log.record(entry[0]))
+        return generation.chain(oid, *entry)
 
     def row(self, oid: Oid, tid: Tid) -> FileRow | None:
         """See `IEngine`."""
-        log = self.medium.log
+        log = self.generation.log
         record = history.revision(log, self._chain(oid), tid)
         return None if record is None else FileRow(log, record)
 
     def before(self, oid: Oid, tid: Tid) -> FileRow | None:
         """See `IEngine`."""
-        log = self.medium.log
+        log = self.generation.log
         found = next((record for record in self._chain(oid) if record.tid < tid), None)
         return None if found is None else FileRow(log, found)
 
     def after(self, oid: Oid, tid: Tid) -> FileRow | None:
         """See `IEngine`."""
-        log, found = self.medium.log, None
+        log, found = self.generation.log, None
         for record in self._chain(oid):
             if record.tid <= tid:
                 break
@@ -169,7 +169,7 @@ class FileEngine:
 
     def current(self, oids: Iterable[Oid]) -> dict[Oid, Current | None]:
         """See `IEngine`."""
-        find = self._entry if self._unpublished else self.medium.index.get
+        find = self._entry if self._unpublished else self.generation.index.get
         found: dict[Oid, Current | None] = {}
         in_versions: dict[Oid, tuple[int, Tid]] = {}
         for oid in oids:
@@ -181,14 +181,14 @@ class FileEngine:
             else:
                 found[oid] = new_current(Current, (entry[1], ""))
         if in_versions:
-            for oid, version in self.medium.versions.of(in_versions).items():
+            for oid, version in self.generation.versions.of(in_versions).items():
                 found[oid] = new_current(Current, (in_versions[oid][1], version))
         return found
 
     def changed(self, serials: dict[Oid, Tid]) -> dict[Oid, Tid]:
         """See `IReadChecks`."""
         unpublished = self._unpublished  # read before the index
-        changed = dict(self.medium.index.changed(serials))
+        changed = dict(self.generation.index.changed(serials))
         for written in unpublished:
             changed.update((oid, written.tid) for oid in written.positions if oid in serials)
         return {oid: tid for oid, tid in changed.items() if tid != serials[oid]}
@@ -196,7 +196,7 @@ class FileEngine:
     def in_versions(self) -> dict[Oid, Current]:
         """See `IEngine`."""
         unpublished = self._unpublished  # read before what is published
-        versions = self.medium.versions
+        versions = self.generation.versions
         found = {
             oid: new_current(Current, (tid, version)) for version in versions.names()
             for oid, (_, tid) in versions.objects(version).items()
@@ -214,55 +214,55 @@ class FileEngine:
 
     def transaction(self, tid: Tid) -> TransactionRow | None:
         """See `IEngine`."""
-        return history.transaction(self.medium, tid)
+        return history.transaction(self.generation, tid)
 
     def transactions(
         self, start: Tid, stop: Tid, newest_first: bool = False
     ) -> Iterator[TransactionRow]:
         """See `IEngine`."""
-        return history.transactions(self.medium, start, stop, newest_first)
+        return history.transactions(self.generation, start, stop, newest_first)
 
     def chains(self) -> Iterator[tuple[Oid, list[tuple[Tid, int]]]]:
         """See `IEngine`."""
-        for oid in self.medium.index.oids():
+        for oid in self.generation.index.oids():
             yield oid, [(record.tid, record.size) for record in self._chain(oid)][::-1]
 
     # -- history
 
     def oids(self) -> Iterator[Oid]:
         """See `IOwnHistory`."""
-        return iter(self.medium.index.oids())
+        return iter(self.generation.index.oids())
 
     def load_before(
         self, oid: Oid, tid: Tid, version: str
     ) -> tuple[bytes, Tid, Tid | None] | None:
         """See `IOwnHistory`. Raises `CorruptedDataError` where index and log disagree."""
-        return history.load_before(self.medium, self.name, oid, tid, version)
+        return history.load_before(self.generation, self.name, oid, tid, version)
 
     def load_serial(self, oid: Oid, serial: Tid) -> bytes:
         """See `IOwnHistory`."""
-        return history.load_serial(self.medium, self.name, oid, serial)
+        return history.load_serial(self.generation, self.name, oid, serial)
 
     def list_revisions(self, oid: Oid, size: int) -> list[dict[str, Any]]:
         """See `IOwnHistory`."""
-        return history.list_revisions(self.medium, self.name, oid, size)
+        return history.list_revisions(self.generation, self.name, oid, size)
 
     def iterate(self, start: Tid | None, stop: Tid | None) -> Iterator[TransactionRecord]:
         """See `IOwnHistory`."""
-        return history.iterate(self.medium, start, stop)
+        return history.iterate(self.generation, start, stop)
 
     def undoable(self, stop: Tid | None) -> Iterator[TransactionRow]:
         """See `IOwnHistory`."""
-        return history.undoable(self.medium, stop)
+        return history.undoable(self.generation, stop)
 
     # -- writing
 
     def write(self, transaction: TransactionRow, rows: StagedRows) -> Written:
         """See `IEngine`."""
-        medium = self.medium
-        log = medium.log
-        head = log.head(transaction, rows, medium.end)
-        self._writing_to = end = medium.end + head.size
+        generation = self.generation
+        log = generation.log
+        head = log.head(transaction, rows, generation.end)
+        self._writing_to = end = generation.end + head.size
         try:
             self.make_room(end, transaction.oids)
             return log.write(transaction, rows, head, self._before(rows))
@@ -274,14 +274,14 @@ class FileEngine:
 
     def make_room(self, end: int, oids: Iterable[Oid]) -> None:
         """Allocate space for the log up to *end*, and pages of the index for *oids*."""
-        medium = self.medium
-        if end > medium.log.allocated and self._preallocate_bytes:
-            medium.log.allocate(end + self._preallocate_bytes)
-        medium.index.reserve(oids)
+        generation = self.generation
+        if end > generation.log.allocated and self._preallocate_bytes:
+            generation.log.allocate(end + self._preallocate_bytes)
+        generation.index.reserve(oids)
 
     def _before(self, rows: StagedRows) -> Before:
         """Return what the records of a transaction point to."""
-        find = self._entry if self._unpublished else self.medium.index.get
+        find = self._entry if self._unpublished else self.generation.index.get
         entries = {oid: find(oid) for oid in rows.replaced}
         previous = {oid: entry[0] for oid, entry in entries.items() if entry is not None}
         if not (rows.locked or rows.versions or rows.back_pointers):
@@ -292,7 +292,7 @@ class FileEngine:
             entry = entries.get(oid)
             is_current = entry is not None and entry[1] == tid
             data[oid] = previous[oid] if is_current else self._position_of(oid, tid)
-        log, versions, locked = self.medium.log, self.medium.versions, rows.locked
+        log, versions, locked = self.generation.log, self.generation.versions, rows.locked
         versions.forget_outside(locked.keys() ^ rows.versions.keys())
         outside = {}
         for oid in rows.versions.keys() & previous.keys():
@@ -311,7 +311,7 @@ class FileEngine:
         """Return where the revision *tid* is, which exists."""
         row = self.row(oid, tid)
         if row is None:
-            raise self.medium.log.damaged(0, f"revision {tid.hex()} cannot be found", oid)
+            raise self.generation.log.damaged(0, f"revision {tid.hex()} cannot be found", oid)
         return row.record.position
 
     def _latest_in(self, version: str) -> int:
@@ -323,7 +323,7 @@ class FileEngine:
             ]
             if here:
                 return max(here)
-        return self.medium.versions.latest(version)
+        return self.generation.versions.latest(version)
 
     def rollback(self, token: Written | None) -> None:
         """See `IEngine`: leave zeros.
@@ -331,19 +331,19 @@ class FileEngine:
         They must be on the medium before the next transaction is written there: else a crash could
         keep the old bytes together with the status byte of the new.
         """
-        if self._writing_to > self.medium.end:  # something was written
+        if self._writing_to > self.generation.end:  # something was written
             self.erase(self._writing_to)
 
     def erase(self, end: int) -> None:
         """Leave zeros from the end of the log to *end*."""
-        medium = self.medium
+        generation = self.generation
         try:
-            if end <= medium.log.allocated:
-                medium.log.erase(medium.end, end)
+            if end <= generation.log.allocated:
+                generation.log.erase(generation.end, end)
             else:
-                medium.log.truncate(medium.end)
+                generation.log.truncate(generation.end)
             if self.durability == "sync":
-                medium.file.sync()
+                generation.file.sync()
             self._writing_to = 0
         except OSError as error:
             self.is_failed = True
@@ -354,7 +354,7 @@ class FileEngine:
     def commit(self, token: Written) -> None:
         """See `IEngine`."""
         try:
-            self.medium.log.decide(token.position, token.status)
+            self.generation.log.decide(token.position, token.status)
         except OSError as error:
             self.is_failed = True
             raise StorageFailedError(f"a commit could not be finished: {error}") from error
@@ -362,20 +362,20 @@ class FileEngine:
 
     def is_committed(self, token: Written) -> bool:
         """See `IEngine`."""
-        return self.medium.file.read_at(1, token.position + STATUS_AT) == token.status
+        return self.generation.file.read_at(1, token.position + STATUS_AT) == token.status
 
     def take_in(self, written: Written) -> None:
         """Note a transaction that is committed, and not visible yet."""
         with self._unpublished_lock:
             if not self.is_failed and all(each is not written for each in self._unpublished):
                 self._unpublished += (written,)
-        self.medium.end = written.end
+        self.generation.end = written.end
 
     def sync(self) -> None:
         """See `ISynced`."""
         if self.durability == "sync":
             try:
-                self.medium.file.sync()
+                self.generation.file.sync()
             except OSError as error:
                 self.is_failed = True
                 self._unpublished = ()  # whether they are on the medium is unknown
@@ -389,39 +389,39 @@ class FileEngine:
             self._unpublished = tuple(each for each in self._unpublished if each is not token)
 
     def _show(self, token: Written) -> None:
-        medium = self.medium
-        medium.reader.end = token.end  # before the index leads there
-        medium.index.set_many(token.positions, token.tid)
-        medium.index.note_synced(token.end)
+        generation = self.generation
+        generation.reader.end = token.end  # before the index leads there
+        generation.index.set_many(token.positions, token.tid)
+        generation.index.note_synced(token.end)
         if token.versions:
-            medium.versions.update(token.versions, token.positions, token.tid)
+            generation.versions.update(token.versions, token.positions, token.tid)
         if token.positions:
             self.max_oid = max(self.max_oid, int.from_bytes(max(token.positions), "big"))
         self.since_checkpoint += len(token.positions) + 1
-        if medium.published.tid < token.tid:  # else this was interrupted
-            objects = medium.published.objects + token.new_objects
-            medium.publish(Published(token.end, token.tid, self.max_oid, objects))
+        if generation.published.tid < token.tid:  # else this was interrupted
+            objects = generation.published.objects + token.new_objects
+            generation.publish(Published(token.end, token.tid, self.max_oid, objects))
         self.visibility.show(token.tid)
 
-    def show(self, medium: Medium, end: int, tid: Tid, objects: int) -> None:
+    def show(self, generation: Generation, end: int, tid: Tid, objects: int) -> None:
         """Let others see everything up to *end*."""
-        medium.publish(Published(end, tid, self.max_oid, objects))
+        generation.publish(Published(end, tid, self.max_oid, objects))
         self.visibility.show(tid)
 
     def after_commit(self) -> None:
         """See `ISynced`: make the index durable up to here, when it is time."""
-        if self.since_checkpoint < self._checkpoint_records:
-            return
-        if not self.checkpoint_lock.acquire(blocking=False):
+        is_time = self.since_checkpoint >= self._checkpoint_records
+        if not is_time or not self.checkpoint_lock.acquire(blocking=False):
             return
         try:
             self.since_checkpoint = 0
-            medium = self.medium
-            gone = what_is_gone(self.files, self.name, medium.file)
+            generation = self.generation
+            gone = what_is_gone(self.files, self.name, generation.file)
             if gone is not None:
                 self.is_failed = True
                 raise StorageFailedError(gone)
-            medium.index.write_checkpoint(*medium.published, synced=self.durability == "sync")
+            synced = self.durability == "sync"
+            generation.index.write_checkpoint(*generation.published, synced=synced)
         except OSError as error:
             self.is_failed = True
             raise StorageFailedError(f"the index could not be synced: {error}") from error
@@ -439,7 +439,7 @@ class FileEngine:
     def packed_tid(self) -> Tid:
         """See `IPackedTid`."""
         if self._packed_tid is None:
-            self._packed_tid = self.medium.last_packed()
+            self._packed_tid = self.generation.last_packed()
         return self._packed_tid
 
     def note_packed(self, tid: Tid) -> None:
@@ -450,19 +450,19 @@ class FileEngine:
 
     def count(self) -> int:
         """See `IEngine`."""
-        return self.medium.published.objects
+        return self.generation.published.objects
 
     def size(self) -> int:
         """See `IEngine`: of the log, without space allocated ahead."""
-        return self.medium.end
+        return self.generation.end
 
     def self_check(self) -> list[str]:
         """See `ISelfChecking`: the index against the log, the chains of records, and what is
         behind the last transaction."""
         tail = self._tail_problem()
-        medium = self.medium
-        seen = medium.published
-        problems = check_structure(medium.log, medium.index, seen.end, seen.objects)
+        generation = self.generation
+        seen = generation.published
+        problems = check_structure(generation.log, generation.index, seen.end, seen.objects)
         return problems if tail is None else [*problems, tail]
 
     def _tail_problem(self) -> str | None:
@@ -473,8 +473,8 @@ class FileEngine:
         found = ""
         for _ in range(_LOOKS_AT_TAIL):
             self.follower.poll()
-            medium = self.medium
-            again = tail_problem(medium.log, medium.published.end, medium.published.tid)
+            generation = self.generation
+            again = tail_problem(generation.log, generation.published.end, generation.published.tid)
             if again is None:
                 return None
             found = again
@@ -485,15 +485,15 @@ class FileEngine:
         """See `IEngine`."""
         if self._pid != os.getpid():  # a fork's copy: the parent's files are not ours to finish
             return
-        medium, is_settled = self.medium, self.is_read_only or self.is_failed
-        gone = None if is_settled else what_is_gone(self.files, self.name, medium.file)
+        generation, is_settled = self.generation, self.is_read_only or self.is_failed
+        gone = None if is_settled else what_is_gone(self.files, self.name, generation.file)
         try:
             if not (is_settled or gone):
-                medium.log.truncate(medium.end)
-                medium.file.sync()
-                medium.index.write_checkpoint(*medium.published)
+                generation.log.truncate(generation.end)
+                generation.file.sync()
+                generation.index.write_checkpoint(*generation.published)
         finally:
-            self.medium.close()
+            self.generation.close()
             if self.lock is not None:
                 self.lock.release()
         if gone is not None:

@@ -7,45 +7,44 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from objdb.errors import CorruptedDataError
-from objdb.storage.file.medium import Medium
+from objdb.storage.file.generation import Generation
+from objdb.storage.file.open_file import OpenFile
 from objdb.storage.file.recovery import next_transaction
-
-if TYPE_CHECKING:
-    from objdb.storage.file.engine import FileEngine
+from objdb.storage.foreign import database_of
 
 
-def open_beside_writer(engine: FileEngine) -> Medium:
+def open_beside_writer(engine: OpenFile) -> Generation:
     """Open a log and its index beside the process that writes them, and that may have packed
     them between the one and the other."""
     for attempts_left in range(9, -1, -1):
         try:
-            medium = engine.open_medium()
+            generation = engine.open_generation()
         except CorruptedDataError:
             if not attempts_left:
                 raise
             continue
-        if medium.file.is_in_place():
+        if generation.file.is_in_place():
             break
-        medium.close()
-    return medium
+        generation.close()
+    return generation
 
 
 class Follower:
     """Takes in, for *engine*, what another process commits. `db` is told which objects changed,
     if it is one. `_lock` is held by the thread that takes in what is new."""
 
-    def __init__(self, engine: FileEngine) -> None:
+    def __init__(self, engine: OpenFile) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self.db: Any = None
+        self.db: Any = database_of(None)
 
     def poll(self) -> None:
         """Take in what another process has committed since."""
         with self._lock:
-            if not self._engine.medium.file.is_in_place():
+            if not self._engine.generation.file.is_in_place():
                 self._open_replaced()
             self._read_on()
 
@@ -56,28 +55,26 @@ class Follower:
         is known of what changed.
         """
         engine = self._engine
-        medium = open_beside_writer(engine)
-        if medium.published.tid < engine.visibility.tid:
-            medium.close()
+        generation = open_beside_writer(engine)
+        if generation.published.tid < engine.visibility.tid:
+            generation.close()
             raise CorruptedDataError(
                 f"{engine.name} was replaced by a file that ends with an earlier transaction. "
                 "Close it and open it again", path=engine.name,
             )
-        engine.note_packed(medium.published.tid)
-        engine.use(medium)
-        if self.db is not None:  # both before and after others can see that there is more
-            self.db.invalidateCache()
-        engine.visibility.show(medium.published.tid)
-        if self.db is not None:
-            self.db.invalidateCache()
+        engine.note_packed(generation.published.tid)
+        engine.use(generation)
+        self.db.invalidateCache()  # both before and after others can see that there is more
+        engine.visibility.show(generation.published.tid)
+        self.db.invalidateCache()
 
     def _read_on(self) -> None:
         engine = self._engine
-        medium = engine.medium
-        log, size = medium.log, medium.file.size()
+        generation = engine.generation
+        log, size = generation.log, generation.file.size()
         while True:
             try:
-                header = next_transaction(log, medium.end, size, engine.visibility.tid)
+                header = next_transaction(log, generation.end, size, engine.visibility.tid)
                 if header is None:
                     return
                 records = list(log.records(header))
@@ -87,10 +84,9 @@ class Follower:
             versions = {record.oid: record.version for record in records}
             # The writer may have entered them into the index that we share.
             new = len({record.oid for record in records if not record.previous})
-            medium.reader.end = header.end  # before the index leads there
-            medium.index.set_many(positions, header.tid)
-            medium.versions.update(versions, positions, header.tid)
-            if self.db is not None:
-                self.db.invalidate(header.tid, list(positions))
-            medium.end = header.end
-            engine.show(medium, header.end, header.tid, medium.published.objects + new)
+            generation.reader.end = header.end  # before the index leads there
+            generation.index.set_many(positions, header.tid)
+            generation.versions.update(versions, positions, header.tid)
+            self.db.invalidate(header.tid, list(positions))
+            generation.end = header.end
+            engine.show(generation, header.end, header.tid, generation.published.objects + new)

@@ -1,4 +1,4 @@
-"""What was, in a file: older revisions, and transactions in order; as functions over a `Medium`.
+"""Older revisions, and transactions in order, in a file; as functions over a `Generation`.
 
     index ─► current record ─► previous ─► previous ─► …     an object's chain
     START ─► transaction ─► transaction ─► … ◄─ end          the log, read in either direction
@@ -16,11 +16,11 @@ from objdb.errors import POSKeyError
 from objdb.ids import NO_TID, Oid, Tid
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.file.checksums import check_crc
+from objdb.storage.file.find_tid import position_behind
 from objdb.storage.file.format import COMMITTED, PACKED, START, visible_extension
+from objdb.storage.file.generation import Generation
 from objdb.storage.file.log import Header, Log, Record
-from objdb.storage.file.medium import Medium
-from objdb.storage.file.seeking import position_behind
-from objdb.storage.file.walking import BehindFirst, Walk
+from objdb.storage.file.scan import BehindFirst, Walk
 from objdb.storage.files import File
 from objdb.storage.iteration import RevisionRecord, TransactionRecord, history_entry
 from objdb.storage.rows import TransactionRow
@@ -79,11 +79,11 @@ class FileRow:
 
 
 def load_before(
-    medium: Medium, name: str, oid: Oid, tid: Tid, version: str
+    generation: Generation, name: str, oid: Oid, tid: Tid, version: str
 ) -> tuple[bytes, Tid, Tid | None] | None:
     """See `IOwnHistory`; *name* is what the file is called."""
     later: list[Record] = []
-    for record in medium.chain_of(oid, name):
+    for record in generation.chain_of(oid, name):
         if record.tid < tid:
             break
         later.append(record)
@@ -91,43 +91,45 @@ def load_before(
         return None
     seen = _seen(record, version)
     if seen != record.position:
-        outside = medium.log.outside(record)
+        outside = generation.log.outside(record)
         if outside is None:
             raise POSKeyError(oid, database=name)
         record = outside
-    data = medium.log.data(record)
+    data = generation.log.data(record)
     if data is None:
         raise POSKeyError(oid, database=name)
     following = (other.tid for other in reversed(later) if _seen(other, version) != seen)
     return data, record.tid, next(following, None)
 
 
-def load_serial(medium: Medium, name: str, oid: Oid, serial: Tid) -> bytes:
+def load_serial(generation: Generation, name: str, oid: Oid, serial: Tid) -> bytes:
     """See `IOwnHistory`."""
-    found = revision(medium.log, medium.chain_of(oid, name), serial)
-    data = None if found is None else medium.log.data(found)
+    found = revision(generation.log, generation.chain_of(oid, name), serial)
+    data = None if found is None else generation.log.data(found)
     if data is None:
         raise POSKeyError(oid, database=name)
     return data
 
 
-def list_revisions(medium: Medium, name: str, oid: Oid, size: int) -> list[dict[str, Any]]:
+def list_revisions(generation: Generation, name: str, oid: Oid, size: int) -> list[dict[str, Any]]:
     """See `IOwnHistory`."""
     entries: list[dict[str, Any]] = []
-    for record in medium.chain_of(oid, name):
+    for record in generation.chain_of(oid, name):
         if len(entries) == size:
             break
-        header = medium.log.header(record.transaction, medium.file.size())
+        header = generation.log.header(record.transaction, generation.file.size())
         metadata = _metadata(header)
         entries.append(history_entry(record.tid, metadata, record.size, record.version))
     return entries
 
 
-def iterate(medium: Medium, start: Tid | None, stop: Tid | None) -> Iterator[TransactionRecord]:
+def iterate(
+    generation: Generation, start: Tid | None, stop: Tid | None
+) -> Iterator[TransactionRecord]:
     """See `IOwnHistory`. Checksums are checked. Raises `CorruptedDataError` where one does not
     fit."""
-    log, end = medium.log, medium.published.end
-    position, last = (START, NO_TID) if start is None else before_transaction(medium, start)
+    log, end = generation.log, generation.published.end
+    position, last = (START, NO_TID) if start is None else before_transaction(generation, start)
     walk = Walk(log, position, end, last)
     for header in walk:
         if stop is not None and header.tid > stop:
@@ -141,47 +143,47 @@ def iterate(medium: Medium, start: Tid | None, stop: Tid | None) -> Iterator[Tra
 # -- transactions
 
 
-def transaction(medium: Medium, tid: Tid) -> TransactionRow | None:
+def transaction(generation: Generation, tid: Tid) -> TransactionRow | None:
     """See `IEngine`: of what is visible. Its checksum is checked."""
-    if tid > medium.published.tid:
+    if tid > generation.published.tid:
         return None
-    position = medium.position_behind(tid)
+    position = generation.position_behind(tid)
     if position == START:
         return None
-    header = medium.log.header_before(position)
+    header = generation.log.header_before(position)
     if header.tid != tid:
         return None
-    check_crc(medium.log, header)
-    return _transaction_row(header, list(medium.last_records(header)))
+    check_crc(generation.log, header)
+    return _transaction_row(header, list(generation.last_records(header)))
 
 
 def transactions(
-    medium: Medium, start: Tid, stop: Tid, newest_first: bool
+    generation: Generation, start: Tid, stop: Tid, newest_first: bool
 ) -> Iterator[TransactionRow]:
     """See `IEngine`: of what is visible."""
     if not newest_first:
-        for found in iterate(medium, start, stop):
+        for found in iterate(generation, start, stop):
             records = list(found)
             yield TransactionRow(
                 found.tid, found.status, found.user, found.description, found.extension_bytes,
                 [record.oid for record in records], sum(len(r.data or b"") for r in records),
             )
         return
-    position = medium.position_behind(stop)
+    position = generation.position_behind(stop)
     while position > START:
-        header = medium.log.header_before(position)
+        header = generation.log.header_before(position)
         if header.tid < start:
             return
-        yield _transaction_row(header, list(medium.last_records(header)))
+        yield _transaction_row(header, list(generation.last_records(header)))
         position = header.position
 
 
-def undoable(medium: Medium, stop: Tid | None) -> Iterator[TransactionRow]:
+def undoable(generation: Generation, stop: Tid | None) -> Iterator[TransactionRow]:
     """See `IOwnHistory`; the rows have no oids."""
-    position, last, _, _ = medium.published
+    position, last, _, _ = generation.published
     if stop is not None:
-        position = position_behind(medium.log, position, last, stop)
-    log = Log(cast(File, BehindFirst(medium.file)))
+        position = position_behind(generation.log, position, last, stop)
+    log = Log(cast(File, BehindFirst(generation.file)))
     while position > START:
         header = log.header_before(position)
         if header.status == PACKED:
@@ -223,13 +225,13 @@ def revision(log: Log, chain: Iterable[Record], tid: Tid) -> Record | None:
     return None
 
 
-def before_transaction(medium: Medium, tid: Tid) -> tuple[int, Tid]:
+def before_transaction(generation: Generation, tid: Tid) -> tuple[int, Tid]:
     """Return where the last transaction before *tid* ends, and its tid."""
     earlier = (int.from_bytes(tid, "big") - 1).to_bytes(8, "big") if tid != NO_TID else tid
-    position = medium.position_behind(earlier)
+    position = generation.position_behind(earlier)
     if position == START:
         return START, NO_TID
-    return position, medium.log.header_before(position).tid
+    return position, generation.log.header_before(position).tid
 
 
 def _seen(record: Record, version: str) -> int:

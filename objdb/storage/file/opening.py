@@ -8,9 +8,9 @@ import os
 from objdb.errors import FileFormatError, NeedsMigrationError
 from objdb.storage.durability import Durability
 from objdb.storage.file.format import MAGIC, PYTHON_TWO_MAGIC, START
+from objdb.storage.file.generation import Generation, Published
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import Log
-from objdb.storage.file.medium import Medium, Published
 from objdb.storage.file.recovery import LogState, cut_tail, open_log
 from objdb.storage.files import Files, write_file
 
@@ -68,10 +68,10 @@ def create_file(files: Files, path: str) -> None:
 
 def open_files(
     files: Files, path: str, *, read_only: bool, durability: Durability, most_replayed: int
-) -> tuple[Medium, LogState, bool]:
-    """Open the log at *path* and its index, and recover what a crash left. Return the medium, what
-    was found, and whether the index is durable: it is made so if more records than *most_replayed*
-    had to be replayed, or nothing was known."""
+) -> tuple[Generation, LogState, bool]:
+    """Open the log at *path* and its index, and recover what a crash left. Return the generation,
+    what was found, and whether the index is durable: it is made so if more records than
+    *most_replayed* had to be replayed, or nothing was known."""
     file = files.open(path, "r" if read_only else "w")
     log, index, is_new = Log(file), None, not files.exists(path + ".oidx")
     is_durable = False
@@ -89,10 +89,10 @@ def open_files(
             if is_new and not read_only:
                 files.remove(path + ".oidx")
         raise
-    medium = Medium(file, log, index, is_shared=read_only)
-    medium.end = state.end
-    medium.publish(Published(state.end, state.tid, state.max_oid, state.objects))
-    return medium, state, is_durable
+    generation = Generation(file, log, index, is_shared=read_only)
+    generation.end = state.end
+    generation.publish(Published(state.end, state.tid, state.max_oid, state.objects))
+    return generation, state, is_durable
 
 
 def open_index(files: Files, path: str, *, read_only: bool) -> Index:

@@ -1,7 +1,7 @@
 """Packing a FileStorage: a new file is written beside the old one, and takes its place.
 
     verify   what there is: checksums, and the index     readers and writers go on
-    survey   what stays                                  readers and writers go on
+    mark     what stays                                  readers and writers go on
     copy     what stays, to <path>.pack                  readers and writers go on
     rounds   what was committed meanwhile, until that    readers and writers go on
              is little
@@ -21,20 +21,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
 from objdb.errors import PackError, StorageFailedError, StorageSpaceError
 from objdb.storage.file.format import START
+from objdb.storage.file.generation import Generation, Published
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import Log
-from objdb.storage.file.medium import Medium, Published
-from objdb.storage.file.survey import Survey
-from objdb.storage.file.transfer import Transfer
+from objdb.storage.file.mark import Marking
+from objdb.storage.file.open_file import OpenFile
+from objdb.storage.file.rewrite import Rewriting
 from objdb.storage.files import Files
 from objdb.storage.packing import MOST_PLANS, Pacer, PackOptions, PackResult, pack_tid
-
-if TYPE_CHECKING:
-    from objdb.storage.file.engine import FileEngine
 
 logger = logging.getLogger("objdb.storage.file")
 
@@ -51,7 +48,7 @@ class FilePack:
     `keep_old`, the file as it was is kept as `<path>.old`."""
 
     def __init__(
-        self, engine: FileEngine, options: PackOptions,
+        self, engine: OpenFile, options: PackOptions,
         alone: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._engine = engine
@@ -62,23 +59,23 @@ class FilePack:
 
     def run(self) -> PackResult:
         """Pack, or find out what a pack would do."""
-        options, medium, pacer = self._options, self._engine.medium, self._pacer
-        pack_to = min(pack_tid(options.moment, medium.published.tid), medium.published.tid)
-        begin = medium.position_behind(pack_to)
+        options, generation, pacer = self._options, self._engine.generation, self._pacer
+        pack_to = min(pack_tid(options.moment, generation.published.tid), generation.published.tid)
+        begin = generation.position_behind(pack_to)
         if begin == START:
-            size, objects = medium.published.end, medium.published.objects
+            size, objects = generation.published.end, generation.published.objects
             return PackResult(size, size, objects, objects)
         for attempt in range(MOST_PLANS + 1):
             collects = options.gc and attempt < MOST_PLANS
             references = options.references if collects else None
-            survey = Survey(medium, pack_to, begin, references, pacer, options.elsewhere)
-            survey.run(medium.published.end, options.roots())
+            marking = Marking(generation, pack_to, begin, references, pacer, options.elsewhere)
+            marking.run(generation.published.end, options.roots())
             if options.dry_run:
-                old = medium.published
-                size = min(old.end, START + survey.size + old.end - begin)
-                return PackResult(old.end, size, old.objects, survey.objects)
-            self._require_space(survey)
-            result = self._copy(survey)
+                old = generation.published
+                size = min(old.end, START + marking.size + old.end - begin)
+                return PackResult(old.end, size, old.objects, marking.objects)
+            self._require_space(marking)
+            result = self._copy(marking)
             if result is not None:
                 return result
         raise PackError(
@@ -86,11 +83,11 @@ class FilePack:
             "back meanwhile, again and again. Pack to an earlier moment"
         )
 
-    def _require_space(self, survey: Survey) -> None:
+    def _require_space(self, marking: Marking) -> None:
         """Raise `StorageSpaceError` unless the new file will find place beside the old one."""
-        published = self._engine.medium.published
-        later = published.end - survey.begin
-        needed = min(int(survey.size * 1.1), survey.begin) + later + _BYTES_BESIDE
+        published = self._engine.generation.published
+        later = published.end - marking.begin
+        needed = min(int(marking.size * 1.1), marking.begin) + later + _BYTES_BESIDE
         needed += _INDEX_BYTES_EACH * published.objects
         free = self._engine.files.free_space(self._engine.name)
         if free < needed:
@@ -100,25 +97,27 @@ class FilePack:
                 path=self._engine.name, needed=needed, free=free,
             )
 
-    def _copy(self, survey: Survey) -> PackResult | None:
+    def _copy(self, marking: Marking) -> PackResult | None:
         """Write the new file and put it in place; None if more is reached than was copied."""
         engine, pacer = self._engine, self._pacer
         remove_leftovers(engine.files, engine.path)
-        target = self._new_medium()
+        target = self._new_generation()
         try:
-            transfer = Transfer(engine.medium, target, pacer)
-            transfer.copy_what_stays(survey.stays, survey.orphans, survey.begin, survey.pack_to)
-            if survey.reach_all(self._options.roots()) or self._catch_up(survey, transfer):
+            rewriting = Rewriting(engine.generation, target, pacer)
+            rewriting.copy_what_stays(
+                marking.stays, marking.orphans, marking.begin, marking.pack_to
+            )
+            if marking.reach_all(self._options.roots()) or self._catch_up(marking, rewriting):
                 return None
             with self._alone(), pacer.without_rest():
-                result = self._swap(survey, transfer, target)
+                result = self._swap(marking, rewriting, target)
             return result
         finally:
             if not self._is_used:
                 target.close()
                 remove_leftovers(engine.files, engine.path)
 
-    def _new_medium(self) -> Medium:
+    def _new_generation(self) -> Generation:
         files, path = self._engine.files, self._engine.path
         file = files.open(path + ".pack", "p")
         try:
@@ -126,7 +125,8 @@ class FilePack:
             index_file = files.open(path + ".oidx.pack", "p")
             try:
                 files.keep_mode(path + ".oidx.pack", path)
-                return Medium(file, Log(file), Index(index_file, writable=True), is_shared=False)
+                index = Index(index_file, writable=True)
+                return Generation(file, Log(file), index, is_shared=False)
             except BaseException:
                 index_file.close()
                 raise
@@ -134,49 +134,51 @@ class FilePack:
             file.close()
             raise
 
-    def _catch_up(self, survey: Survey, transfer: Transfer) -> bool:
+    def _catch_up(self, marking: Marking, rewriting: Rewriting) -> bool:
         """Copy what is committed meanwhile, until little is left, and make it durable; return
         whether more is reached than was copied."""
-        medium, pacer = self._engine.medium, self._pacer
+        generation, pacer = self._engine.generation, self._pacer
         for _ in range(_MOST_ROUNDS):
-            end = medium.published.end
-            length = end - transfer.copied
-            if survey.look_at_later(end):
+            end = generation.published.end
+            length = end - rewriting.copied
+            if marking.look_at_later(end):
                 return True
-            transfer.copy_later(end)
-            pacer.report("follow", transfer.copied, medium.published.end)
+            rewriting.copy_later(end)
+            pacer.report("follow", rewriting.copied, generation.published.end)
             if length <= _SHORT_TAIL_BYTES:
                 break
             pacer.hurry()  # others must not commit faster than this follows
-        position = transfer.finish()
+        position = rewriting.finish()
         synced = self._engine.durability == "sync"
-        transfer.target.index.write_checkpoint(
-            position, transfer.tid, self._engine.max_oid, transfer.objects, synced=synced
+        rewriting.target.index.write_checkpoint(
+            position, rewriting.tid, self._engine.max_oid, rewriting.objects, synced=synced
         )
         return False
 
-    def _swap(self, survey: Survey, transfer: Transfer, target: Medium) -> PackResult | None:
+    def _swap(
+        self, marking: Marking, rewriting: Rewriting, target: Generation
+    ) -> PackResult | None:
         """Copy the rest and put the new file in place; alone. None if more is reached than was
         copied."""
         engine = self._engine
-        medium = engine.medium
-        if survey.look_at_later(medium.end):
+        generation = engine.generation
+        if marking.look_at_later(generation.end):
             return None
-        transfer.copy_later(medium.end)
-        target.end = transfer.finish()
-        old = medium.published
+        rewriting.copy_later(generation.end)
+        target.end = rewriting.finish()
+        old = generation.published
         with engine.checkpoint_lock:
             try:
-                self._put_in_place(medium, target)
-                self._take_over(survey, transfer, target)
+                self._put_in_place(generation, target)
+                self._take_over(marking, rewriting, target)
             except BaseException as error:
                 # Where the disk did not confirm it, nothing more is committed to either file.
                 if not isinstance(error, StorageFailedError) and self._is_in_place(target):
-                    self._take_over(survey, transfer, target)  # or what is left of it
+                    self._take_over(marking, rewriting, target)  # or what is left of it
                 raise
-        return PackResult(old.end, target.end, old.objects, transfer.objects)
+        return PackResult(old.end, target.end, old.objects, rewriting.objects)
 
-    def _is_in_place(self, target: Medium) -> bool:
+    def _is_in_place(self, target: Generation) -> bool:
         """Whether the new file is in the place of the old one."""
         path = self._engine.path
         before, target.file.path = target.file.path, path
@@ -185,7 +187,7 @@ class FilePack:
         target.file.path = before
         return False
 
-    def _take_over(self, survey: Survey, transfer: Transfer, target: Medium) -> None:
+    def _take_over(self, marking: Marking, rewriting: Rewriting, target: Generation) -> None:
         """Use the new file, which is in place. What was interrupted is done again."""
         engine, files, path = self._engine, self._engine.files, self._engine.path
         self._is_used = True
@@ -199,19 +201,19 @@ class FilePack:
             logger.warning("%s: the index is built again when it is opened next: %s", path, error)
         else:
             target.index.renamed(path + ".oidx")
-        engine.max_oid = max(engine.max_oid, transfer.max_oid)
+        engine.max_oid = max(engine.max_oid, rewriting.max_oid)
         tid = engine.visibility.tid
-        target.publish(Published(target.end, tid, engine.max_oid, transfer.objects))
+        target.publish(Published(target.end, tid, engine.max_oid, rewriting.objects))
         target.index.note_synced(target.end)
-        engine.note_packed(survey.pack_to)
+        engine.note_packed(marking.pack_to)
         engine.since_checkpoint = 0
         engine.use(target)
 
-    def _put_in_place(self, medium: Medium, target: Medium) -> None:
+    def _put_in_place(self, generation: Generation, target: Generation) -> None:
         """Rename the files. When this raises OSError, the old file is the one in place."""
         engine = self._engine
         files, path = engine.files, engine.path
-        if not (files.exists(path) and medium.file.is_in_place()):
+        if not (files.exists(path) and generation.file.is_in_place()):
             raise PackError(
                 f"{path} was removed, or replaced by another file, while it was open: the packed "
                 "one is not put there. Copy what is open to a new storage (copyTransactionsFrom) "
@@ -220,7 +222,7 @@ class FilePack:
         if engine.lock is not None:
             engine.lock.hold(path + ".pack")
         if self._options.keep_old:
-            medium.log.truncate(medium.end)
+            generation.log.truncate(generation.end)
             files.link(path, path + ".old")
         for index in _INDEXES:
             if files.exists(path + index):
@@ -228,7 +230,7 @@ class FilePack:
         try:
             files.rename(path + ".pack", path)
         except OSError as error:
-            if medium.file.is_in_place():
+            if generation.file.is_in_place():
                 raise
             engine.is_failed = True
             raise StorageFailedError(

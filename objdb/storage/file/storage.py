@@ -63,7 +63,7 @@ class FileStorage(Storage):
     def registerDB(self, db: Any) -> None:
         """See `IStorage`; *db* is told what another process commits."""
         super().registerDB(db)
-        self.engine.follower.db = db
+        self.engine.follower.db = self._db
 
     def poll(self) -> None:
         """See `IStoragePolling`: take in what another process has committed since, when open for

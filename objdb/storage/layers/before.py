@@ -17,7 +17,7 @@ from objdb.interfaces import (
     IStorageVersions,
 )
 from objdb.storage.layers.readonly import ReadOnlyStorage
-from objdb.storage.moments import bound
+from objdb.storage.times import bound
 from objdb.storage.versions import require_name
 
 

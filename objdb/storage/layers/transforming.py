@@ -12,13 +12,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from zope.interface import implementer
+
 from objdb.errors import ConflictError, POSKeyError, Unsupported, VersionLockError
 from objdb.ids import MAX_TID, Oid, Tid
-from objdb.interfaces import IStorageIteration, IStorageVersions
+from objdb.interfaces import IDatabaseForStorage, IStorageIteration, IStorageVersions
 from objdb.storage.commit import TransactionMetaData
-from objdb.storage.conflicts import resolve_nothing, same_bytes
 from objdb.storage.copying import CopyProgress, copy_transactions
-from objdb.storage.foreign import resolver_of
+from objdb.storage.foreign import database_of
 from objdb.storage.iteration import RevisionRecord
 from objdb.storage.layers.layer import Layer
 from objdb.storage.packing import Elsewhere, PackResult, Progress, References
@@ -38,9 +39,9 @@ class TransformingStorage(Layer):
     def __init__(self, base: Any) -> None:
         super().__init__(base)
         self._load_before: Callable[..., Any] = base.loadBefore
-        self._db: Any = None
+        self._db: Any = database_of(None)
         if not base.isReadOnly():  # so that it knows equal records before it has a database
-            base.registerDB(_Decoding(self, None))
+            base.registerDB(_Decoding(self, self._db))
 
     @abstractmethod
     def encode(self, oid: Oid, record: bytes) -> bytes:
@@ -65,8 +66,8 @@ class TransformingStorage(Layer):
 
     def registerDB(self, db: Any) -> None:
         """Take *db*, and hand the base one whose `resolve` understands its data."""
-        self._db = db
-        self.base.registerDB(_Decoding(self, db))
+        self._db = database_of(db)
+        self.base.registerDB(_Decoding(self, self._db))
 
     # -- reading
 
@@ -261,18 +262,16 @@ class TransformingStorage(Layer):
             return len(changes)
 
     def _tell(self, tid: Tid, oids: list[Oid]) -> None:
-        if self._db is not None:
-            self._db.invalidate(tid, oids)
+        self._db.invalidate(tid, oids)
 
 
+@implementer(IDatabaseForStorage)
 class _Decoding:
     """The database as the base sees it."""
 
     def __init__(self, layer: TransformingStorage, db: Any) -> None:
         self._layer = layer
         self._db = db
-        self._resolve = resolver_of(db, resolve_nothing)
-        self._compare = getattr(db, "is_equal", same_bytes)
 
     def resolve(
         self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
@@ -281,14 +280,14 @@ class _Decoding:
         layer = self._layer
         before = None if old is None else layer.decode(oid, old)
         now, ours = layer.decode(oid, committed), layer.decode(oid, new)
-        return layer.encode(oid, self._resolve(oid, before, now, ours, serials))
+        return layer.encode(oid, self._db.resolve(oid, before, now, ours, serials))
 
     def is_equal(self, oid: Oid, one: bytes | None, other: bytes | None) -> bool:
         """Whether two records are the same, however they are encoded."""
         if one is None or other is None or one == other:
             return one == other
         decoded = (self._layer.decode(oid, data) for data in (one, other))
-        return bool(self._compare(oid, *decoded))
+        return bool(self._db.is_equal(oid, *decoded))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._db, name)

@@ -26,7 +26,7 @@ from objdb.errors import (
 )
 from objdb.storage.files import require_folder, require_no_link, require_regular, sync_path
 from objdb.storage.libraries import has_locks, looking, note_locks
-from objdb.storage.sql.links import is_open_in_parent
+from objdb.storage.sql.connections import is_open_in_parent
 from objdb.storage.sql.statements import SCHEMA
 from objdb.storage.sql.wal import require_whole_log
 

@@ -13,7 +13,7 @@ from objdb.interfaces import IStorageShared
 from objdb.storage.durability import Durability
 from objdb.storage.files import path_given
 from objdb.storage.sql.backup import back_up
-from objdb.storage.sql.links import unwatch, watch
+from objdb.storage.sql.connections import unwatch, watch
 from objdb.storage.sql.opening import SQLITE_ERRORS, explained, require_seconds
 from objdb.storage.sql.sqlite_engine import SQLiteEngine
 from objdb.storage.storage import Storage
@@ -58,8 +58,7 @@ class SQLiteStorage(Storage):
     def registerDB(self, db: Any) -> None:
         """See `IStorage`; *db* is told what other processes commit."""
         super().registerDB(db)
-        if hasattr(db, "invalidate"):
-            self.engine.tell = db.invalidate
+        self.engine.tell = self._db.invalidate
 
     def poll(self) -> None:
         """See `IStoragePolling`."""

@@ -46,8 +46,7 @@ from objdb.storage.engine import (
     Visibility,
 )
 from objdb.storage.rows import PLAIN, TransactionRow
-from objdb.storage.sql.checking import find_problems
-from objdb.storage.sql.links import Link, Links
+from objdb.storage.sql.connections import Link, Links
 from objdb.storage.sql.opening import (
     SQLITE_ERRORS,
     ProcessLock,
@@ -64,6 +63,7 @@ from objdb.storage.sql.statements import (
     SET_OIDS_ASIDE,
     Statements,
 )
+from objdb.storage.sql.verify import find_problems
 from objdb.storage.staging import StagedRows
 
 _CLOSE_SECONDS = 5.0  # how long closing waits for a call of SQLite

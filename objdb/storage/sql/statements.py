@@ -84,9 +84,7 @@ class Statements:
             f" UNION ALL SELECT * FROM (SELECT {revision} FROM old_revisions WHERE oid = ? AND"
             " tid > ? ORDER BY tid LIMIT 1) AS old ORDER BY tid LIMIT 1"
         )
-        self.transaction = (
-            f"SELECT {self.transaction_columns} FROM transactions WHERE tid = ?"
-        )
+        self.transaction = f"SELECT {self.transaction_columns} FROM transactions WHERE tid = ?"
         # -- changing
         self.keep_old = (
             f"INSERT INTO old_revisions (oid, {revision}) SELECT oid, {revision} FROM objects"

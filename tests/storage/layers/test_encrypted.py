@@ -265,6 +265,17 @@ def test_the_same_data_is_the_same(base: Any) -> None:
     assert storage.load(oids[1])[0] == SECRET
 
 
+def test_each_record_is_encrypted_anew(base: Any) -> None:
+    """Equal records of one object are encrypted with different nonces."""
+    storage, oids = filled(base)
+    data = [base.load(oids[1])[0]]
+    for _ in range(3):
+        commit(storage, {oids[1]: (storage.getTid(oids[1]), SECRET)})
+        data.append(base.load(oids[1])[0])
+    nonces = {each[encrypted._NONCE : encrypted._SEALED] for each in data}
+    assert len(nonces) == len(set(data)) == 4
+
+
 def test_what_is_too_large(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record that has no room left for the rest is refused as too large."""
     from objdb.storage import staging

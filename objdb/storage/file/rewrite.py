@@ -31,10 +31,10 @@ from objdb.storage.file.format import (
     place_item,
     visible_extension,
 )
+from objdb.storage.file.generation import Generation
 from objdb.storage.file.log import POSITION, Header, Log, Record
 from objdb.storage.file.lookup import IN_VERSION
-from objdb.storage.file.medium import Medium
-from objdb.storage.file.survey import PositionSet
+from objdb.storage.file.mark import PositionSet
 from objdb.storage.packing import Pacer
 
 logger = logging.getLogger("objdb.storage.file")
@@ -81,14 +81,14 @@ class _Block:
         return 0
 
 
-class Transfer:
+class Rewriting:
     """Copies from the log of *source* to that of *target*, which is new.
 
     `copied` is the position in the source up to which everything is in the target, `tid` the
     last transaction before it.
     """
 
-    def __init__(self, source: Medium, target: Medium, pacer: Pacer) -> None:
+    def __init__(self, source: Generation, target: Generation, pacer: Pacer) -> None:
         self._source = source
         self.target = target
         self._pacer = pacer
@@ -150,7 +150,7 @@ class Transfer:
         del self._entries[record.oid]
 
     def _header_of(self, position: int, limit: int) -> Header:
-        """Return the header of the transaction that the record at *position* is in; the survey has
+        """Return the header of the transaction that the record at *position* is in; marking has
         verified it."""
         log = self._source.log
         header = log.header(log.record(position).transaction, limit)
@@ -181,7 +181,7 @@ class Transfer:
     # -- after it
 
     def copy_later(self, end: int) -> None:
-        """Copy the transactions from `copied` to *end*, which the survey has verified."""
+        """Copy the transactions from `copied` to *end*, which marking has verified."""
         log = self._source.log
         while self.copied < end:
             header = log.header(self.copied, end)

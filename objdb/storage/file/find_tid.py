@@ -39,10 +39,10 @@ def position_behind(log: Log, end: int, last: Tid, tid: Tid) -> int:
     try:
         return _search(log, end, last, tid)
     except CorruptedDataError:
-        return position_by_walking(log, end, tid)
+        return position_by_scanning(log, end, tid)
 
 
-def position_by_walking(log: Log, end: int, tid: Tid, start: int = START) -> int:
+def position_by_scanning(log: Log, end: int, tid: Tid, start: int = START) -> int:
     """Return what `position_behind` does, going from one transaction to the next."""
     while start < end:
         header = log.header(start, end)
@@ -69,7 +69,7 @@ def _search(log: Log, end: int, last: Tid, tid: Tid) -> int:
         else:
             high = probe = found.position
             high_tid = found.tid
-    return position_by_walking(log, high, tid, low)
+    return position_by_scanning(log, high, tid, low)
 
 
 class _Search:

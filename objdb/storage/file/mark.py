@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator
 
 from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, format_oid, oid_from_int
 from objdb.storage.file.format import RECORD, START
+from objdb.storage.file.generation import Generation
 from objdb.storage.file.log import POSITION, Record
-from objdb.storage.file.medium import Medium
 from objdb.storage.file.recovery import next_transaction
-from objdb.storage.file.walking import Walk
+from objdb.storage.file.scan import Walk
 from objdb.storage.packing import (
     Elsewhere,
     OidSet,
@@ -57,8 +57,8 @@ class PositionSet:
             yield from sorted(set(self._buckets[number]))
 
 
-class Survey:
-    """Finds what stays of *medium*'s log, packed to the transaction *pack_to*.
+class Marking:
+    """Finds what stays of *generation*'s log, packed to the transaction *pack_to*.
 
     `begin` is the position behind that transaction. `stays` has the positions before it; their
     records take about `size` bytes in the packed file, which will have `objects` objects.
@@ -66,10 +66,10 @@ class Survey:
     """
 
     def __init__(
-        self, medium: Medium, pack_to: Tid, begin: int, references: References | None, pacer: Pacer,
-        elsewhere: Elsewhere,
+        self, generation: Generation, pack_to: Tid, begin: int, references: References | None,
+        pacer: Pacer, elsewhere: Elsewhere,
     ) -> None:
-        self._medium = medium
+        self._generation = generation
         self.pack_to = self._end_tid = pack_to
         self._references = references
         self._pacer = pacer
@@ -78,7 +78,7 @@ class Survey:
         self._seen = OidSet()
         self._before = OidTable()  # of the objects changed later: where they were before
         self._waiting = array("Q")  # positions
-        self._objects = medium.published.objects
+        self._objects = generation.published.objects
         self.begin = begin
         self.end = begin  # of the later transactions that were looked at
         self.stays = PositionSet()
@@ -95,15 +95,15 @@ class Survey:
         self._verify()
         self.look_at_later(end)
         everything = self._references is None
-        self.reach_all(self._medium.index.oids() if everything else (ROOT_OID, *roots))
-        if self.objects < self._medium.published.objects:
-            require_none_missing(self._medium.file.path, self._missing)
+        self.reach_all(self._generation.index.oids() if everything else (ROOT_OID, *roots))
+        if self.objects < self._generation.published.objects:
+            require_none_missing(self._generation.file.path, self._missing)
 
     def _verify(self) -> None:
         """Raise `CorruptedDataError` unless the transactions up to the pack time are as they were
         written, and the index has each of their records, or a later one of the object: what it
         does not have would be dropped, and what is copied gets a new checksum."""
-        log, get = self._medium.log, self._medium.index.get
+        log, get = self._generation.log, self._generation.index.get
         walk = Walk(log, START, self.begin, NO_TID)
         for header in walk:
             for oid, place in walk.places(header)[0].items():
@@ -131,7 +131,7 @@ class Survey:
     def look_at_later(self, end: int) -> bool:
         """Reach what the transactions up to the position *end* change and refer to, as far as
         they were not looked at; return whether that is more than before."""
-        log, references = self._medium.log, self._references
+        log, references = self._generation.log, self._references
         count = self.stays.count
         while self.end < end:
             header = next_transaction(log, self.end, end, self._end_tid)
@@ -155,7 +155,7 @@ class Survey:
     def _keep_orphans(self, record: Record) -> None:
         """Let the revision stay that a later *record* brings back to a version, with what was
         outside of it, and the object's last revision even if that un-creates it."""
-        log = self._medium.log
+        log = self._generation.log
         target = log.target(record)
         if target is None or not target.version or target.position >= self.begin:
             return
@@ -177,7 +177,7 @@ class Survey:
 
     def _keep(self, record: Record) -> None:
         """Let this record stay, and what it refers to."""
-        data = self._medium.log.data(record)
+        data = self._generation.log.data(record)
         self.stays.add(record.position)
         self.size += record.data_at - record.position + (record.size or len(data or bytes(8)))
         if self._references is not None and data is not None:
@@ -195,18 +195,18 @@ class Survey:
         position = self._before.get(oid)
         if position:
             return None if position == _NOWHERE else (position, None)
-        entry = self._medium.index.get(oid)
+        entry = self._generation.index.get(oid)
         if entry is None:
             return None
         if entry[1] <= self.pack_to:
             return entry[0] & POSITION, entry[1]
-        position, tid = entry  # changed since the survey began, or not looked at yet
+        position, tid = entry  # changed since marking began, or not looked at yet
         while position:
-            for record in self._medium.chain(oid, position, tid):
+            for record in self._generation.chain(oid, position, tid):
                 if record.tid <= self.pack_to:
                     return record.position, record.tid
             # What was between the two may have gone in an earlier pack.
-            outside = self._medium.log.outside(record)
+            outside = self._generation.log.outside(record)
             position, tid = (0, tid) if outside is None else (outside.position, outside.tid)
         return None
 
@@ -220,7 +220,7 @@ class Survey:
                 place = self._place(oid)
                 if place is not None:
                     places.append((place[0], oid, place[1]))
-                elif self._medium.index.get(oid) is None and not self._elsewhere(oid):
+                elif self._generation.index.get(oid) is None and not self._elsewhere(oid):
                     self._missing.append(oid)
             del waiting[-_AT_ONCE:]
             places.sort()
@@ -241,12 +241,12 @@ class Survey:
         at = at if has_head else 0
         found, found_tid, _, _, version_size, size = _unpack_record(block, at)
         if found != oid or found_tid > self.pack_to or tid not in (None, found_tid):
-            raise self._medium.log.damaged(
+            raise self._generation.log.damaged(
                 position, f"there is no record of {format_oid(oid)}, where one should be", oid
             )
         begin, references = at + _HEAD_BYTES, self._references
         if version_size or not size:
-            self._visit_unusual(self._medium.log.record(position))
+            self._visit_unusual(self._generation.log.record(position))
             return
         self.stays.add(position)
         self.size += _HEAD_BYTES + size
@@ -259,7 +259,7 @@ class Survey:
     def _visit_unusual(self, record: Record) -> None:
         """Let a record stay that is in a version, or repeats another; not one that un-creates
         the object everywhere."""
-        log, count = self._medium.log, self.stays.count
+        log, count = self._generation.log, self.stays.count
         outside = log.outside(record) if record.version else None
         if outside is not None:
             self._visit(outside.position, record.oid, outside.tid)
@@ -273,11 +273,11 @@ class Survey:
         little elsewhere."""
         is_near = 0 <= position - self._block_at <= len(self._block) + _NEAR_BYTES
         wanted = max(size, _NEAR_BYTES if is_near else _GUESS_BYTES)
-        file = self._medium.file
+        file = self._generation.file
         # A damaged size may be any number: memory is asked for what the file has.
         is_beyond = size > _NEAR_BYTES and size > file.size() - position
         block = b"" if is_beyond else file.read_at(wanted, position)
         if len(block) < size:
-            raise self._medium.log.damaged(position, "the file ends inside a data record")
+            raise self._generation.log.damaged(position, "the file ends inside a data record")
         self._block, self._block_at = block, position
         return block

@@ -1,15 +1,29 @@
-"""Moments as people give them, and the tids that they stand for.
+"""Moments as programs give them, and the tids that they stand for: everything that takes one reads
+it here.
+
+A moment is a tid (8 bytes, or as text), seconds since 1970, a datetime with a time zone, or one in
+ISO form.
 
     at=T        what was committed up to T         ─► before the tid after T
     before=T    what was committed earlier than T  ─► before T
+    pack(T, days=N)                                ─► the last tid N days before T
+
+Part of the undo log is wanted by position, or by time:
+
+    first, last        int, int >= 0     positions first … last - 1, counted from the newest
+                       int, int < 0      -last entries, from position first on
+                       time, time        from then to then, both included
+                       time, int < 0     from then on, the newest -last entries
+                       0, time           from the beginning
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 from objdb.errors import StorageError, StorageTransactionError, UsageError
 from objdb.ids import (
@@ -26,6 +40,8 @@ from objdb.ids import (
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MINUTE = 60_000_000  # in microseconds
 _DAY_SECONDS = 86_400
+# Times are told in microseconds, and tids are finer.
+_RESOLUTION_SECONDS = 2e-6
 
 logger = logging.getLogger("objdb.storage")
 
@@ -70,6 +86,24 @@ def is_future(moment: Any) -> bool:
     return _microseconds(moment) > time.time() * 1e6
 
 
+def pack_moment(t: Any, days: float, last: Tid) -> Tid:
+    """Return the last tid of the moment that a pack is to; *last*: the last tid there is."""
+    if isinstance(days, bool) or not isinstance(days, (int, float)) or not 0 <= days < math.inf:
+        raise UsageError(f"days is {days!r}; it is a number, 0 or more")
+    if days:
+        if isinstance(t, datetime):
+            t = _with_zone(t).timestamp()
+        moment = time.time() if t is None else t
+        if isinstance(moment, bool) or not isinstance(moment, (int, float)):
+            raise UsageError(f"days are counted back from seconds or a datetime, not from {t!r}")
+        t = moment - days * _DAY_SECONDS
+    if t is None or is_future(t):
+        return last
+    before = bound(t, None, last)
+    assert before is not None
+    return (max(int.from_bytes(before, "big"), 1) - 1).to_bytes(8, "big")
+
+
 def _microseconds(moment: Any) -> int:
     """Return the microseconds since 1970."""
     if isinstance(moment, str):
@@ -80,12 +114,7 @@ def _microseconds(moment: Any) -> int:
                 f"{moment!r} is no time in ISO form, as 2026-03-02T09:30:00+01:00 is"
             ) from None
     if isinstance(moment, datetime):
-        if moment.tzinfo is None:
-            raise UsageError(
-                f"{moment} has no time zone, so it is not known which moment it is. Give it one "
-                "(datetime.now().astimezone() has the local one)"
-            )
-        return (moment - _EPOCH) // timedelta(microseconds=1)
+        return (_with_zone(moment) - _EPOCH) // timedelta(microseconds=1)
     if isinstance(moment, bool) or not isinstance(moment, (int, float)):
         raise UsageError(
             f"{moment!r} is no moment: give a tid, seconds since 1970, a datetime or ISO form"
@@ -94,6 +123,15 @@ def _microseconds(moment: Any) -> int:
         return round(moment * 1_000_000)
     except (ValueError, OverflowError):
         raise _no_time(moment) from None
+
+
+def _with_zone(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise UsageError(
+            f"{moment} has no time zone, so it is not known which moment it is. Give it one "
+            "(datetime.now().astimezone() has the local one)"
+        )
+    return moment
 
 
 def _first_tid(moment: Any, microseconds: int) -> Tid:
@@ -147,3 +185,66 @@ def warn_if_ahead(name: str, last: Tid) -> None:
     text = ahead_of_clock(last)
     if text:
         logger.warning("%s: %s", name, text)
+
+
+# -- parts of the undo log
+
+
+class Span(NamedTuple):
+    """`skip` so many, then take `limit` (None: all) of those from `start` to `stop` (seconds
+    since 1970). None of those is later than `stop_tid`, if that is given."""
+
+    skip: int
+    limit: int | None
+    start: float
+    stop: float
+    stop_tid: Tid | None
+
+
+def span(first: Any, last: Any) -> Span:
+    """Return what *first* and *last* ask for; `UsageError` if they make no sense."""
+    is_time = [_is_time(first), _is_time(last)]
+    if not any(is_time):
+        if first < 0:
+            raise UsageError(f"first is {first}; positions count from 0, the newest")
+        limit = -last if last < 0 else max(last - first, 0)
+        return Span(first, limit, -math.inf, math.inf, None)
+    if not is_time[0] and first != 0:
+        raise UsageError(f"first is the position {first}, and last a time. Give two of a kind")
+    start = _seconds(first) if is_time[0] else -math.inf
+    if is_time[1]:
+        stop = _seconds(last)
+        return Span(0, None, start, stop, _tid_behind(stop))
+    if last >= 0:
+        raise UsageError(
+            f"first is a time, and last the number {last}. Give a time (a float or datetime), or "
+            "a negative number: how many at most"
+        )
+    return Span(0, -last, start, math.inf, None)
+
+
+def _is_time(bound: Any) -> bool:
+    if isinstance(bound, (float, datetime)):
+        return True
+    if isinstance(bound, int) and not isinstance(bound, bool):
+        return False
+    raise UsageError(
+        f"{bound!r} is neither a position (an int) nor a time (seconds since 1970 as a float, or "
+        "a datetime)"
+    )
+
+
+def _seconds(moment: float | datetime) -> float:
+    if isinstance(moment, float):
+        if math.isnan(moment):
+            raise UsageError("nan is no time")
+        return moment
+    return _with_zone(moment).timestamp()
+
+
+def _tid_behind(seconds: float) -> Tid | None:
+    """Return a tid that is not before those of that time; None if there is none."""
+    try:
+        return tid_after(NO_TID, seconds + _RESOLUTION_SECONDS)
+    except (ValueError, OverflowError, OSError):
+        return None

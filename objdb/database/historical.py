@@ -1,4 +1,4 @@
-"""Connections to the past, and where they wait. `storage/moments` tells which bound a moment is.
+"""Connections to the past, and where they wait. `storage/times` tells which bound a moment is.
 
 Opening one never waits for another. Those that come back keep their caches for a while: the next
 one for the same moment gets them.
@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 
 from objdb.connection.connection import Connection
-from objdb.errors import UsageError, require_at_least
 from objdb.ids import Tid
 
 
@@ -23,11 +22,6 @@ class HistoricalPool:
     """
 
     def __init__(self, size: int, timeout: float, make: Callable[[str], Connection]) -> None:
-        require_at_least(0, historical_pool_size=size)
-        if not (isinstance(timeout, (int, float)) and timeout >= 0):
-            raise UsageError(
-                f"historical_timeout is {timeout!r}; it is a number of seconds, 0 or more"
-            )
         self._size = size
         self._timeout = timeout
         self._make = make

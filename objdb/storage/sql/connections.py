@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 from weakref import WeakSet
 
+from objdb.forks import Stage, at_fork
 from objdb.ids import Tid
 from objdb.storage.holding import hold, let_go
 from objdb.storage.sql.rows import CurrentRow
@@ -294,4 +295,6 @@ def _in_child() -> None:
 
 _abandoned: list[Any] = []  # the parent's: closing what they have open would harm it
 
-os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+at_fork(
+    Stage.STORAGES, before=_before, in_parent=_in_parent, in_child=_in_child
+)

@@ -1,12 +1,12 @@
 """What a FileEngine reads and writes: a log, its index, and how far others see into them.
 
-    engine.medium ────────────────► Medium: log, index, reader, published      the file
+    engine.generation ────────────► Generation: log, index, reader, published      the file
                  ╲
-                  ╰── after pack ─► Medium: log, index, reader, published      the packed one
+                  ╰── after pack ─► Generation: log, index, reader, published      the packed one
 
-Packing puts a new medium in the place of the old, in one assignment. Whoever reads takes the
-medium once and works on it to the end, so a read that began before finishes in the old file. A
-position means something in its own medium only.
+Packing puts a new generation in the place of the old, in one assignment. Whoever reads takes the
+generation once and works on it to the end, so a read that began before finishes in the old file.
+A position means something in its own generation only.
 
 The old file is not closed by anybody: it closes when the last who reads it lets go of it.
 """
@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 from objdb.errors import CorruptedDataError, POSKeyError
 from objdb.ids import NO_TID, Oid, Tid
+from objdb.storage.file.find_tid import position_behind, position_by_scanning
 from objdb.storage.file.format import PACKED, START
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import Header, Log, Record
 from objdb.storage.file.lookup import IN_VERSION, RecordReader
-from objdb.storage.file.seeking import position_behind, position_by_walking
 from objdb.storage.file.versions import FileVersions
 from objdb.storage.files import File
 
@@ -36,7 +36,7 @@ class Published(NamedTuple):
     objects: int
 
 
-class Medium:
+class Generation:
     """One log with its index.
 
     `end` is where the next transaction goes (under the commit slot); `published` is replaced,
@@ -115,7 +115,7 @@ class Medium:
         end, last = self.published[:2]
         position = position_behind(self.log, end, last, tid)
         is_genuine = position == end or self.is_genuine(position)
-        return position if is_genuine else position_by_walking(self.log, end, tid)
+        return position if is_genuine else position_by_scanning(self.log, end, tid)
 
     def last_packed(self) -> Tid:
         """Return the tid of the last transaction that is packed, zeros if none is; they are the
