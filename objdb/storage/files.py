@@ -184,11 +184,9 @@ class OSFile:
         self.read_at: Callable[[int, int], bytes] = functools.partial(os.pread, self._fd)
 
     def write_at(self, data: Any, position: int) -> None:
-        written = os.pwrite(self._fd, data, position)
-        while written < len(data):
+        while (written := os.pwrite(self._fd, data, position)) < len(data):
             data = memoryview(data)[written:]
             position += written
-            written = os.pwrite(self._fd, data, position)
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._fd, size)
@@ -199,7 +197,9 @@ class OSFile:
             os.posix_fallocate(self._fd, current, size - current)
 
     def sync(self) -> None:
-        os.fdatasync(self._fd)
+        descriptor = self._fd
+        os.fstat(descriptor)  # OSError if it is closed, for which the next raises ValueError
+        os.fdatasync(descriptor)
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
@@ -422,12 +422,11 @@ def sync_path(path: str) -> None:
     of power."""
     opened: list[int] = []
     try:
-        # One step, so that no interrupt leaves it open.
-        opened.extend(map(os.open, (path,), (os.O_RDONLY,)))
+        opened.extend(map(os.open, (path,), (os.O_RDONLY,)))  # one step, as in `OSFile`
         os.fsync(opened[0])
     finally:
-        if opened:
-            os.close(opened[0])
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def what_is_gone(files: Files, path: str, file: File) -> str | None:
