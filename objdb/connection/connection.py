@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from threading import get_ident
 from typing import Any, NoReturn
@@ -69,7 +70,7 @@ class Connection(LoadPath):
     ) -> None:
         self._db = db
         self._storage = db.storage
-        self._version = version  # which this connection works in, always
+        self.version = version  # which this connection works in, always
         self._load_before = self._load_when_closed
         self.load_committed: Callable[[Oid, Tid], Any] = self._load_when_closed
         # Connections to the databases of the group, this one too, in the same transactions, by
@@ -110,7 +111,7 @@ class Connection(LoadPath):
         """Return the object with this oid (8 bytes); `POSKeyError` if there is none."""
         if not self.is_open:
             raise _closed()
-        if self._refused:
+        if self._refused.waiting:
             self._refused.drop()
         if type(oid) is not bytes or len(oid) != 8:
             raise POSKeyError(f"{oid!r} is no oid: those are 8 bytes")
@@ -133,12 +134,11 @@ class Connection(LoadPath):
 
     def getVersion(self) -> str:
         """Return the name of the version that this connection works in, "" if in none."""
-        return self._version
+        return self.version
 
     def modifiedInVersion(self, oid: Oid) -> str:
         """Return the version that the object *oid* is changed in, "" if in none."""
-        version: str = self._db.modifiedInVersion(oid)
-        return version
+        return str(self._db.modifiedInVersion(oid))
 
     def history(self, obj: Any, size: int = 1) -> list[dict[str, Any]]:
         """Return the last *size* committed revisions of *obj*, newest first, as dicts: see
@@ -156,7 +156,7 @@ class Connection(LoadPath):
         companion: Connection | None = self._companions.get(name)
         if companion is None:
             companion = self._db.connection_to(
-                name, self.transaction_manager, self.view.isolation, self.view.past, self._version
+                name, self.transaction_manager, self.view.isolation, self.view.past, self.version
             )
             assert companion is not None
             companion._companions, companion._owner = self._companions, self._owner
@@ -220,7 +220,7 @@ class Connection(LoadPath):
     def register(self, obj: Any) -> None:
         """Note that *obj* is being changed (called by it, before its first change).
         `ReadOnlyError`, `ConnectionStateError`, or `ConcurrentUseError` in another thread."""
-        if self._refused:
+        if self._refused.waiting:
             self._refused.drop(obj)
         try:
             self.require_usable()
@@ -336,7 +336,7 @@ class Connection(LoadPath):
             self.work.abort_if_forgotten()
         if self.work is not None or not self.is_open:
             return
-        if self._refused:
+        if self._refused.waiting:
             self._refused.drop()
         self.view.begin()
         self.cache.epochs.advance()
@@ -410,7 +410,7 @@ class Connection(LoadPath):
         self.is_open = True
         self.opened = time.time()
         self.committed_tid = None
-        load, version = self._storage.loadBefore, self._version
+        load, version = self._storage.loadBefore, self.version
         self.load_committed = (lambda oid, before: load(oid, before, version)) if version else load
         self._load_before = self.load_committed
         self.view.open(isolation, past)
@@ -468,7 +468,8 @@ class Connection(LoadPath):
         database is)."""
         if self.is_open:
             manager, self.transaction_manager, self._owner = self.transaction_manager, None, None
-            if manager is not None:  # another thread may be closing it as well
+            # Another thread may be closing it as well, or its opening was interrupted.
+            with suppress(KeyError, AttributeError):
                 manager.unregisterSynch(self)
             if self.work is not None:
                 self.work.close_savepoints()
@@ -487,7 +488,7 @@ class Connection(LoadPath):
         self.close()
 
     def __repr__(self) -> str:
-        version = f", in the version {self._version!r}" if self._version else ""
+        version = f", in the version {self.version!r}" if self.version else ""
         changes = "nothing changed" if self.work is None else self.work.phase.value
         state = f"open, {changes}" if self.is_open else "closed"
         return f"<Connection to {self._db.name}{version}, {state}>"

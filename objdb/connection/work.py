@@ -77,6 +77,7 @@ class Work:
 
     def __init__(self, jar: Jar, txn: Any) -> None:
         self._jar = jar
+        self._db = jar.db()
         self.transaction = txn
         self.phase = Phase.JOINED
         self.changes = ChangeSet()
@@ -88,7 +89,7 @@ class Work:
 
     def db(self) -> Any:
         """Return the database."""
-        return self._jar.db()
+        return self._db
 
     def has_put_away(self, oid: Oid) -> bool:
         """Whether a savepoint has a record of the object *oid*."""
@@ -122,7 +123,7 @@ class Work:
         serialize, new_objects = writer.serialize, writer.new_objects
         stored, created, cache = self.stored, self.changes.created, jar._cache
         metadata = None if self._commit is None else self._commit.metadata
-        version, counts_bytes = jar.getVersion(), jar._counts_bytes
+        version, counts_bytes = jar.version, jar._counts_bytes
         for first in self.changes.pending():
             stack: list[Any] = [first]
             try:
@@ -158,7 +159,7 @@ class Work:
 
     def sortKey(self) -> str:
         """Return where this work stands in the order of a two-phase commit."""
-        return f"{self.db().storage.sortKey()}:{id(self._jar)}"
+        return f"{self._db.storage.sortKey()}:{id(self._jar)}"
 
     def tpc_begin(self, txn: Any) -> None:
         """Begin to commit. Raises `ReadConflictError` (see `isolation`) and
@@ -167,7 +168,7 @@ class Work:
         mutated = self._jar.mutations.find()
         if mutated:
             raise error_for(mutated)
-        self._commit = self.db().storage_commit(txn)
+        self._commit = self._db.storage_commit(txn)
         self._commit.begin()
         self.phase = Phase.COMMITTING
 
@@ -182,10 +183,10 @@ class Work:
 
     def commit(self, txn: Any) -> None:
         """Give all changed and new objects to the storage."""
-        store = self.db().storage.store
+        store = self._db.storage.store
         self._write_changes(store)
         if self.savepoints is not None:
-            version, metadata = self._jar.getVersion(), self._commit.metadata
+            version, metadata = self._jar.version, self._commit.metadata
             for oid in self.savepoints.oids():
                 if oid not in self.stored:
                     record, base_tid = self.savepoints.load(oid)
@@ -199,7 +200,7 @@ class Work:
         """
         jar = self._jar
         if self.changes.registered or self.changes.added:
-            self._write_changes(self.db().storage.store)
+            self._write_changes(self._db.storage.store)
         self._check_reads()
         self.phase = Phase.VOTING
         created = self.changes.created  # what is new is in nobody's cache
@@ -209,20 +210,20 @@ class Work:
         except ConflictError as error:
             if error.class_name is None and (obj := jar._cache.get(error.oid)) is not None:
                 complete_error(error, error.oid, type(obj))
-            self.db().count_conflict(error)
+            self._db.count_conflict(error)
             raise
 
     def _tell(self, oids: list[Oid], tid: Tid) -> None:
         """Tell the other connections that the transaction *tid* changed *oids*."""
         jar = self._jar
-        jar.db().invalidate(tid, oids, jar.getVersion(), jar.token)
+        self._db.invalidate(tid, oids, jar.version, jar.token)
 
     def _check_reads(self) -> None:
         """Let the vote fail unless all that was to be current, or read, is as it was."""
-        jar, storage, metadata = self._jar, self.db().storage, self._commit.metadata
+        jar, storage, metadata = self._jar, self._db.storage, self._commit.metadata
         check = storage.checkCurrentSerialInTransaction
         # Storages without versions are told of none.
-        in_version = {"version": jar.getVersion()} if jar.getVersion() else {}
+        in_version = {"version": jar.version} if jar.version else {}
         for oid, serial in jar.view.must_be_current.items():
             if oid not in self.stored:
                 check(oid, serial, metadata, **in_version)

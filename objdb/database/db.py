@@ -48,6 +48,7 @@ from objdb.records.format import PROTOCOL, class_prefix
 from objdb.records.references import references
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.foreign import give_resolver, hooks_of
+from objdb.storage.owning import Closing, drops_what_it_opened
 from objdb.storage.times import bound, warn_if_ahead
 from objdb.storage.versions import require_name
 
@@ -75,6 +76,11 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
     Raises what opening the storage raises. Closing the database closes the storage.
     """
 
+    storage: Any = None
+    database_name = ""
+    _pack_thread: PackThread | None = None
+
+    @drops_what_it_opened
     def __init__(
         self, storage: Any = None, pool_size: int = Options.pool_size,
         cache_size: int = Options.cache_size, cache_size_bytes: int = Options.cache_size_bytes,
@@ -97,21 +103,27 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         self.storage, given = open_storage(storage, read_only=read_only)
         self.name: str = self.storage.getName()
         self._is_closed = False
-        self._pack_thread: PackThread | None = None
-        try:
-            self.options = Options.chosen(arguments, given)
-            self.database_name = self.options.database_name
-            if self.database_name in open_among(self.databases):
-                raise UsageError(
-                    f"there is a database {self.database_name!r} in this group already. Give each "
-                    "a database_name of its own"
-                )
-            self.isolation = self.options.isolation
-            self._begin()
-        except BaseException:
-            self.storage.close()
-            raise
+        self._closing = Closing()
+        self.options = Options.chosen(arguments, given)
+        self.database_name = self.options.database_name
+        if self.database_name in open_among(self.databases):
+            raise UsageError(
+                f"there is a database {self.database_name!r} in this group already. Give each "
+                "a database_name of its own"
+            )
+        self.isolation = self.options.isolation
+        self._begin()
         self.databases[self.database_name] = self
+
+    def drop_opened(self) -> None:
+        """Close what the constructor has opened: the storage (see `storage.owning`)."""
+        if self._pack_thread is not None:
+            self._pack_thread.close()
+        databases = self.__dict__.get("databases", {})
+        if databases.get(self.database_name) is self:
+            del databases[self.database_name]
+        if self.storage is not None:
+            self.storage.close()
 
     def _begin(self) -> None:
         """Set up what belongs to one storage, and to one process."""
@@ -139,7 +151,9 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         self.storage.registerDB(self)
         give_resolver(self.storage, self.resolve)
         self._require_root()
-        self._pack_thread = PackThread(self, options.autopack) if options.autopack else None
+        if options.autopack is not None:
+            self._pack_thread = PackThread(self, options.autopack)
+            self._pack_thread.start()
         self._poll, self.transaction_ended = hooks_of(self.storage)
 
     def _require_usable(self) -> None:
@@ -442,21 +456,24 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         """Close the database and its storage; connections still open become unusable, their
         uncommitted changes are dropped. A second call does nothing. It stays in its group's
         `databases`, which may be iterated over to close all; its name there is free again."""
-        if self._is_closed:
-            return
         self._is_closed = True
-        if self._pack_thread is not None and self._pid == os.getpid():
+        if self._pid == os.getpid():
+            self._closing.run(self._close)
+        else:  # a fork has neither the threads nor the locks' holders
+            self.storage.close()
+
+    def _close(self) -> None:
+        if self._pack_thread is not None:
             self._pack_thread.close()
-        if self._pid == os.getpid():  # a fork has neither the threads nor the locks' holders
-            connections = self._pool.close() + self._past.close()
-            connections += [c for pool in self._version_pools.all() for c in pool.close()]
-            with self._connections_lock:  # and those beside the pools
-                connections += self._all_connections
-            self.committer.close()
-            self.workers.close()
-            for connection in connections:
-                connection.abandon()
-            self._for_transaction.clear()
+        connections = self._pool.close() + self._past.close()
+        connections += [c for pool in self._version_pools.all() for c in pool.close()]
+        with self._connections_lock:  # and those beside the pools
+            connections += self._all_connections
+        self.committer.close()
+        self.workers.close()
+        for connection in connections:
+            connection.abandon()
+        self._for_transaction.clear()
         self.storage.close()
 
     def __enter__(self) -> DB:

@@ -168,6 +168,9 @@ class PackThread:
         self._size = db.storage.getSize()
         self._since = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"{db.name} autopack", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
         self._thread.start()
 
     def _run(self) -> None:
@@ -205,7 +208,7 @@ class PackThread:
     def close(self) -> None:
         """End a pack that is under way, and the thread."""
         self._wake.set()
-        if self._thread is not threading.current_thread():
+        if self._thread is not threading.current_thread() and self._thread.ident is not None:
             self._thread.join()
 
 

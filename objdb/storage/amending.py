@@ -13,10 +13,10 @@ from threading import get_ident
 from typing import Any
 from weakref import WeakSet
 
-from objdb.errors import PackError
+from objdb.errors import PackError, StorageFailedError
 from objdb.ids import NO_TID, Oid, Tid, tid_after
 from objdb.storage.commit import CommitSlot
-from objdb.storage.engine import IOwnPack, IPackedTid, IShared
+from objdb.storage.engine import IOwnPack, IPackedTid, IPrunable, IShared
 from objdb.storage.history import View
 from objdb.storage.holding import held_for
 from objdb.storage.rows import Row, TransactionRow
@@ -99,6 +99,17 @@ class Amender:
         """Let *view* keep what is changed from now on."""
         with self.lock:
             self._views.add(view)
+
+    def tick(self, db: Any, *, may_prune: bool) -> None:
+        """Maintain the engine, and prune it for the database *db* (called now and then)."""
+        if self._slot.failure is None:
+            try:
+                self.engine.tick()
+            except StorageFailedError as error:
+                self._slot.fail(str(error))
+                self._slot.require_not_failed()
+            if IPrunable.providedBy(self.engine) and may_prune and not self.engine.keeps_history:
+                self.prune(db, self.engine.keep_seconds)
 
     def prune(self, db: Any, keep_seconds: float) -> None:
         """Remove old revisions that nobody reads, of an engine without history (called now and

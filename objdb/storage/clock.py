@@ -10,8 +10,9 @@ logger = logging.getLogger("objdb.storage")
 
 
 class Clock:
-    """Calls *action* every *seconds*, until it is stopped; never, if they are too many to wait
-    for. `error` is what the last call raised; the first of several in a row is logged."""
+    """Calls *action* every *seconds*, from being started until it is stopped; never, if they are
+    too many to wait for. `error` is what the last call raised; the first of several in a row is
+    logged."""
 
     def __init__(self, seconds: float, action: Callable[[], None], name: str) -> None:
         self._seconds = min(seconds, threading.TIMEOUT_MAX)
@@ -19,6 +20,9 @@ class Clock:
         self.error: Exception | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
         self._thread.start()
 
     def _run(self) -> None:
@@ -35,4 +39,5 @@ class Clock:
         """Return when no call is under way, and none will be; or after *seconds*, when only the
         latter is sure."""
         self._stopping.set()
-        self._thread.join(seconds)
+        if self._thread.ident is not None:
+            self._thread.join(seconds)

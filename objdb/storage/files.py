@@ -177,8 +177,7 @@ class OSFile:
         require_regular(where)
         _require_no_locks(path, where)
         flags, bits = _FLAGS[mode] | os.O_CLOEXEC | os.O_NONBLOCK, 0o600 if mode == "p" else 0o644
-        # One step, so that no interrupt leaves it open: see docs/architecture/interrupts.md.
-        (self._fd,) = map(_Descriptor, map(os.open, (where,), (flags,), (bits,)))
+        self._fd = open_descriptor(where, flags, bits)
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # it has just been put there
             raise FileFormatError(f"{path} is no regular file", path=path)
         self.read_at: Callable[[int, int], bytes] = functools.partial(os.pread, self._fd)
@@ -217,13 +216,13 @@ class OSFile:
 
     def close(self) -> None:
         self.read_at = self._read_closed
-        self._fd = _NO_FILE
+        self._fd = NO_FILE
 
     def _read_closed(self, size: int, position: int) -> bytes:
         raise StorageClosedError(f"{self.path} was closed during a read. Open it again")
 
 
-class _Descriptor(int):
+class Descriptor(int):
     """The number of an open file, which is closed when nobody holds it any more: neither the
     file nor a read under way in another thread. So no read meets the number of another file."""
 
@@ -232,7 +231,13 @@ class _Descriptor(int):
             os.close(self)
 
 
-_NO_FILE = _Descriptor(-1)
+NO_FILE = Descriptor(-1)
+
+
+def open_descriptor(path: str, flags: int, bits: int = 0o644) -> Descriptor:
+    """Open a file, in one step: no interrupt leaves it open."""
+    (descriptor,) = map(Descriptor, map(os.open, (path,), (flags,), (bits,)))
+    return descriptor
 
 
 class OSFiles:
@@ -308,42 +313,34 @@ class OSLock:
         self._at = at
         # Of the locked files themselves. An flock belongs to what was opened here, unlike a lock
         # of fcntl, which ends when anybody in the process closes the file.
-        self._held: list[int] = []
+        self._held: list[Descriptor] = []
         _locks.add(self)
 
     def hold(self, path: str) -> bool:
         where = self._at(path)
         _require_no_locks(path, where)
         kind = os.O_RDONLY if os.path.isdir(where) else os.O_RDWR
-        descriptor = os.open(where, kind | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = open_descriptor(where, kind | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException as error:
-            os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                return False
-            raise
+        except BlockingIOError:
+            return False
         self._held.append(descriptor)
         return True
 
     def settle(self) -> None:
-        self._let_go(self._held[:-1])
-
-    def _let_go(self, held: list[int]) -> None:
-        for descriptor in held:
-            self._held.remove(descriptor)
-            os.close(descriptor)
+        del self._held[:-1]
 
     def leave_to_parent(self) -> None:
         """Close the file in the child, without unlocking it: else the lock would be held for as
         long as the child lives."""
         self._lock._fp.close()
         self._lock._fp = None  # what zc.lockfile takes for unlocked
-        self._let_go(list(self._held))
+        self._held.clear()
 
     def release(self) -> None:
         _locks.discard(self)
-        self._let_go(list(self._held))
+        self._held.clear()
         # The file stays: removing it could remove the one that the next opener has locked.
         self._lock.close()
 

@@ -44,6 +44,7 @@ from objdb.storage.files import (
     what_is_gone,
     write_file,
 )
+from objdb.storage.owning import drops_what_it_opened
 from objdb.storage.packing import PackResult
 from objdb.storage.rows import Row, TransactionRow, encode_transaction
 from objdb.storage.storage import Storage
@@ -67,13 +68,16 @@ class PickledEngine(BytesEngine):
     be written; `_saving` while the file is written and replaced.
     """
 
+    _lock: Lock | None = None
+    _file: File | None = None  # the one at the path, if there is one
+
+    @drops_what_it_opened
     def __init__(
         self, path: str | os.PathLike[str], every_seconds: float, read_only: bool, files: Files
     ) -> None:
         self._files = files
         path = files.real_path(path_given(path, "file"))
         self._is_large = False
-        self._file: File | None = None  # the one at the path, if there is one
         if files.is_directory(path):
             raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
         folder = os.path.dirname(path)
@@ -88,14 +92,11 @@ class PickledEngine(BytesEngine):
         self._changes = self._saved = 0  # how many there were, and are in the file
         self._error: Exception | None = None  # of the last tick
         self._is_closed = False
-        self._lock: Lock | None = None if read_only else take_lock(files, path)
-        try:
-            super().__init__(path, self._read(path, must_exist=read_only), path)
-            if not read_only and files.exists(path):
-                self._note_file()
-        except BaseException:
-            self._let_go()
-            raise
+        if not read_only:
+            self._lock = take_lock(files, path)
+        super().__init__(path, self._read(path, must_exist=read_only), path)
+        if not read_only and files.exists(path):
+            self._note_file()
 
     def _read(self, path: str, *, must_exist: bool) -> dict[bytes, bytes]:
         if not must_exist and not self._files.exists(path):
@@ -227,14 +228,15 @@ class PickledEngine(BytesEngine):
         if self._pid != os.getpid():  # a fork's copy: file and lock are the parent's
             return
         try:
-            if self.tick_seconds:
+            if self.tick_seconds and not self._is_closed:
                 self.save()
         finally:
             self._is_closed = True
             with self._saving:
-                self._let_go()
+                self.drop_opened()
 
-    def _let_go(self) -> None:
+    def drop_opened(self) -> None:
+        """Close the file and let go of the lock (see `owning`)."""
         if self._file is not None:
             self._file.close()
         if self._lock is not None:
@@ -256,6 +258,7 @@ class PickledMappingStorage(Storage):
 
     engine: PickledEngine
 
+    @drops_what_it_opened
     def __init__(
         self, path: str | os.PathLike[str], *, every_seconds: float = 0, read_only: bool = False,
         files: Files | None = None,

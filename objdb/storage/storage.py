@@ -32,6 +32,7 @@ from objdb.storage.foreign import database_of
 from objdb.storage.history import Filter
 from objdb.storage.iteration import TransactionRecord
 from objdb.storage.oids import OidSource
+from objdb.storage.owning import Closing, drops_what_it_opened
 from objdb.storage.row_packing import pack_rows
 from objdb.storage.staging import Writes
 from objdb.storage.times import commit_tid
@@ -49,10 +50,15 @@ class Storage:
     """A storage over `engine`. *read_only*: take no transactions. *without*: interfaces that it
     does not declare."""
 
+    _clock: Clock | None = None
+    _closing: Closing
+
+    @drops_what_it_opened
     def __init__(
         self, engine: Any, *, read_only: bool = False, without: tuple[Any, ...] = ()
     ) -> None:
         self.engine = engine
+        self._closing = Closing()
         self._name: str = engine.name
         # Everybody spells a path alike; without one no two storages of this process are alike.
         path = engine.path
@@ -70,7 +76,6 @@ class Storage:
         self._db: Any = database_of(None)
         self._walk = history.RecordWalk(self, self._past.oids)
         directlyProvides(self, *contract.declared(type(self), engine, without))
-        self._clock: Clock | None = None
         self._start_clock()
 
     def getName(self) -> str:
@@ -455,28 +460,27 @@ class Storage:
         seconds = self.engine.tick_seconds if contract.IMaintained.providedBy(self.engine) else 0
         if seconds:
             self._clock = Clock(seconds, self._tick, f"{self._name} clock")
+            self._clock.start()
 
     def _tick(self) -> None:
-        """Do what is to be done now and then (called by a thread)."""
-        if self._slot.failure is None:
-            try:
-                self.engine.tick()
-            except errors.StorageFailedError as error:
-                self._slot.fail(str(error))
-                self._slot.require_not_failed()
-            if contract.IPrunable.providedBy(self.engine) and not (
-                self.engine.keeps_history or self._access.is_read_only
-            ):
-                self._amender.prune(self._db, self.engine.keep_seconds)
+        self._amender.tick(self._db, may_prune=not self._access.is_read_only)
+
+    def drop_opened(self) -> None:
+        """Stop the clock, since the storage could not be opened (see `owning`)."""
+        if self._clock is not None:
+            self._clock.stop()
+        if "_closing" in self.__dict__:
+            self._closing.is_over = True
 
     def close(self) -> None:
         """Close the storage. A second call does nothing."""
-        if self._access.is_closed:
-            return
         self._access.is_closed = True
         if self._access.is_fork:
             self.engine.close()  # a fork's copy: who held the slot is not in this process
-            return
+        else:
+            self._closing.run(self._close)
+
+    def _close(self) -> None:
         if self._clock is not None:
             self._clock.stop(_CLOSE_SECONDS)
         self._amender.wait_for_pack(_CLOSE_SECONDS)

@@ -104,20 +104,24 @@ class Change:
         """Put a transaction and its rows; *replaced* are the objects that are there already."""
         for oid in replaced:
             self._keep_old(oid)
-        tid, txn, put = transaction.tid, self._txn, self._environment.current.put
-        head, size, seals = tid + PLAIN, -len(tid) * len(replaced), self._seals
-        for oid, row in rows:
-            data = row.data
-            if data is not None and not row.version and row.back_pointer is None:
-                value = head + data
-            else:
-                value = tid + encode_row(row)
-                if row.version:
-                    self.versions[oid] = Current(tid, row.version)
-            if seals:
-                value = sealed(oid, value)
-            put(oid, value, txn)
-            size += len(value)
+        tid, txn, seals = transaction.tid, self._txn, self._seals
+        head, size = tid + PLAIN, -len(tid) * len(replaced)
+        try:
+            put = self._environment.current.put
+            for oid, row in rows:
+                data = row.data
+                if data is not None and not row.version and row.back_pointer is None:
+                    value = head + data
+                else:
+                    value = tid + encode_row(row)
+                    if row.version:
+                        self.versions[oid] = Current(tid, row.version)
+                if seals:
+                    value = sealed(oid, value)
+                put(oid, value, txn)
+                size += len(value)
+        finally:
+            put = None  # a traceback keeps this frame: no table is in use by that
         for oid in in_versions.keys() & transaction.oids if in_versions else ():
             self.versions.setdefault(oid, None)
         self._put_versions()
@@ -185,20 +189,18 @@ class Change:
         return bool(self._environment.current.get(oid, None, self._txn, 0, 8, 0) == tid)
 
     def _replace(self, table: str, key: bytes, value: bytes) -> None:
-        rows = getattr(self._environment, table)
-        replaced = rows.get(key, None, self._txn, bdb.DB_RMW)
+        replaced = getattr(self._environment, table).get(key, None, self._txn, bdb.DB_RMW)
         if replaced is not None:
-            rows.put(key, value, self._txn)
+            getattr(self._environment, table).put(key, value, self._txn)
             self._grow(len(value) - len(replaced))
 
     def _grow(self, size: int) -> None:
         self.facts = self.facts._replace(size=self.facts.size + size)
 
     def _delete(self, table: str, key: bytes) -> None:
-        rows = getattr(self._environment, table)
-        value = rows.get(key, None, self._txn, bdb.DB_RMW)
+        value = getattr(self._environment, table).get(key, None, self._txn, bdb.DB_RMW)
         if value is not None:
-            rows.delete(key, self._txn)
+            getattr(self._environment, table).delete(key, self._txn)
             self._grow(-len(value))
 
     def forget_replaced(self, oids: Iterable[Oid], tid: Tid) -> None:
@@ -219,12 +221,12 @@ class Change:
                 del cursor
 
     def _put_versions(self) -> None:
-        versions = self._environment.versions
         for oid, current in self.versions.items():
             if current is not None:
-                versions.put(oid, current.tid + current.version.encode(), self._txn)
-            elif versions.has_key(oid, self._txn):
-                versions.delete(oid, self._txn)
+                value = current.tid + current.version.encode()
+                self._environment.versions.put(oid, value, self._txn)
+            elif self._environment.versions.has_key(oid, self._txn):
+                self._environment.versions.delete(oid, self._txn)
 
     def commit(self, flags: int) -> None:
         """Commit all of it."""

@@ -50,6 +50,7 @@ from objdb.storage.engine import (
     Visibility,
 )
 from objdb.storage.files import free_bytes, require_folder
+from objdb.storage.owning import drops_what_it_opened
 from objdb.storage.rows import CRC_BYTES, SOUND, TransactionRow
 from objdb.storage.staging import StagedRows
 
@@ -80,6 +81,7 @@ class BerkeleyEngine(BerkeleyRows):
     tick_seconds = 1.0
     keep_seconds = 0.0  # no other process reads
 
+    @drops_what_it_opened
     def __init__(
         self, directory: str, history: bool | None, create: bool, durability: Durability,
         cache_bytes: int, log_directory: str | None, keep_logs: bool, checkpoint: tuple[int, int],
@@ -100,34 +102,27 @@ class BerkeleyEngine(BerkeleyRows):
         self._change: Change | None = None
         self._pruned_tid: Tid = NO_TID
         self._lock = lock_directory(directory, create)
-        try:
-            self._marker = marker = read_marker(directory, history)
-            self.path = os.path.abspath(directory)
-            self._log_directory = settle_log_directory(
-                self.path, log_directory, not marker.is_complete
-            )
-            self.keeps_history = marker.history
-            self.has_checksums = marker.has_checksums
-            self._open(cache_bytes, keep_logs, marker)
-        except BaseException:
-            self._lock.release()
-            raise
+        self._marker = marker = read_marker(directory, history)
+        self.path = os.path.abspath(directory)
+        self._log_directory = settle_log_directory(
+            self.path, log_directory, not marker.is_complete
+        )
+        self.keeps_history = marker.history
+        self.has_checksums = marker.has_checksums
+        self._open(cache_bytes, keep_logs, marker)
 
     def _open(self, cache_bytes: int, keep_logs: bool, marker: Marker) -> None:
-        self._environment: Any = Environment(
+        self._environment: Any
+        self._environment = self._opened = Environment(
             self.name, log_directory=self._log_directory, cache_bytes=cache_bytes,
             has_checksums=marker.has_checksums, keep_logs=keep_logs,
             create=not marker.is_complete,
         )
-        try:
-            if not marker.is_complete:
-                write_marker(self.name, marker._replace(is_complete=True))
-            self._facts: Facts
-            last, self._facts = read_facts(self._environment)
-            self._in_versions = read_versions(self._environment)
-        except BaseException:
-            self._environment.close_handles(is_written=False)
-            raise
+        if not marker.is_complete:
+            write_marker(self.name, marker._replace(is_complete=True))
+        self._facts: Facts
+        last, self._facts = read_facts(self._environment)
+        self._in_versions = read_versions(self._environment)
         self._get_current = self._environment.current.get
         self.max_oid = self._facts.max_oid
         if last != NO_TID:
@@ -325,14 +320,23 @@ class BerkeleyEngine(BerkeleyRows):
             try:
                 self._end_change(None)
             finally:
-                environment = self._environment
                 self._use_no_more(
                     lambda: StorageClosedError(f"{self.name} is closed. Open it again to use it")
                 )
-                try:
-                    environment.close(in_order=not self._is_failed)
-                finally:
-                    self._lock.release()
+            try:
+                self._opened.close(in_order=not self._is_failed)
+            except ObjdbError:
+                self._lock.release()
+                raise
+            self._lock.release()
+
+    def drop_opened(self) -> None:
+        """Close what the constructor has opened, writing nothing (see `owning`)."""
+        _open_engines.discard(self)
+        if (environment := self.__dict__.get("_opened")) is not None:
+            environment.close_handles(is_written=False)
+        if (lock := self.__dict__.get("_lock")) is not None:
+            lock.release()
 
     def _use_no_more(self, error: Callable[[], ObjdbError]) -> None:
         gone: Any = _Gone(error)

@@ -302,9 +302,11 @@ class Environment:
         """Close everything once nobody reads any more; *in_order*: with a checkpoint. No
         transaction is open. `StorageWriteError` when the disk is full: it is closed all the same.
         """
+        if self.handle is None:
+            return
         is_written = False
         try:
-            if in_order:
+            if in_order and self.current is not None:  # else closing was interrupted
                 self.checkpoint()
                 is_written = True
         except StorageWriteError as error:
@@ -326,7 +328,7 @@ class Environment:
 
     def _is_in_use(self) -> bool:
         """Whether a thread is in a call of a table: closing that would pull it from under it."""
-        return (
+        return self.current is not None and (  # else closing them was interrupted
             sys.getrefcount(self.current) > _OWN_REFERENCES
             or sys.getrefcount(self.old) > _OWN_REFERENCES
             or sys.getrefcount(self.transactions) > _OWN_REFERENCES
@@ -344,11 +346,11 @@ class Environment:
             with suppress(bdb.DBError):
                 self.handle.set_flags(bdb.DB_PANIC_ENVIRONMENT, 1)
         for name in (*TABLES, "handle"):
-            handle = getattr(self, name)
-            setattr(self, name, None)
-            if handle is not None:
-                with suppress(bdb.DBError):
-                    handle.close()
+            # In no variable, which a traceback would keep: that would count as being in use.
+            if getattr(self, name) is not None:
+                with suppress(bdb.DBError):  # it may be closed already
+                    getattr(self, name).close()
+                setattr(self, name, None)
 
     def abandon(self) -> None:
         """Never close this: to do so would write to files that are somebody else's."""

@@ -8,6 +8,7 @@ from objdb.errors import UsageError, require_at_least
 from objdb.storage.berkeley.engine import BerkeleyEngine
 from objdb.storage.durability import Durability
 from objdb.storage.files import path_given
+from objdb.storage.owning import drops_what_it_opened
 from objdb.storage.storage import Storage
 
 _DURABILITIES = ("sync", "os")
@@ -33,6 +34,7 @@ class BerkeleyStorage(Storage):
 
     engine: BerkeleyEngine
 
+    @drops_what_it_opened
     def __init__(
         self, directory: str | os.PathLike[str], *, history: bool | None = None,
         create: bool = True, durability: Durability = "sync", cache_bytes: int = 64 << 20,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -45,16 +44,15 @@ from objdb.storage.file.log import POSITION, Before, Record, Written
 from objdb.storage.file.lookup import IN_VERSION
 from objdb.storage.file.opening import create_file, open_files, require_openable
 from objdb.storage.file.pack import FilePack, remove_leftovers
-from objdb.storage.file.recovery import tail_problem
 from objdb.storage.file.verify import check_structure
 from objdb.storage.files import Files, Lock, hold_or_release, take_lock, what_is_gone
 from objdb.storage.iteration import TransactionRecord
+from objdb.storage.owning import drops_what_it_opened
 from objdb.storage.packing import PackOptions, PackResult
 from objdb.storage.rows import Current, TransactionRow, new_current
 from objdb.storage.staging import StagedRows
 
 # How often, and how long apart, what lies behind the last transaction is looked at.
-_LOOKS_AT_TAIL, _BETWEEN_LOOKS_SECONDS = 4, 0.01
 
 
 @implementer(
@@ -66,7 +64,11 @@ class FileEngine:
 
     keeps_history = True
     has_checksums = True
+    lock: Lock | None = None
+    generation: Generation
+    _is_dropped = False
 
+    @drops_what_it_opened
     def __init__(
         self, path: str, files: Files, *, create: bool, read_only: bool, durability: Durability,
         preallocate_bytes: int, checkpoint_records: int,
@@ -89,13 +91,9 @@ class FileEngine:
         self.checkpoint_lock = threading.Lock()
         self.follower = Follower(self)
         require_openable(files, path, create=create and not read_only)
-        self.lock: Lock | None = None if read_only else take_lock(files, path)
-        try:
-            self._open(create and not read_only)
-        except BaseException:
-            if self.lock is not None:
-                self.lock.release()
-            raise
+        if not read_only:
+            self.lock = take_lock(files, path)
+        self._open(create and not read_only)
 
     # -- opening
 
@@ -459,42 +457,41 @@ class FileEngine:
     def self_check(self) -> list[str]:
         """See `ISelfChecking`: the index against the log, the chains of records, and what is
         behind the last transaction."""
-        tail = self._tail_problem()
+        tail = self.follower.tail_problem() if self.is_read_only else None
         generation = self.generation
         seen = generation.published
         problems = check_structure(generation.log, generation.index, seen.end, seen.objects)
         return problems if tail is None else [*problems, tail]
 
-    def _tail_problem(self) -> str | None:
-        """Return what is wrong behind the last transaction, where nobody has recovered that; not
-        what another process is just writing, which is something else a moment later."""
-        if not self.is_read_only:
-            return None
-        found = ""
-        for _ in range(_LOOKS_AT_TAIL):
-            self.follower.poll()
-            generation = self.generation
-            again = tail_problem(generation.log, generation.published.end, generation.published.tid)
-            if again is None:
-                return None
-            found = again
-            time.sleep(_BETWEEN_LOOKS_SECONDS)
-        return found
-
     def close(self) -> None:
         """See `IEngine`."""
-        if self._pid != os.getpid():  # a fork's copy: the parent's files are not ours to finish
+        if self._is_dropped or self._pid != os.getpid():  # the files are the parent's
             return
         generation, is_settled = self.generation, self.is_read_only or self.is_failed
         gone = None if is_settled else what_is_gone(self.files, self.name, generation.file)
         try:
             if not (is_settled or gone):
-                generation.log.truncate(generation.end)
-                generation.file.sync()
-                generation.index.write_checkpoint(*generation.published)
+                self._settle(generation)
         finally:
-            self.generation.close()
-            if self.lock is not None:
-                self.lock.release()
+            self.drop_opened()
         if gone is not None:
             raise StorageError(f"{gone}: what was committed is in no file that has this name")
+
+    def _settle(self, generation: Generation) -> None:
+        """Leave the log as long as it is, synced, with its index; once more, if interrupted."""
+        try:
+            generation.settle()
+        except OSError:
+            raise
+        except BaseException:
+            generation.settle()
+            raise
+
+    def drop_opened(self) -> None:
+        """Close the files and let go of the lock, writing nothing (see `owning`)."""
+        generation: Generation | None = getattr(self, "generation", None)
+        if generation is not None:
+            generation.close()
+        if self.lock is not None:
+            self.lock.release()
+        self._is_dropped = True

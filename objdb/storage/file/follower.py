@@ -7,13 +7,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from objdb.errors import CorruptedDataError
 from objdb.storage.file.generation import Generation
 from objdb.storage.file.open_file import OpenFile
-from objdb.storage.file.recovery import next_transaction
+from objdb.storage.file.recovery import next_transaction, tail_problem
 from objdb.storage.foreign import database_of
+
+_LOOKS_AT_TAIL, _BETWEEN_LOOKS_SECONDS = 4, 0.01
 
 
 def open_beside_writer(engine: OpenFile) -> Generation:
@@ -90,3 +93,17 @@ class Follower:
             self.db.invalidate(header.tid, list(positions))
             generation.end = header.end
             engine.show(generation, header.end, header.tid, generation.published.objects + new)
+
+    def tail_problem(self) -> str | None:
+        """Return what is wrong behind the last transaction, where nobody has recovered that; not
+        what the other process is just writing, which is something else a moment later."""
+        engine, found = self._engine, ""
+        for _ in range(_LOOKS_AT_TAIL):
+            self.poll()
+            seen = engine.generation.published
+            problem = tail_problem(engine.generation.log, seen.end, seen.tid)
+            if problem is None:
+                return None
+            found = problem
+            time.sleep(_BETWEEN_LOOKS_SECONDS)
+        return found

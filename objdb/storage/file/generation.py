@@ -60,6 +60,12 @@ class Generation:
         self.published = published
         self.reader.end = published.end
 
+    def settle(self) -> None:
+        """Cut off what is allocated ahead, and put log and index on the medium."""
+        self.log.truncate(self.end)
+        self.file.sync()
+        self.index.write_checkpoint(*self.published)
+
     def close(self) -> None:
         """Close the files; reads under way raise `StorageClosedError`."""
         self.index.close()

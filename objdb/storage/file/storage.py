@@ -16,6 +16,7 @@ from objdb.storage.durability import Durability
 from objdb.storage.file.copying import copy_as_it_is
 from objdb.storage.file.engine import FileEngine
 from objdb.storage.files import Files, OSFiles, path_given
+from objdb.storage.owning import drops_what_it_opened
 from objdb.storage.storage import Storage
 
 _DURABILITIES = ("sync", "os")
@@ -41,6 +42,7 @@ class FileStorage(Storage):
 
     engine: FileEngine
 
+    @drops_what_it_opened
     def __init__(
         self, path: str | os.PathLike[str], *, create: bool = True, read_only: bool = False,
         durability: Durability = "sync", preallocate_bytes: int = 1024 * 1024,

@@ -44,14 +44,14 @@ class Link:
     )
 
     def __init__(self, connection: sqlite3.Connection, statements: Statements) -> None:
+        self._pid = os.getpid()
+        self.lock = threading.Lock()
+        self.is_ending = self.is_closed = False
         self.connection = connection
         self._statements = statements
         self.execute = connection.cursor().execute
-        self.lock = threading.Lock()
-        self.is_ending = self.is_closed = False
         self.ahead: dict[int, CurrentRow] = {}
         self._last_oid = 0
-        self._pid = os.getpid()
         self.tid: Tid | None = None
 
     def find(self, oid: int) -> CurrentRow | None:
@@ -116,7 +116,9 @@ class Link:
             self.lock.release()
         return True
 
-    __del__ = end
+    def __del__(self) -> None:
+        if hasattr(self, "connection"):  # else its constructor was interrupted
+            self.end()
 
 
 class _Own:

@@ -24,7 +24,14 @@ from objdb.errors import (
     UsageError,
     require_at_least,
 )
-from objdb.storage.files import require_folder, require_no_link, require_regular, sync_path
+from objdb.storage.files import (
+    NO_FILE,
+    open_descriptor,
+    require_folder,
+    require_no_link,
+    require_regular,
+    sync_path,
+)
 from objdb.storage.libraries import has_locks, looking, note_locks
 from objdb.storage.sql.connections import is_open_in_parent
 from objdb.storage.sql.statements import SCHEMA
@@ -91,13 +98,13 @@ class ProcessLock:
     def __init__(self, path: str, seconds: float) -> None:
         self._path = path
         self._seconds = seconds
-        self._file = -1
+        self._file = NO_FILE
         self._is_held = False
 
     def acquire(self) -> None:
         """Take the lock; `StorageLockedError` if another process has it for too long."""
         if self._file < 0:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = open_descriptor(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         deadline, wait = time.monotonic() + self._seconds, _FIRST_WAIT_SECONDS
         self._is_held = True  # or will be: who is interrupted in between releases it
         while True:
@@ -121,9 +128,7 @@ class ProcessLock:
 
     def close(self) -> None:
         """Let go of the file. In the child of a fork, this leaves the parent's lock alone."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file, self._is_held = -1, False
+        self._file, self._is_held = NO_FILE, False
 
 
 class Grip:

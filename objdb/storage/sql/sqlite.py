@@ -12,6 +12,7 @@ from zope.interface import implementer
 from objdb.interfaces import IStorageShared
 from objdb.storage.durability import Durability
 from objdb.storage.files import path_given
+from objdb.storage.owning import drops_what_it_opened
 from objdb.storage.sql.backup import back_up
 from objdb.storage.sql.connections import unwatch, watch
 from objdb.storage.sql.opening import SQLITE_ERRORS, explained, require_seconds
@@ -37,6 +38,7 @@ class SQLiteStorage(Storage):
 
     engine: SQLiteEngine
 
+    @drops_what_it_opened
     def __init__(
         self, path: str | os.PathLike[str], *, history: bool | None = None, create: bool = True,
         read_only: bool = False, durability: Durability = "sync", busy_seconds: float = 30,

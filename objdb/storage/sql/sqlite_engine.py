@@ -45,10 +45,12 @@ from objdb.storage.engine import (
     IShared,
     Visibility,
 )
+from objdb.storage.owning import drops_what_it_opened
 from objdb.storage.rows import PLAIN, TransactionRow
 from objdb.storage.sql.connections import Link, Links
 from objdb.storage.sql.opening import (
     SQLITE_ERRORS,
+    Grip,
     ProcessLock,
     connect,
     explained,
@@ -81,6 +83,7 @@ class SQLiteEngine(SQLRows):
     tick_seconds = 1.0
     max_oid = 0  # all are reserved first
 
+    @drops_what_it_opened
     def __init__(
         self, path: str, history: bool | None, create: bool, read_only: bool, durability: Any,
         busy_seconds: float, cache_bytes: int, keep_seconds: float,
@@ -395,14 +398,26 @@ class SQLiteEngine(SQLRows):
     def close(self) -> None:
         """See `IEngine`."""
         self._is_closed = True
-        if self._pid != os.getpid():
-            return  # the connections are the parent's
-        self._links.close(_CLOSE_SECONDS)
+        if self._pid == os.getpid():  # else the connections are the parent's
+            self._close(_CLOSE_SECONDS)
+
+    def _close(self, seconds: float) -> None:
+        self._links.close(seconds)
         with self._poll_lock:
             self._polling.close()
-        self._writer.end(_CLOSE_SECONDS)  # which takes back what was not decided
+        self._writer.end(seconds)  # which takes back what was not decided
         self._grip.let_go()
         self._process_lock.close()
+
+    def drop_opened(self) -> None:
+        """Close what the constructor has opened (see `owning`)."""
+        self._is_closed = True
+        for name, end in (
+            ("_links", lambda links: links.close(0)), ("_polling", sqlite3.Connection.close),
+            ("_writer", Link.end), ("_grip", Grip.let_go), ("_process_lock", ProcessLock.close),
+        ):
+            if (found := self.__dict__.get(name)) is not None:
+                end(found)
 
     # -- forks
 
