@@ -231,8 +231,7 @@ class Connection(LoadPath):
         changes.register(obj)
 
     def require_usable(self) -> None:
-        """Raise `ConnectionStateError` if it is closed, `ConcurrentUseError` in a thread that is
-        not the one it is bound to."""
+        """Raise `ConnectionStateError` if it is closed, `ConcurrentUseError` in another thread."""
         if not self.is_open:
             raise _closed()
         if self._owner is not None and self._owner != get_ident():

@@ -346,7 +346,11 @@ class OpeningExploration:
                 root["number"] = root.get("number", 0) + 1
         finally:
             if db is not None:
-                db.close()
+                try:
+                    db.close()
+                except BaseException:
+                    db.close()  # it may have been interrupted before it began
+                    raise
 
     def _read(self) -> int:
         with objdb.DB(lambda: self._open_storage(self._folder)) as db, db.transaction() as opened:
