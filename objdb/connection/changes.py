@@ -1,5 +1,5 @@
-"""What one transaction has changed and created through one connection; and the four states of a
-persistent object.
+"""Objects that one transaction has changed and created through one connection, and the four states
+of a persistent object.
 
                 add / reachable at commit                    attribute set
       UNSAVED ────────────────────────────► UP_TO_DATE ───────────────────────► CHANGED
@@ -117,7 +117,7 @@ class RefusedChanges:
 
 def adopt(jar: Jar, changes: ChangeSet, obj: Any) -> Oid:
     """Make *obj*, of no connection, one of *jar*; return its oid: a new one, or what the program
-    gave it. `InvalidObjectReference` unless that is an oid, and nobody else's."""
+    gave it. `InvalidObjectReference` unless that is an unused oid."""
     oid: Oid | None = obj._p_oid
     if oid is None:
         oid = bytes(jar.db().storage.new_oid())

@@ -108,13 +108,13 @@ class Connection(LoadPath):
         return self._root
 
     def get(self, oid: Oid) -> Any:
-        """Return the object with this oid (8 bytes); `POSKeyError` if there is none."""
+        """Return the object with this oid (8 bytes); `POSKeyError` if it does not exist."""
         if not self.is_open:
             raise _closed()
         if self._refused.waiting:
             self._refused.drop()
         if type(oid) is not bytes or len(oid) != 8:
-            raise POSKeyError(f"{oid!r} is no oid: those are 8 bytes")
+            raise POSKeyError(f"{oid!r} is not an oid; an oid is 8 bytes")
         obj = self._cache.get(oid)
         if obj is None and self.work is not None:
             obj = self.work.changes.added.get(oid)
@@ -174,8 +174,8 @@ class Connection(LoadPath):
         Each is a persistent object, an oid, or something to iterate over that yields them, such as
         `tree.values(first, last)`. *depth*: also load what these refer to, in so many steps. A
         BTree comes whole. All counts as read by the transaction, and stays loaded until it
-        ends. While this runs, nobody else may use the connection. When cancelled, this ends with
-        the object that is being loaded.
+        ends. While this runs, no other thread may use the connection. When cancelled, this ends
+        with the object that is being loaded.
 
         Raises what loading raises; `UsageError` for objects of another connection.
         """
@@ -208,7 +208,7 @@ class Connection(LoadPath):
         raise _closed()
 
     def oldstate(self, obj: Any, tid: Tid) -> Any:
-        """Return the state *obj* had in the revision *tid*; `POSKeyError` if there is none."""
+        """Return the state *obj* had in the revision *tid*; `POSKeyError` if it does not exist."""
         return self.reader.state(type(obj), self._storage.loadSerial(obj._p_oid, tid))
 
     # -- changing
@@ -288,8 +288,8 @@ class Connection(LoadPath):
             self._join_companions()
         elif work.phase is Phase.VOTING:
             raise ConnectionStateError(
-                f"{self!r}: its objects cannot be changed now. What a commit calls, such as "
-                "_p_resolveConflict, must not touch objects; it gets states, and returns one"
+                f"{self!r}: its objects cannot be changed during a vote. Code that a commit "
+                "calls, such as _p_resolveConflict, gets states and returns one"
             )
         return work
 
@@ -315,7 +315,7 @@ class Connection(LoadPath):
                 return
 
     def afterCompletion(self, txn: Any) -> None:
-        """Let the cache shrink; begin a new view, where transactions begin by themselves."""
+        """Let the cache shrink; begin a new view, unless the manager is explicit."""
         if self._db.transaction_ended is not None:
             self._db.transaction_ended()
         self.mutations.drop()
@@ -387,7 +387,7 @@ class Connection(LoadPath):
 
     @property
     def isolation(self) -> str:
-        """What transactions see of one another: the name of the mode."""
+        """The name of the isolation mode."""
         return self.view.isolation
 
     @property
@@ -415,7 +415,7 @@ class Connection(LoadPath):
         self.view.open(isolation, past)
         self.__dict__.pop("setstate", None)
         if self.view.isolation == "read-current":
-            # What objects call when they are touched, before the class's.
+            # Objects call this when they are touched, before the class's.
             self.__dict__["setstate"] = partial(set_current_state, self)
         self.transaction_manager.registerSynch(self)  # which begins one, in a transaction
         if not self.view.has_begun:

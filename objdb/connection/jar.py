@@ -1,4 +1,4 @@
-"""What the parts of a connection ask of it."""
+"""The connection as its parts see it: a protocol for type checkers."""
 
 from __future__ import annotations
 

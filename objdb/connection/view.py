@@ -1,4 +1,4 @@
-"""What a connection sees: the database as it was when the transaction began.
+"""The view of a connection: the database as it was when the transaction began.
 
     a transaction begins ─► move: objects that others changed since become ghosts
                          ─► loads end before the bound, the tid after the last transaction
@@ -70,7 +70,7 @@ class View:
             elif oids:
                 jar._cache.invalidate(oids)
             self._set_bound(last)
-            self.snapshot = last  # the last to change: who is interrupted before comes here again
+            self.snapshot = last  # behind all else: what is interrupted before is done again
 
     def _set_bound(self, snapshot: Tid) -> None:
         """Set what loads are bounded by in a view of *snapshot*."""

@@ -1,5 +1,5 @@
-"""What a connection does in one transaction: the work is made when the first object is changed, and
-dropped when the transaction ends.
+"""The work of a connection in one transaction: it begins with the first change, and ends with the
+transaction.
 
     attribute set ─► Connection.register ─► Work, which joins the transaction
 
@@ -66,7 +66,7 @@ class Phase(enum.Enum):
 
 @implementer(IDataManager, ISavepointDataManager)
 class Work:
-    """What *jar*, a connection, has changed in the transaction *txn*, and its part in the two-phase
+    """The changes of *jar*, a connection, in the transaction *txn*, and its part in the two-phase
     commit.
 
     `stored` has the objects given to the storage, by oid; None for those that only a savepoint
@@ -148,7 +148,7 @@ class Work:
                         stack.extend(reversed(new_objects))
                         new_objects.clear()
             except BaseException:
-                # What was met and not stored is taken back by the abort.
+                # The abort takes back new objects that were met and not stored.
                 for obj in stack + new_objects:
                     if obj._p_serial == NO_TID:
                         self.changes.add(obj)
@@ -203,7 +203,7 @@ class Work:
             self._write_changes(self._db.storage.store)
         self._check_reads()
         self.phase = Phase.VOTING
-        created = self.changes.created  # what is new is in nobody's cache
+        created = self.changes.created  # new objects are in no other cache
         oids = [oid for oid in self.stored if oid not in created]
         try:
             self._commit.vote(self.stored, partial(self._tell, oids))
@@ -222,7 +222,7 @@ class Work:
         """Let the vote fail unless all that was to be current, or read, is as it was."""
         jar, storage, metadata = self._jar, self._db.storage, self._commit.metadata
         check = storage.checkCurrentSerialInTransaction
-        # Storages without versions are told of none.
+        # Storages without versions take no such argument.
         in_version = {"version": jar.version} if jar.version else {}
         for oid, serial in jar.view.must_be_current.items():
             if oid not in self.stored:
@@ -272,14 +272,14 @@ class Work:
                 if obj is None:
                     continue
             set_serial(obj, tid)
-        # What was merged is not what these objects hold.
+        # Objects whose changes were merged hold another state.
         cache.invalidate(self._commit.resolved)
         self._end()
 
     # -- taking back
 
     def tpc_abort(self, txn: Any) -> None:
-        """Take everything back, in the storage and in memory. What is committed stays so."""
+        """Take everything back, in the storage and in memory; what is committed stays."""
         partial_commit.tell_after_the_fact(txn, self)
         self.abort(txn)
 
@@ -392,7 +392,7 @@ class Work:
 
 
 class Savepoint:
-    """What `transaction.savepoint()` gets from a connection: rolls its objects back."""
+    """The way back that `transaction.savepoint()` gets from a connection."""
 
     def __init__(self, work: Work, mark: Mark) -> None:
         self._work = work

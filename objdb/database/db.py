@@ -228,8 +228,8 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         reading what was there at a moment of the past, or just before it (a tid, seconds since
         1970, a datetime with a time zone, or one in ISO form); those are not counted with the
         others. *version*: the name of the version to work in, which has a pool of its own;
-        `VersionError` for what is no name, `Unsupported` where there are no versions. A first
-        argument that is no string is taken for a transaction manager.
+        `VersionError` for an invalid name, `Unsupported` where there are no versions. A first
+        argument that is not a string is taken for a transaction manager.
         """
         if not isinstance(version, str):
             version, transaction_manager = "", version
@@ -300,7 +300,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
                 connection.close()
 
     def holder_of(self, connection: Connection) -> Any:
-        """Return what stands for who has *connection* of a pool; None if nobody, or no pool."""
+        """Return the holder of *connection* in its pool; None if it is free, or has no pool."""
         return None if connection.pool is None else connection.pool.holder_of(connection)
 
     def return_connection(self, connection: Connection) -> None:
@@ -366,7 +366,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         return result
 
     def metadata_of(self, txn: Any) -> TransactionMetaData:
-        """Return what the storage is told about the transaction *txn*."""
+        """Return the metadata of the transaction *txn* for the storage."""
         metadata = TransactionMetaData(txn.user, txn.description, dict(txn.extension))
         _ = metadata.extension_bytes  # which raises if it cannot be stored
         metadata.later = later_of(txn)
@@ -374,7 +374,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
 
     def storage_commit(self, txn: Any) -> StorageCommit:
         """Return the part of *txn* that this database's storage has, the same for all who ask."""
-        if len(txn._resources) == 1:  # nobody else will ask
+        if len(txn._resources) == 1:  # no other participant will ask
             return StorageCommit(self, self.metadata_of(txn))
         try:
             commit: StorageCommit = txn.data(self)
@@ -423,8 +423,8 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         return tid
 
     def oldest_view(self) -> Tid:
-        """Return the tid of the oldest view that a connection has, those to the past aside: what
-        was replaced up to then is seen by nobody."""
+        """Return the tid of the oldest view that a connection has, historical ones aside:
+        revisions that were replaced up to then are not visible any more."""
         last: Tid = self.storage.lastTransaction()
         with self._connections_lock:
             views = [connection.view_tid(last) for connection in self._all_connections]

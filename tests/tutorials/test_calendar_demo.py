@@ -127,7 +127,7 @@ def test_without_a_storage_that_stays():
     ("nosql:cal", "there is no storage 'nosql'; there are file,"),
     ("sqlite:cal.sqlite?histroy=no", "unknown parameter 'histroy'; known are history"),
     ("sqlite:notes.txt", "is no SQLite database"),
-    ("file+sqlite:cal.sqlite", "file is no layer"),
+    ("file+sqlite:cal.sqlite", "file is not a layer"),
 ])
 def test_wrong_uris(tmp_path, monkeypatch, uri, answer):
     """A URI that makes no sense is one line that says what there is, and nothing is made."""
