@@ -33,7 +33,7 @@ class LeakedConnectionWarning(ResourceWarning):
 
 class Holder(NamedTuple):
     """The holder of a connection that is out: the thread, since when (monotonic seconds), and the
-    stack of the call that opened it, if that is recorded. If it was a task: the task and its name."""
+    stack of the call that opened it, if that is recorded; of a task, the task and its name."""
 
     thread: threading.Thread
     since: float
