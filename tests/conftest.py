@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +13,13 @@ import transaction
 
 import objdb
 from objdb.check import check
+from tests.leftovers import now_open, without_abandoned
 
 ROOT = Path(__file__).resolve().parents[1]
 SKIPS = Path(__file__).parent / "skips.txt"
 _skipped: set[str] = set()
 _PATIENCE_SECONDS = 5.0
-_TEMPORARY = tempfile.gettempdir() + "/"
-# Module safes stay open until the process ends, and Berkeley DB keeps the files of one that failed.
-_KEPT_OPEN = "/safe", "/host."
+_mapped = [frozenset[str]()]  # what files were mapped when the last test had ended
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -42,32 +39,28 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+def pytest_collection_finish() -> None:
+    """Have garbage looked for in what tests make only, not in all modules and tests each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    """No thread, no open file and no transaction outlives its test."""
-    threads, files = set(threading.enumerate()), _open_files()
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No thread, no open or mapped file, no lock and no transaction outlives its test."""
+    before = now_open(_mapped[0])
     yield
     transaction.abort()
-    for thread in set(threading.enumerate()) - threads:
+    for thread in set(threading.enumerate()) - before.threads:
         thread.join(_PATIENCE_SECONDS)  # one that is about to end by itself
-    assert set(threading.enumerate()) <= threads, "threads left running"
-    left = _open_files() - files
+    left = now_open().beside(before)
     if left:
         gc.collect()
-        left = _open_files() - files
-    assert not left, f"files left open: {left}"
-
-
-def _open_files() -> set[str]:
-    found = set()
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{number}")
-        except OSError:
-            continue
-        if target.startswith(_TEMPORARY) and not any(part in target for part in _KEPT_OPEN):
-            found.add(f"{number} {target}")
-    return found
+        left = now_open().beside(before)
+        _mapped[0] = now_open().maps
+    if request.node.get_closest_marker("abandons"):
+        left = without_abandoned(left)
+    assert not left, f"left open: {left}"
 
 
 class Databases:

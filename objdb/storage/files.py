@@ -417,11 +417,7 @@ def make_private(path: str) -> None:
 def sync_path(path: str) -> None:
     """Make what was written to a file, or made, renamed and removed in a directory, survive a loss
     of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.fsync(open_descriptor(path, os.O_RDONLY))
 
 
 def what_is_gone(files: Files, path: str, file: File) -> str | None:

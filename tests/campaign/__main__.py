@@ -41,6 +41,12 @@ from tests.storages import FORGETFUL, STORAGES
 # A campaign takes seconds; one that takes so long does not end.
 LONGEST_SECONDS = 900.0
 BOOKINGS = 4000
+_share = 1.0  # of the size of each campaign; smaller to see that they run
+
+
+def sized(count: int) -> int:
+    """Return so much of *count* as this run is to do, at least 1."""
+    return max(1, int(count * _share))
 
 
 KILLED = (
@@ -54,12 +60,12 @@ os.environ.setdefault("CAMPAIGN_KEY", "5a" * 32)
 
 
 def kills(directory: Path, seed: int) -> None:
-    """Ten kills of writers on one database."""
+    """Kills of writers on one database."""
     chance = random.Random(seed)
     uri = chance.choice(KILLED).format(directory / "data")
     way = chance.choice(["plain", "versions", "undo"])
     packs = chance.choice(["no", "no", "yes"])
-    for _ in range(10):
+    for _ in range(sized(10)):
         kill_once(uri, chance, way, packs)
 
 
@@ -77,7 +83,7 @@ def races(directory: Path, seed: int) -> None:
     chance = random.Random(seed)
     for storage in some_storages(directory, chance):
         with objdb.DB(storage, **database_options(chance)) as db:
-            race(db, rounds=400, seed=seed, packs=chance.random() < 0.5)
+            race(db, rounds=sized(400), seed=seed, packs=chance.random() < 0.5)
             check(db.storage).raise_if_damaged()
 
 
@@ -89,9 +95,9 @@ def histories(directory: Path, seed: int) -> None:
         with objdb.DB(storage, **database_options(chance)) as db:
             isolation = chance.choice([None, *ISOLATIONS])
             threads = chance.choice([2, 4, 8, 16])
-            check_isolation(db, isolation, threads=threads, transactions=300, seed=seed)
+            check_isolation(db, isolation, threads=threads, transactions=sized(300), seed=seed)
             check(db.storage).raise_if_damaged()
-    for number in range(100):
+    for number in range(sized(100)):
         isolation = chance.choice(ISOLATIONS)
         report = interleaved(1000 * seed + number, isolation)
         report.raise_if_forbidden(isolation)
@@ -107,18 +113,18 @@ def database_options(chance: random.Random) -> dict[str, Any]:
 
 def sweeps(directory: Path, seed: int) -> None:
     """A random workload, crashed everywhere."""
-    sweep(seed)
+    sweep(seed, steps=sized(10))
 
 
 def graphs(directory: Path, seed: int) -> None:
     """A random graph, back and forth between ZODB and objdb."""
-    for number in range(5):
+    for number in range(sized(5)):
         graph_goes_round(directory / f"data{number}.fs", seed + number)
 
 
 def packs(directory: Path, seed: int) -> None:
     """Random histories, packed to random moments, on every kind of storage."""
-    for number in range(5):
+    for number in range(sized(5)):
         for kind, make in STORAGES.items():
             folder = directory / f"{kind}{number}"
             folder.mkdir()
@@ -133,26 +139,27 @@ def check_structure(storage: Any) -> list[str]:
 
 
 def safes(directory: Path, seed: int) -> None:
-    """Fifteen kills of processes that write to a module safe, with others writing on."""
+    """Kills of processes that write to a module safe, with others writing on."""
     chance = random.Random(seed)
     backend = chance.choice(["berkeley", "berkeley", "sqlite"])
-    safe_kills.campaign(directory / "safe", backend, 15, chance)
+    safe_kills.campaign(directory / "safe", backend, sized(15), chance)
 
 
 def bookings(directory: Path, seed: int) -> None:
     """Processes that book the same people on one SQLite file."""
     processes = random.Random(seed).choice([2, 4, 8])
-    book_in_processes(f"sqlite:{directory}/data.sqlite", processes, BOOKINGS, seed)
+    book_in_processes(f"sqlite:{directory}/data.sqlite", processes, sized(BOOKINGS), seed)
 
 
 def leaks(directory: Path, seed: int) -> None:
-    """A hundred thousand transactions, or openings, that fail in one way."""
+    """Transactions, or openings, that fail in one way, a hundred thousand times."""
     chance = random.Random(seed)
-    fail_often(chance.choice(list(STORAGES)), chance.choice(WAYS), directory, 100_000)
+    fail_often(chance.choice(list(STORAGES)), chance.choice(WAYS), directory, sized(100_000))
 
 
 def interrupts(directory: Path, seed: int) -> None:
-    """An exception at every place of an operation, or of opening and closing."""
+    """An exception at every place of an operation, or of opening and closing; in a small run, at
+    some."""
     chance = random.Random(seed)
     kind, name = chance.choice(list(STORAGES)), chance.choice([*OPERATIONS, "opening"])
     persists = kind not in FORGETFUL
@@ -161,7 +168,7 @@ def interrupts(directory: Path, seed: int) -> None:
         exploration = OpeningExploration(STORAGES[kind], directory, persists=persists)
     else:
         exploration = Exploration(STORAGES[kind], directory, OPERATIONS[name], persists=persists)
-    exploration.run()
+    exploration.run(sized(200) if _share < 1 else None, seed)
     assert exploration.faults == [], f"{kind}, {name}"
 
 
@@ -178,11 +185,14 @@ CAMPAIGNS: list[Callable[[Path, int], None]] = [
     "--only", type=click.Choice([c.__name__ for c in CAMPAIGNS]), multiple=True,
     help="Only this campaign; may be repeated.",
 )
-def main(minutes: float, seed: int | None, only: tuple[str, ...]) -> None:
+@click.option("--briefly", is_flag=True, help="A tenth of each, to see that they run.")
+def main(minutes: float, seed: int | None, only: tuple[str, ...], briefly: bool) -> None:
     """Kill, race, check, crash and pass around databases for so many MINUTES (default 10).
 
     Stops at the first failure, and says how to repeat it.
     """
+    global _share
+    _share = 0.1 if briefly else 1.0
     seed = random.randrange(10**9) if seed is None else seed
     chosen = [c for c in CAMPAIGNS if not only or c.__name__ in only]
     done: Counter[str] = Counter()
@@ -208,6 +218,7 @@ def main(minutes: float, seed: int | None, only: tuple[str, ...]) -> None:
 def holds(campaign: Callable[[Path, int], None], seed: int, progress: Progress) -> bool:
     """Run a campaign once; if it fails, say how, and how to repeat it."""
     again = f"To repeat it: ./dev crash 0 --only {campaign.__name__} --seed {seed}"
+    again += " --briefly" * (_share < 1)
     with (
         tempfile.TemporaryDirectory(prefix="objdb-campaign-") as directory,
         watchdog(LONGEST_SECONDS, again),

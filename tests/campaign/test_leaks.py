@@ -1,4 +1,4 @@
-"""What ends badly a thousand times leaves nothing behind, on every storage."""
+"""What ends badly hundreds of times leaves nothing behind, on every storage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.storages import STORAGES
 @pytest.mark.parametrize("name", WAYS)
 def test_flat(kind: str, name: str, tmp_path: Path) -> None:
     """Memory, descriptors and threads stay what they were."""
-    fail_often(kind, name, tmp_path, 1000)
+    fail_often(kind, name, tmp_path, 400)
 
 
 @pytest.mark.parametrize("leaks", ["memory", "a file"])

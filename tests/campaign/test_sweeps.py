@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from typing import Any
 
@@ -35,6 +36,7 @@ def nothing(*args: Any, **kwargs: Any) -> None:
     """Stands for what a broken storage forgets."""
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file")
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
@@ -49,5 +51,6 @@ def test_a_storage_that_forgets_is_found_out(
     """A storage that leaves out a step of its commits is caught by one of a few sweeps."""
     monkeypatch.setattr(owner, name, nothing)
     with pytest.raises((AssertionError, ObjdbError)):
-        for seed in range(20):
+        for seed in (3, *range(20)):  # the third is short, and finds all of them for now
             sweep(seed)
+    gc.collect()  # the transaction in which it was found out, and the file that this has open

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 import objdb
 from objdb.check import check
 from tests.models import Counter, Person
-from tests.storages import FORGETFUL, OTHERS, STORAGES
+from tests.storages import FORGETFUL, STORAGES
 
 PEOPLE, COUNTERS, BAGS = 2, 1, 1
 # What an object is in the model: "p0" … people, "n0" … counters, "b0" … bags (frozensets of the
@@ -334,7 +334,7 @@ LIMITS = settings(
 def test_snapshots(kind: str) -> None:
     """Views of connections over each kind of storage, which is also reopened, are the model's."""
     machine = type("Snapshots", (Snapshots,), {"kind": kind})
-    examples = 15 if kind in OTHERS else 120
+    examples = {"file": 120, "memory": 60}.get(kind, 15)
     run_state_machine_as_test(machine, settings=settings(LIMITS, max_examples=examples))
 
 

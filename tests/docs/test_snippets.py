@@ -20,7 +20,7 @@ import transaction
 
 import objdb
 from objdb.check import check
-from objdb.safe import Safe
+from objdb.safe.opening import _open_safes
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -117,8 +117,10 @@ def run_page(page, namespace):
 def forget(namespace):
     """Close the databases of a page that did not come to its end, and forget its objects."""
     for value in list(namespace.values()):
-        if isinstance(value, (objdb.DB, objdb.FileStorage, Safe)):
+        if isinstance(value, (objdb.DB, objdb.FileStorage)):
             value.close()
+    for safe in _open_safes.values():
+        safe.close()
     namespace.clear()
     gc.collect()
 

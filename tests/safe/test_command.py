@@ -134,8 +134,8 @@ def test_export_leaves_out(shop: Safe, value: Any, in_python: bool, in_json: boo
         assert result.exit_code == (0 if is_there else 1)
         assert ("left out: 'value'" in result.stderr) == (not is_there)
         assert len(result.stdout.splitlines()) == (3 if is_there else 2)
-        again = open_safe(shop.path)
-        assert again["apple"] == [1, 20]
+        with open_safe(shop.path) as again:
+            assert again["apple"] == [1, 20]
 
 
 def test_help() -> None:

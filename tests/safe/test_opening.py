@@ -250,6 +250,7 @@ def test_files_that_may_not_be_written(opened: Open, backend: str, tmp_path: Pat
     assert opened() == {"a": 1}
 
 
+@pytest.mark.abandons
 def test_damaged(opened: Open, backend: str) -> None:
     """Damaged files are an error that says where they are, when they are read."""
     safe = opened(backend)
@@ -307,6 +308,7 @@ def test_a_safe_that_was_not_finished(opened: Open, backend: str) -> None:
     assert opened() == {"a": 1}
 
 
+@pytest.mark.abandons
 @pytest.mark.parametrize("spoilt", ["gate", "users", "safe.bdb", "safe.sqlite"])
 def test_opening_that_fails(opened: Open, tmp_path: Path, spoilt: str) -> None:
     """What cannot be opened leaves nothing open that keeps others out, or waiting."""
@@ -331,6 +333,7 @@ def open_files() -> Iterator[str]:
             yield os.readlink(entry)
 
 
+@pytest.mark.abandons
 def test_missing_logs(opened: Open) -> None:
     """A safe of Berkeley DB whose log was removed is an error that changes nothing: with the log,
     it is whole again."""

@@ -60,6 +60,7 @@ def generation(safe: Safe) -> bytes:
     return (safe.path / "gate").read_bytes()
 
 
+@pytest.mark.abandons
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("times", [10])
 def test_killed_while_writing(tmp_path: Path, shared_backend: str, times: int) -> None:
@@ -220,6 +221,7 @@ def test_file_is_for_one_process(opened: Open) -> None:
     assert safe["a"] == 1
 
 
+@pytest.mark.abandons
 def test_death_inside(opened: Open) -> None:
     """Who dies inside the environment, in the middle of a transaction even, leaves a mark, and the
     next one recovers: what was committed is there, what was not is not."""
@@ -242,6 +244,7 @@ def test_death_inside(opened: Open) -> None:
     assert safe == {"a": 1, "b": 2, "c": 3}
 
 
+@pytest.mark.abandons
 def test_death_with_others_there(opened: Open) -> None:
     """Everybody who has the safe open goes on after a death: the one that recovers it, and those
     that had nothing to do with it."""
@@ -276,6 +279,7 @@ def test_death_with_others_there(opened: Open) -> None:
     assert len(safe) == 6
 
 
+@pytest.mark.abandons
 def test_interrupted(opened: Open) -> None:
     """An access that is interrupted is either done or not, and the next one goes on."""
     safe = opened("berkeley")
@@ -292,6 +296,7 @@ def test_interrupted(opened: Open) -> None:
     assert safe == {"a": 1, "b": 2}
 
 
+@pytest.mark.abandons
 def test_closing_is_interrupted(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is interrupted while waiting to close a safe leaves its environment alone: others
     may be in it."""
@@ -326,6 +331,7 @@ def test_the_first_one_recovers(opened: Open) -> None:
     assert generation(again) == now
 
 
+@pytest.mark.abandons
 def test_who_recovers_is_not_overlooked(opened: Open) -> None:
     """Who opens a safe in which somebody died recovers it, and counts as one who has it open: the
     next ones do not recover it again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,15 @@ def test_power_lost_while_copying_a_file(
         revisions = sum(len(transaction[-1]) for transaction in expected)
         assert [state[0] for state in seen] == [*range(1, len(expected) + 1)]
         assert seen[-1] == (len(expected), revisions, expected[-1][0])
-        for count in range(0, len(files.operations) + 1, 2):
+        first = random.randrange(4)  # any one of them is met in a few runs
+        for count in range(first, len(files.operations) + 1, 4):
             disk = files.crashed(count, survival, count)
             with FileStorage("copy.fs", files=disk) as copy:
                 found = contents(copy)
-                assert found == expected[: len(found)]
-                assert copy.copyTransactionsFrom(source) == len(expected) - len(found)
-                assert contents(copy) == expected
-                assert copy.self_check() == []
+                assert found == expected[: len(found)], count
+                assert copy.copyTransactionsFrom(source) == len(expected) - len(found), count
+                assert contents(copy) == expected, count
+                assert copy.self_check() == [], count
 
 
 def test_syncs_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import pickle
 import subprocess
@@ -169,9 +170,10 @@ def test_text_in_metadata(kind: str, tmp_path: Path) -> None:
         assert (entry["user_name"], entry["description"]) == ("Käthe", "größer")
 
 
-# Runs a tool in this process with a hook that forbids imports, and calls of what could be run.
+# Runs tools in this process, one by one, with a hook that forbids imports, and calls of what could
+# be run.
 GUARDED = """
-import sys
+import json, os, sys
 from objdb.tools.main import main
 import objdb.tools.main, encodings.idna, rich.console, click, objdb.storage.layers.encrypted
 import berkeleydb.db, BTrees.OOBTree, BTrees.QQBTree, rich.progress, rich.table
@@ -183,14 +185,17 @@ def hook(event, arguments):
 KNOWN = set(sys.modules)
 EVIL = "evil"
 sys.addaudithook(hook)
-try:
-    main(sys.argv[1:], standalone_mode=False)
-except SystemExit:
-    pass
-names = [arguments[0] for event, arguments in bad if event == "import"]
-hostile = [name for name in names if "evil" in name]
-rest = [one for one in bad if one[0] != "import"]
-assert not hostile and not rest, bad
+for words in json.loads(sys.argv[1]):
+    bad.clear()
+    try:
+        code = main(words, standalone_mode=False)
+    except SystemExit as error:
+        code = error.code
+    names = [arguments[0] for event, arguments in bad if event == "import"]
+    hostile = [name for name in names if "evil" in name]
+    rest = [one for one in bad if one[0] != "import"]
+    assert not code and not hostile and not rest, (words, code, bad)
+    assert not [name for name in os.listdir() if name.endswith("evil")], words
 """
 
 
@@ -208,15 +213,14 @@ def test_tools_run_nothing(tmp_path: Path) -> None:
         hostile_record = b"cevilmodule\nrun\n(S'evil'\ntR." + b"cos\nmkdir\n(S'evil'\ntR."
         commit(db.storage, {(9).to_bytes(8, "big"): (NO_TID, hostile_record)})
     (tmp_path / "evilmodule.py").write_text("open('made-by-evil', 'w')\ndef run(*a): pass\n")
-    for arguments in (
+    tools = [
         ["check", path], ["undolog", path], ["info", path], ["history", path, "0"],
         ["migrate", path, tmp_path / "copy.fs"], ["migrate", path, f"sqlite:{tmp_path}/c.sqlite"],
         ["check", tmp_path / "copy.fs"], ["check", f"sqlite:{tmp_path}/c.sqlite"],
         ["undolog", "--json", path], ["pack", path], ["check", path],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", GUARDED, *map(str, arguments)], capture_output=True, text=True,
-            cwd=tmp_path,
-        )
-        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
-        assert not list(tmp_path.glob("*evil")), arguments
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", GUARDED, json.dumps(tools, default=str)], capture_output=True,
+        text=True, cwd=tmp_path,
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)

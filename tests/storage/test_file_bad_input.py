@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_no_permission(tmp_path: Path, path: Path) -> None:
     # The superuser may do anything, so a child that is not asks. It imports before it changes.
     script = "import objdb, os, sys, objdb.storage.file.storage\n" + script
     for directory in tmp_path.parents:
-        if directory.stat().st_uid == 0 and str(directory).startswith("/tmp/"):
+        if directory.stat().st_uid == 0 and Path(gettempdir()) in directory.parents:
             directory.chmod(0o755)
     tmp_path.chmod(0o755)
     path.chmod(0o600)

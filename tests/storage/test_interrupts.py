@@ -17,6 +17,7 @@ import transaction
 from transaction.interfaces import AlreadyInTransaction
 
 import objdb
+from objdb.storage.files import sync_path
 from objdb.storage.holding import call_each, hold, hold_for, let_go
 from objdb.testing.interrupts import (
     _ROOTS,
@@ -25,6 +26,7 @@ from objdb.testing.interrupts import (
     Interrupter,
     OpeningExploration,
 )
+from tests.leftovers import now_open
 from tests.storages import FORGETFUL, STORAGES
 
 POINTS = 6
@@ -109,6 +111,18 @@ def test_the_interrupter() -> None:
         with pytest.raises(KeyboardInterrupt), Interrupter(3) as raising:
             db.open().close()
         assert raising.where is not None and "objdb" in raising.where
+
+
+def test_no_interrupt_leaves_a_folder_open(tmp_path: Path) -> None:
+    """A folder whose names are made durable is closed again, wherever that is interrupted."""
+    before = now_open()
+    with Interrupter() as counting:
+        sync_path(str(tmp_path))
+    assert counting.count > 1
+    for at in range(counting.count):
+        with pytest.raises(KeyboardInterrupt), Interrupter(at):
+            sync_path(str(tmp_path))
+        assert not now_open().beside(before)
 
 
 def test_locks_that_are_held() -> None:

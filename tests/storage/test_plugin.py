@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from objdb.testing.plugin import find_factory, try_factory
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "writing-a-storage.md"
 BLOCK = re.compile(r"^```python\n(# plainfiles\.py.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -137,8 +139,27 @@ def test_other_tests_are_named(folder: Path) -> None:
     ("others:failing", "called with a directory, it raised OSError: no such disk"),
     ("others:a_dict", "it returned {}, which does not declare objdb.interfaces.IStorage"),
 ])
-def test_wrong_names(folder: Path, spec: str, what: str) -> None:
-    """What cannot be tested is one line that says why, and wrong usage."""
+def test_wrong_names(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, spec: str, what: str
+) -> None:
+    """What cannot be tested is told in a line that says why."""
+    monkeypatch.syspath_prepend(folder)
+    modules = set(sys.modules)
+    try:
+        with pytest.raises(pytest.UsageError) as raised:
+            try_factory(spec, find_factory(spec), folder / "storage")
+    finally:
+        for name in set(sys.modules) - modules:
+            del sys.modules[name]
+    assert str(raised.value) == f"--objdb-storage={spec}: {what}"
+
+
+@pytest.mark.parametrize(("spec", "what"), [
+    ("plainfiles:Plain", "the module plainfiles has no Plain"),
+    ("others:failing", "called with a directory, it raised OSError: no such disk"),
+])
+def test_wrong_usage(folder: Path, spec: str, what: str) -> None:
+    """That line is all that is printed, and the exit code says wrong usage."""
     status, said = run(folder, f"--objdb-storage={spec}")
     assert status == pytest.ExitCode.USAGE_ERROR
     assert said.strip() == f"ERROR: --objdb-storage={spec}: {what}"

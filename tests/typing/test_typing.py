@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,26 +25,33 @@ MISTAKES = [
 ]
 
 
-def mypy(file: Path, folder: Path) -> list[int]:
+Lines = dict[str, list[int]]  # by the name of a file
+
+
+def mypy(files: list[Path], folder: Path) -> Lines:
     """The lines in which mypy finds something."""
     done = subprocess.run(
         [
             sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent",
-            "--no-error-summary", "--cache-dir", str(folder), str(file),
+            "--no-error-summary", "--cache-dir", str(folder), *map(str, files),
         ],
         cwd=ROOT, capture_output=True, text=True, timeout=100,
     )
     assert done.returncode in (0, 1), done.stdout + done.stderr
-    return [int(found) for found in re.findall(rf"{file.name}:(\d+): error", done.stdout)]
+    return {
+        file.name: [int(at) for at in re.findall(rf"{file.name}:(\d+): error", done.stdout)]
+        for file in files
+    }
 
 
-def pyright(file: Path, folder: Path) -> list[int]:
+def pyright(files: list[Path], folder: Path) -> Lines:
     """The lines in which pyright finds something."""
-    shutil.copy(file, folder)
+    for file in files:
+        shutil.copy(file, folder)
     settings = folder / "pyrightconfig.json"
     settings.write_text(json.dumps({
-        "include": [file.name], "typeCheckingMode": "strict", "extraPaths": [str(ROOT)],
-        "pythonVersion": "3.10",
+        "include": [file.name for file in files], "typeCheckingMode": "strict",
+        "extraPaths": [str(ROOT)], "pythonVersion": "3.10",
     }))
     done = subprocess.run(
         [
@@ -53,20 +61,23 @@ def pyright(file: Path, folder: Path) -> list[int]:
         capture_output=True, text=True, timeout=100,
     )
     found = json.loads(done.stdout)["generalDiagnostics"]
-    return [each["range"]["start"]["line"] + 1 for each in found if each["severity"] == "error"]
+    errors = [each for each in found if each["severity"] == "error"]
+    return {
+        file.name: [
+            each["range"]["start"]["line"] + 1 for each in errors
+            if Path(each["file"]).name == file.name
+        ]
+        for file in files
+    }
 
 
 @pytest.mark.parametrize("checker", [mypy, pyright])
-def test_an_application(checker: object, tmp_path: Path) -> None:
-    """An application that is right has no errors."""
-    assert callable(checker) and checker(HERE / "application.py", tmp_path) == []
-
-
-@pytest.mark.parametrize("checker", [mypy, pyright])
-def test_mistakes(checker: object, tmp_path: Path) -> None:
-    """Each mistake is found."""
+def test_what_is_found(checker: Callable[[list[Path], Path], Lines], tmp_path: Path) -> None:
+    """An application that is right has no errors, and in another one each mistake is found."""
     assert len(MISTAKES) == 7
-    assert callable(checker) and set(checker(HERE / "mistakes.py", tmp_path)) == set(MISTAKES)
+    found = checker([HERE / "application.py", HERE / "mistakes.py"], tmp_path)
+    assert found["application.py"] == []
+    assert set(found["mistakes.py"]) == set(MISTAKES)
 
 
 def test_it_runs(tmp_path: Path) -> None:
