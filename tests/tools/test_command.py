@@ -217,15 +217,15 @@ def test_strange_names(terminal: Terminal, tmp_path: Path) -> None:
 
 WRONG: list[tuple[list[str], int, str]] = [
     (["history"], 2, "Missing argument 'OID'"),
-    (["history", "x"], 2, "is no oid"),
+    (["history", "x"], 2, "is not an oid"),
     (["history", "-1"], 2, ""),
     (["history", "99"], 1, "0x63"),
     (["history", "1", "--limit", "0"], 2, "0"),
     (["diff", "1", "abc", "def"], 2, "16 hexadecimal digits"),
     (["diff", "1", "next week"], 2, "16 hexadecimal digits"),
     (["diff", "1", "00" * 8, "00" * 8], 1, "0x1"),
-    (["undolog", "--since", "soon"], 2, "is no time"),
-    (["undolog", "--where", "size >"], 1, "is no Python expression"),
+    (["undolog", "--since", "soon"], 2, "neither a time"),
+    (["undolog", "--where", "size >"], 1, "is not a Python expression"),
     (["undolog", "--where", "nonsense"], 1, "NameError"),
     (["undolog", "--where", "__import__('os')"], 1, "NameError"),
     (["undo"], 2, "Missing argument"),
