@@ -159,7 +159,7 @@ def test_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with SQLiteStorage(path) as storage:
         tid, before = storage.getTid(ROOT_OID), contents(storage)
         monkeypatch.setattr("objdb.storage.sql.space.free_bytes", lambda place: 5000)
-        with pytest.raises(StorageWriteError, match=r"5000 are free.*Make room"):
+        with pytest.raises(StorageWriteError, match=r"5000 are free.*Free disk space"):
             commit(storage, {ROOT_OID: (tid, b"x")})
         monkeypatch.undo()
         assert contents(storage) == before
@@ -169,7 +169,7 @@ def test_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         writer = storage.engine._writer.connection
         (pages,) = writer.execute("PRAGMA page_count").fetchone()
         writer.execute(f"PRAGMA max_page_count={pages + 2}")
-        with pytest.raises(StorageWriteError, match=r"full.*Make room"):
+        with pytest.raises(StorageWriteError, match=r"full.*Free disk space"):
             commit(storage, {storage.new_oid(): (NO_TID, b"x" * 100_000)})
         assert contents(storage) == before
         writer.execute("PRAGMA max_page_count=1000000")

@@ -202,7 +202,7 @@ def test_migrating_to_what_is_no_copy(terminal: Terminal, tmp_path: Path) -> Non
         connection.root()["mine"] = 1
     before = other.read_bytes()
     result = terminal.run("migrate", str(other))
-    assert result.exit_code == 1 and "no earlier copy" in result.output
+    assert result.exit_code == 1 and "not an earlier copy" in result.output
     assert other.read_bytes() == before
     result = terminal.run("migrate", str(terminal.path))
     assert result.exit_code == 1 and "same file" in result.output
@@ -348,7 +348,7 @@ def test_the_end_of_a_version(planned: Terminal) -> None:
         (["next year", "--commit", "--abort"], 2, "exclude"),
         (["nobody's", "--commit"], 1, "'next year'"), (["nobody's", "--abort"], 1, "'next year'"),
         (["next year", "--commit", "--to", "next year"], 1, "different"),
-        (["x" * 70_000], 1, "65535"), (["", "--abort"], 1, "empty name"),
+        (["x" * 70_000], 1, "65535"), (["", "--abort"], 1, "name is empty"),
     ],
 )
 def test_wrong_words_about_versions(

@@ -373,7 +373,7 @@ def explained(error: BaseException, path: str) -> ObjdbError:
         )
     if code == _FULL:
         return StorageWriteError(
-            f"{path}: the disk is full; nothing was committed. Make room, and try again"
+            f"{path}: the disk is full; nothing was committed. Free disk space and try again"
         )
     if code == _READONLY:
         return ReadOnlyError(

@@ -28,5 +28,5 @@ def require_space(
     if needed > free:
         raise StorageWriteError(
             f"{path}: the disk is full: a commit of {transaction.size} bytes may need {needed}, "
-            f"and {free} are free; nothing was committed. Make room, and try again"
+            f"and {free} are free; nothing was committed. Free disk space and try again"
         )
