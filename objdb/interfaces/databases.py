@@ -10,7 +10,7 @@ from zope.interface import Attribute, Interface
 
 
 class IDatabaseForStorage(Interface):
-    """What a storage asks of the database that it is registered with (`registerDB`)."""
+    """The part of a database that a storage calls, once registered (`registerDB`)."""
 
     def resolve(oid, old, committed, new, serials):
         """Return the record that merges *committed* and *new*, both based on *old* (None if it
@@ -34,7 +34,7 @@ class IDatabaseForStorage(Interface):
 
 
 class IDatabaseForConnection(Interface):
-    """What a connection asks of its database."""
+    """The part of a database that its connections call."""
 
     name = Attribute("The database's name in errors and logs.")
     options = Attribute("The options of the database: see objdb.database.options.Options.")

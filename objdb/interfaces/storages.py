@@ -1,8 +1,8 @@
 """Every contract, declared with `zope.interface`.
 
 Storage interfaces keep ZODB's names and signatures, so that storages and wrappers written for
-either plug into the other. What a storage can do beyond `IStorage` is declared by the further
-interfaces and asked with `IStorageHistory.providedBy(storage)`.
+either plug into the other. A storage declares its abilities beyond `IStorage` with the further
+interfaces; test for them with `IStorageHistory.providedBy(storage)`.
 """
 
 # Methods in an interface have no self, and no bodies.

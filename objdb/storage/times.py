@@ -236,7 +236,7 @@ def _is_time(bound: Any) -> bool:
 def _seconds(moment: float | datetime) -> float:
     if isinstance(moment, float):
         if math.isnan(moment):
-            raise UsageError("nan is no time")
+            raise UsageError("nan is not a time")
         return moment
     return _with_zone(moment).timestamp()
 

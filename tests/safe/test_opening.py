@@ -138,7 +138,7 @@ def test_default_backend(opened: Open) -> None:
     assert opened("sqlite", name="n.c.b").backend == "sqlite"
     opened(name="n.c.b").close()
     assert opened("file", name="n.c.b").backend == "sqlite"
-    with pytest.raises(UsageError, match="unknown backend 'gdbm'; it can be berkeley, sqlite, file"):
+    with pytest.raises(UsageError, match="backend 'gdbm'; it can be berkeley, sqlite, file"):
         opened("gdbm")
     with pytest.raises(UsageError, match="the cage is ''"):
         module_safe(cage="")

@@ -50,7 +50,7 @@ def test_directories_of_something_else(tmp_path: Path, path: Path) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "notes.txt").write_text("mine")
-    with pytest.raises(FileFormatError, match=r"not a database directory: it has notes.txt") as caught:
+    with pytest.raises(FileFormatError, match=r"not a database .*it has notes.txt") as caught:
         BerkeleyStorage(foreign)
     assert caught.value.path == str(foreign) and os.listdir(foreign) == ["notes.txt"]
     with pytest.raises(FileFormatError, match="is a file"):
@@ -346,7 +346,7 @@ def test_closing_on_a_full_disk(path: Path) -> None:
     command = [sys.executable, "-c", CLOSED_WHEN_FULL, str(path)]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
-    assert f"{path} was closed on a full disk. All committed transactions are in the log" in ended.stdout
+    assert f"{path} was closed on a full disk. All committed transactions" in ended.stdout
 
 
 NO_ROOM_FOR_THE_LOG = """

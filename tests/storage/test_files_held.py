@@ -137,7 +137,7 @@ def test_a_file_that_is_not_in_place(gone: str, tmp_path: Path) -> None:
     path.rename(tmp_path / "kept")
     if gone == "replaced":
         path.write_bytes(b"somebody else's")
-    with pytest.raises(StorageError, match=rf"data was {gone}.*no file that has this name"):
+    with pytest.raises(StorageError, match=rf"data was {gone}.*no file of this name"):
         storage.close()
 
 

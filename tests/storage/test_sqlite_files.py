@@ -50,7 +50,7 @@ def test_files_of_something_else(tmp_path: Path) -> None:
     program.commit()
     program.close()
     (tmp_path / "text").write_text("something else, and long enough to be a header")
-    for name, told in (("foreign.sqlite", "something else"), ("text", "no SQLite database")):
+    for name, told in (("foreign.sqlite", "something else"), ("text", "not an SQLite database")):
         before = (tmp_path / name).read_bytes()
         with pytest.raises(FileFormatError, match=told) as caught:
             SQLiteStorage(tmp_path / name)

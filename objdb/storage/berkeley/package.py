@@ -52,7 +52,8 @@ def explained(error: BaseException, path: str) -> ObjdbError:
     number, text = (*error.args, 0, "")[:2]
     if number in _FULL:
         return StorageWriteError(
-            f"{path}: the disk is full ({text}); nothing was committed. Free disk space and try again"
+            f"{path}: the disk is full ({text}); nothing was committed. Free disk space and try "
+            "again"
         )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return no_permission(path, error)

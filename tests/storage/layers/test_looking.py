@@ -315,7 +315,7 @@ def test_logging(base: MappingStorage, caplog: pytest.LogCaptureFixture) -> None
     LoggedStorage(base, logging.getLogger("mine")).sortKey()
     found = [(record.name, record.getMessage().split()[0]) for record in caplog.records]
     assert found == [("objdb.storage.calls", "getName"), ("mine", "sortKey")]
-    with pytest.raises(UsageError, match="no logger"):
+    with pytest.raises(UsageError, match="not a logger"):
         LoggedStorage(base, 7)
 
 
