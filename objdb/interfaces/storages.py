@@ -218,13 +218,13 @@ class IStorageVersions(Interface):
 
     def abortVersion(version, transaction):
         """Stage returning all objects in *version* to their state outside; those created there
-        are deleted. Return the oids. VersionError for an empty name."""
+        are deleted. Return the oids. VersionError for a name that is not valid."""
 
     def versions(max=None):
         """Return the names of the versions that are not empty, at most *max*."""
 
     def versionEmpty(version):
-        """Return whether no object is in *version*. VersionError for an empty name."""
+        """Return whether no object is in *version*. VersionError for a name that is not valid."""
 
     def modifiedInVersion(oid):
         """Return the version that the current revision is in, "" if none. POSKeyError."""

@@ -49,7 +49,7 @@ def test_a_database_of_another_kind(tmp_path: Path, scheme: str) -> None:
     """A file that another storage made is refused with the URI that opens it."""
     path = tmp_path / "data"
     objdb.DB(f"{scheme}:{path}").close()
-    with pytest.raises(objdb.FileFormatError, match=f"name it {scheme}:{path}"):
+    with pytest.raises(objdb.FileFormatError, match=f"open it as {scheme}:{path}"):
         objdb.DB(path)
     objdb.DB(f"{scheme}:{path}").close()
 

@@ -50,7 +50,7 @@ def test_files_of_something_else(tmp_path: Path) -> None:
     program.commit()
     program.close()
     (tmp_path / "text").write_text("something else, and long enough to be a header")
-    for name, told in (("foreign.sqlite", "something else"), ("text", "not an SQLite database")):
+    for name, told in (("foreign.sqlite", "another program"), ("text", "not an SQLite database")):
         before = (tmp_path / name).read_bytes()
         with pytest.raises(FileFormatError, match=told) as caught:
             SQLiteStorage(tmp_path / name)
@@ -79,7 +79,7 @@ def test_a_database_that_is_gone(path: Path) -> None:
     assert path.read_bytes() == b""
     path.unlink()
     (path.parent / "wal").rename(f"{path}-wal")
-    with pytest.raises(CorruptedDataError, match=r"missing.*-wal.*Put it back"):
+    with pytest.raises(CorruptedDataError, match=r"missing.*-wal.*Restore"):
         SQLiteStorage(path)
     path.write_bytes(kept)
     with SQLiteStorage(path) as storage:

@@ -54,7 +54,7 @@ from objdb.storage.rows import CRC_BYTES, SOUND, TransactionRow
 from objdb.storage.staging import StagedRows
 
 _PRUNE_OIDS = 5000  # approximate number of objects pruned at a time
-# The space that a commit may take in the log and the tables, per byte and at least.
+# The space that a commit may take in the log and the tables: fixed, and per byte.
 _BYTES_BESIDE, _TIMES = 1 << 20, 3
 
 

@@ -9,7 +9,7 @@ from objdb.errors import StorageWriteError
 from objdb.storage.files import free_bytes
 from objdb.storage.rows import TransactionRow
 
-# The space that a commit may take, per byte and at least.
+# The space that a commit may take.
 _TIMES, _ROW_BYTES, _PAGE_BYTES, _PAGES_BESIDE = 2, 110, 4096, 16
 
 

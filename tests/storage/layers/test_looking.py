@@ -64,7 +64,7 @@ def test_a_layer_declares_what_the_base_does(tmp_path: Path, base: MappingStorag
 def test_no_storage() -> None:
     """A layer over something else is refused."""
     for what in (None, "data.fs", object()):
-        with pytest.raises(UsageError, match="no storage"):
+        with pytest.raises(UsageError, match="not a storage"):
             Layer(what)
 
 
