@@ -1,4 +1,4 @@
-"""Something that is done every so often, in a thread."""
+"""A periodic action, in a thread."""
 
 from __future__ import annotations
 
@@ -30,14 +30,13 @@ class Clock:
             try:
                 self._action()
                 self.error = None
-            except Exception as error:  # noqa: BLE001  it may go better the next time
+            except Exception as error:  # noqa: BLE001  the next call may succeed
                 if self.error is None:
                     logger.warning("%s: %s", self._thread.name, error)
                 self.error = error
 
     def stop(self, seconds: float | None = None) -> None:
-        """Return when no call is under way, and none will be; or after *seconds*, when only the
-        latter is sure."""
+        """Prevent further calls, and wait, at most *seconds*, until the current one has ended."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(seconds)

@@ -1,17 +1,17 @@
-"""One transaction of the engine, and the facts that it keeps.
+"""One transaction of the engine, and the facts stored with it.
 
     transactions  tid ─► number of objects 8, largest oid 8, bytes of all rows 8, versions 1,
                          transaction, CRC-32 4
     versions      oid ─► tid, name of the version, of each object whose last revision is in one
 
-A row has its checksum behind it too (`rows.sealed`), in databases of format 2.
+In databases of format 2 a row is also followed by its checksum (`rows.sealed`).
 
-What is before a transaction are the facts after it; those of the last one count. `versions` in it
-says whether any revision was ever in one.
+Before each transaction are the facts after it; those of the last one count. `versions` in them
+says whether any revision was ever in a version.
 
-Who reads meanwhile sees each step, so their order matters: a row is in `old` before another one
-takes its place in `current`; what comes after a gap says so before the gap is made; of several
-rows that go the oldest goes first. Taking a transaction back undoes the steps in reverse order.
+Concurrent readers see each step, so the order matters: a row is put in `old` before a new one
+replaces it in `current`; the row after a gap is marked before the gap is made; of several rows to
+remove, the oldest is removed first. A rollback undoes the steps in reverse order.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from objdb.storage.rows import encode_transaction as encoded
 _FACTS = struct.Struct(">QQQB")
 FACTS_BYTES = _FACTS.size
 _PIECE = 500  # rows
-_PRIORITY = 10_000  # in a deadlock with a reader, which has 100, it is the reader that gives way
+_PRIORITY = 10_000  # in a deadlock with a reader, which has 100, the reader gives way
 
 
 class Facts(NamedTuple):
-    """What is known of all rows together, without looking."""
+    """Facts about all rows, kept up to date by each transaction."""
 
     objects: int = 0
     max_oid: int = 0
@@ -65,7 +65,7 @@ def read_facts(environment: Environment) -> tuple[Tid, Facts]:
 
 
 def read_versions(environment: Environment) -> dict[Oid, Current]:
-    """Return what is current of the objects whose last revision is in a version."""
+    """Return {oid: `Current`} of the objects whose last revision is in a version."""
     found: dict[Oid, Current] = {}
     start = b""
     while piece := environment.piece("versions", start, b"\xff" * 8, _PIECE):
@@ -76,10 +76,10 @@ def read_versions(environment: Environment) -> dict[Oid, Current]:
 
 
 class Change:
-    """A transaction of the engine, which begins from *facts*; `facts` are those after it, and
-    `versions` has the objects that come into a version, or out of it (None).
+    """A transaction of the engine, starting from *facts*; `facts` are those after it, and
+    `versions` has the objects that enter a version, or leave it (None).
 
-    Errors are the engine's. It has to be committed or aborted.
+    Errors are the engine's. It must be committed or aborted.
     """
 
     def __init__(self, environment: Environment, facts: Facts) -> None:
@@ -101,7 +101,7 @@ class Change:
         self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]],
         replaced: list[Oid], in_versions: dict[Oid, Current],
     ) -> None:
-        """Put a transaction and its rows; *replaced* are the objects that are there already."""
+        """Add a transaction and its rows; *replaced* are the existing objects."""
         for oid in replaced:
             self._keep_old(oid)
         tid, txn, seals = transaction.tid, self._txn, self._seals
@@ -147,7 +147,7 @@ class Change:
         self._environment.old.put(oid + value[:8], value[8:], self._txn)
 
     def amend(self, rows: Rows, transactions: Transactions) -> None:
-        """Change or remove rows and transactions that are there; the last one stays."""
+        """Change or remove existing rows and transactions; the last transaction stays."""
         txn = self._txn
         for (oid, tid), row in rows.items():
             if row is not None:
@@ -214,7 +214,7 @@ class Change:
                     self._grow(-len(found[1]))
                     found = cursor.next()
             except bdb.DBError as error:
-                self._environment.is_damage(error)  # and else the cursor could not be closed
+                self._environment.is_damage(error)  # otherwise the cursor could not be closed
                 raise
             finally:
                 cursor.close()
@@ -229,19 +229,19 @@ class Change:
                 self._environment.versions.delete(oid, self._txn)
 
     def commit(self, flags: int) -> None:
-        """Commit all of it."""
+        """Commit all changes."""
         call_each(self._open, methodcaller("commit", flags))
 
     @property
     def is_committed(self) -> bool:
-        """Whether `commit` has returned, or was interrupted behind that."""
+        """Whether the engine's commit has returned, also if `commit` was interrupted after it."""
         return not any(self._open) and not self._is_aborted
 
     def abort(self) -> None:
-        """Take all of it back; nothing is left of that where it was interrupted."""
+        """Roll back all changes; can be called again after an interrupt."""
         self._is_aborted = True
         call_each(self._open, methodcaller("abort"))
 
     def abandon(self) -> None:
-        """Never commit or abort: it is the parent's, in a process that was forked."""
+        """Never commit or abort: in a forked child, the transaction is the parent's."""
         abandon(self._txn)
