@@ -68,8 +68,8 @@ class Header(NamedTuple):
 class Record(NamedTuple):
     """A data record, at `position`: its data (`size` bytes) or back pointer is at `data_at`.
 
-    In a `version`, `outside` is the position of the record outside any version, and `fellow` of
-    the one written before in this version; 0 for none.
+    In a `version`, `outside` is the position of the record outside any version, and
+    `previous_in_version` of the one written before in this version; 0 for none.
     """
 
     position: int
@@ -81,7 +81,7 @@ class Record(NamedTuple):
     data_at: int
     version: str = ""
     outside: int = 0
-    fellow: int = 0
+    previous_in_version: int = 0
 
     @property
     def place(self) -> int:
@@ -220,16 +220,17 @@ class Log:
         if not version_size:
             return Record(position, oid, tid, previous, transaction, size, data_at)
         block = self._exactly(VERSION.size + version_size, data_at)
-        outside, fellow = VERSION.unpack_from(block)
+        outside, previous_in_version = VERSION.unpack_from(block)
         try:
             version = block[VERSION.size :].decode("utf-8")
         except UnicodeDecodeError:
             raise self.damaged(position, "its version name is not UTF-8", oid) from None
-        if max(outside, fellow) >= position:
+        if max(outside, previous_in_version) >= position:
             raise self.damaged(position, "a record in a version points forward", oid)
         data_at += len(block)
         return Record(
-            position, oid, tid, previous, transaction, size, data_at, version, outside, fellow
+            position, oid, tid, previous, transaction, size, data_at, version, outside,
+            previous_in_version,
         )
 
     def data(self, record: Record) -> bytes | None:

@@ -257,9 +257,10 @@ class Rewriting:
         """Return the part after the head, of the record of an object in a version."""
         outside = self._source.log.outside(record)
         place = 0 if outside is None else self._find(outside, self._previous(record.oid, start))
-        fellow = self._latest.get(record.version, 0) if record.fellow else 0
+        latest = self._latest.get(record.version, 0)
+        previous_in_version = latest if record.previous_in_version else 0
         self._latest[record.version] = self._end
-        return VERSION.pack(place, fellow) + record.version.encode()
+        return VERSION.pack(place, previous_in_version) + record.version.encode()
 
     # -- writing
 

@@ -1,10 +1,10 @@
 """The revisions, without data, of objects changed over a base.
 
-    tids        oid -> [tid, ...]    oldest first; the first is the base's revision, if there is one
-    uncreated   {(oid, tid)}         tombstones
-    versions    (oid, tid) -> (its version, tid of the revision outside or None)
-    repeats     (oid, tid) -> tid of the revision whose data it has: a back pointer
-    packed      {(oid, tid)}         earlier revisions, in the changes, may be gone
+    tids            oid -> [tid, ...]    oldest first; the first is the base's revision, if any
+    uncreated       {(oid, tid)}         tombstones
+    versions        (oid, tid) -> (its version, tid of the revision outside or None)
+    back_pointers   (oid, tid) -> tid of the older revision whose data it has
+    packed          {(oid, tid)}         earlier revisions, in the changes, may be gone
 
 The place of a revision is (oid, tid).
 """
@@ -38,7 +38,7 @@ class Chains:
         self.in_base: set[Oid] = set()  # of those in `tids`
         self.uncreated: set[Place] = set()
         self.versions: dict[Place, tuple[str, Tid | None]] = {}
-        self.repeats: dict[Place, Tid] = {}
+        self.back_pointers: dict[Place, Tid] = {}
         self.packed: set[Place] = set()
         self.transactions: list[tuple[Tid, str, int]] = []  # tid, status, bytes of its records
 
@@ -59,13 +59,13 @@ class Chains:
         """Enter a transaction: of each revision the oid, data or None, version, and back
         pointer."""
         size = 0
-        for oid, data, version, repeat in revisions:
+        for oid, data, version, back_pointer in revisions:
             chain = self.of(oid)
             place = oid, tid
             if version:
-                self.versions[place] = version, self._outside_of_new(oid, chain, repeat)
-            if repeat is not None:
-                self.repeats[place] = repeat
+                self.versions[place] = version, self._outside_of_new(oid, chain, back_pointer)
+            if back_pointer is not None:
+                self.back_pointers[place] = back_pointer
             if data is None:
                 self.uncreated.add(place)
             if status == "p":
@@ -77,13 +77,13 @@ class Chains:
             size += len(data or b"")
         self.transactions.append((tid, status, size))
 
-    def _outside_of_new(self, oid: Oid, chain: list[Tid], repeat: Tid | None) -> Tid | None:
+    def _outside_of_new(self, oid: Oid, chain: list[Tid], back_pointer: Tid | None) -> Tid | None:
         """Return the tid of the revision outside when a revision in a version follows *chain*."""
         if not chain:
             return None
-        repeated = oid, repeat or MAX_TID
-        if (oid, chain[-1]) not in self.versions and repeated in self.versions:
-            return self.versions[repeated][1]
+        target = oid, back_pointer or MAX_TID
+        if (oid, chain[-1]) not in self.versions and target in self.versions:
+            return self.versions[target][1]
         return self.seen(oid, chain[-1], "")
 
     def seen(self, oid: Oid, tid: Tid, version: str) -> Tid | None:

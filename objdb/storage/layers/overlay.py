@@ -139,7 +139,7 @@ class OverlayEngine:
         except POSKeyError:
             return None
         version, outside = chains.versions.get((oid, tid), ("", None))
-        return Row(tid, data, version, outside, chains.repeats.get((oid, tid)))
+        return Row(tid, data, version, outside, chains.back_pointers.get((oid, tid)))
 
     def _data(self, chains: Chains, oid: Oid, tid: Tid) -> bytes | None:
         if (oid, tid) in chains.uncreated:
@@ -297,7 +297,7 @@ class OverlayEngine:
             place = oid, entry["tid"]
             if place in chains.uncreated:
                 entry["size"] = 0
-            elif chains.repeats.get(place, MAX_TID) < self._base_end <= entry["tid"]:
+            elif chains.back_pointers.get(place, MAX_TID) < self._base_end <= entry["tid"]:
                 entry["size"] = len(self._data(chains, *place) or b"")
         if not entries:
             raise POSKeyError(oid, database=self.name)
