@@ -196,7 +196,10 @@ class OSFile:
             os.posix_fallocate(self._fd, current, size - current)
 
     def sync(self) -> None:
-        os.fdatasync(self._fd)
+        try:
+            os.fdatasync(self._fd)
+        except ValueError:  # -1, which stands for no file
+            raise StorageClosedError(f"{self.path} was closed during a sync") from None
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size

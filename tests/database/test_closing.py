@@ -143,3 +143,11 @@ def test_closing_between_vote_and_finish(
         if acknowledged is not None:
             assert (found, tid) == (content, acknowledged)
         check(again).raise_if_damaged()
+
+
+def test_a_sync_behind_the_close(tmp_path: Path) -> None:
+    """A sync that comes when the file is closed says so, in an error with a name."""
+    file = OSFiles().open(str(tmp_path / "data"), "c")
+    file.close()
+    with pytest.raises(objdb.StorageClosedError, match="closed during a sync"):
+        file.sync()
