@@ -273,7 +273,7 @@ def test_damaged(opened: Open, backend: str) -> None:
 @pytest.mark.parametrize("name", ["", "a\0b", "a\ud800"], ids=ascii)
 def test_no_name(name: str) -> None:
     """What no directory can have as its name is refused."""
-    with pytest.raises(UsageError, match=r"is empty|is no path"):
+    with pytest.raises(UsageError, match=r"is empty|is not a path"):
         open_safe(name)
 
 
