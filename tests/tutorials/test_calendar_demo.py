@@ -126,7 +126,7 @@ def test_without_a_storage_that_stays():
 @pytest.mark.parametrize(("uri", "answer"), [
     ("nosql:cal", "there is no storage 'nosql'; there are file,"),
     ("sqlite:cal.sqlite?histroy=no", "unknown parameter 'histroy'; known are history"),
-    ("sqlite:notes.txt", "is no SQLite database"),
+    ("sqlite:notes.txt", "is not an SQLite database"),
     ("file+sqlite:cal.sqlite", "file is not a layer"),
 ])
 def test_wrong_uris(tmp_path, monkeypatch, uri, answer):

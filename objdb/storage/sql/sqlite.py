@@ -94,11 +94,11 @@ class SQLiteStorage(Storage):
     # -- forks
 
     def real_path(self) -> str:
-        """See `links.Forkable`."""
+        """See `connections.Forkable`."""
         return os.path.realpath(self.engine.path)
 
     def before_fork(self, seconds: float) -> bool:
-        """See `links.Forkable`."""
+        """See `connections.Forkable`."""
         if self._clock is not None:
             self._clock.stop(seconds)
         is_quiet = self._paused.enter_context(self._slot.quiet(seconds))
@@ -107,11 +107,11 @@ class SQLiteStorage(Storage):
         return self.engine.pause(seconds, may_write=is_quiet) and is_quiet
 
     def after_fork(self) -> None:
-        """See `links.Forkable`."""
+        """See `connections.Forkable`."""
         self.engine.go_on()
         self._paused.close()
         self._start_clock()
 
     def leave_to_parent(self) -> None:
-        """See `links.Forkable`."""
+        """See `connections.Forkable`."""
         self.engine.leave_to_parent()
