@@ -37,7 +37,8 @@ The documentation's first page is docs/quickstart.md.
 #     storage/      4  bytes to revisions; knows oid, tid and bytes, never a class
 #                      engine (the contract) · memory (the plainest one): read these first
 #                      storage (the two-phase protocol over any engine) · commit (the slot, phases)
-#                      committer, durability (group commit) · staging · holding (interrupts) · oids
+#                      committer, durability (group commit) · staging · oids
+#                      holding, owning (interrupts)
 #                      conflicts · versions · undo · history · copying · amending: over any engine
 #                      row_packing, packing (what a pack keeps, how it gives way)
 #                      rows, extension, iteration · bytesmap, pickled (engines over a dict of bytes)

@@ -1,12 +1,12 @@
-"""Whether a whole database holds together.
+"""Checking the consistency of a whole database.
 
     log       transactions in order, checksums right, every record in its transaction
     index     every object's entry is its last record, and no entry without a record
-    history   each revision leads to the one before it, or loads
-    objects   every reference from a current revision leads to an object
-    reach     what can be reached from the root; the rest is garbage, which is no damage
+    history   each revision refers to the one before it, or loads
+    objects   every reference from a current revision refers to an existing object
+    reach     objects reachable from the root; the rest is garbage, which is not damage
 
-Run by the tests after every test, and by whoever wants to know: `check(storage)`.
+Tests run it after every test; programs call `check(storage)`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _BETWEEN_REPORTS = 1000
 
 @dataclass
 class CheckReport:
-    """What a check found. `problems` is empty for a sound database; each is a sentence.
+    """The result of a check. `problems` is empty for an undamaged database; each is a sentence.
 
-    `unverified` transactions have no checksum, so that damage that leaves them readable is not
-    found: they were written by another program, or an earlier release.
+    `unverified` transactions have no checksum, so damage that leaves them readable is not found:
+    another program, or an earlier release, wrote them.
     """
 
     name: str
@@ -40,12 +40,12 @@ class CheckReport:
     objects: int = 0
     reachable: int = 0
     unverified: int = 0  # transactions without a checksum
-    note: str = ""  # what is no damage, and worth knowing: a last transaction ahead of the clock
+    note: str = ""  # a finding that is not damage: a last transaction ahead of the clock
     problems: list[str] = field(default_factory=list)
 
     @property
     def garbage(self) -> int:
-        """How many objects cannot be reached from the root."""
+        """The number of objects unreachable from the root."""
         return self.objects - self.reachable
 
     def raise_if_damaged(self) -> CheckReport:
@@ -61,14 +61,14 @@ class CheckReport:
 def check(storage: Any, progress: Progress | None = None) -> CheckReport:
     """Read everything in *storage* (one that can be iterated) and report on it.
 
-    Nothing is changed, and nothing is raised for damage: see `CheckReport.raise_if_damaged`.
-    `progress(phase, done, total)` is called now and then: of "transactions", whose total is not
-    known (0), and of "objects". Takes memory for every object: about 300 bytes, and 100 for each
-    reference.
+    Nothing is changed, and damage raises nothing: see `CheckReport.raise_if_damaged`.
+    `progress(phase, done, total)` is called periodically, for the phases "transactions", whose
+    total is not known (0), and "objects". Uses about 300 bytes of memory for each object, and
+    100 for each reference.
     """
     tell = progress or (lambda phase, done, total: None)
     report = CheckReport(storage.getName(), note=ahead_of_clock(storage.lastTransaction()))
-    current: dict[Oid, Tid | None] = {}  # None: un-created
+    current: dict[Oid, Tid | None] = {}  # None: deleted
     try:
         if provides(storage, IStorageIteration):
             _check_history(storage, report, current, tell)
@@ -96,8 +96,8 @@ def _check_history(
     storage: Any, report: CheckReport, current: dict[Oid, Tid | None], tell: Progress
 ) -> None:
     last = NO_TID
-    # Where a storage checks its own chains, loading every revision once more, which takes time
-    # by the square of their number, would show nothing new.
+    # A storage that checks its own chains need not load every revision again, which would take
+    # time quadratic in their number.
     loads_all = not IStorageSelfCheck.providedBy(storage)
     for transaction in storage.iterator():
         report.transactions += 1
@@ -123,7 +123,7 @@ def _check_revision(storage: Any, report: CheckReport, revision: Any) -> None:
     try:
         if storage.loadSerial(revision.oid, revision.tid) == revision.data:
             return
-        what = "loads with other data than the iterator gives"
+        what = "loads with different data than the iterator yields"
     except POSKeyError:
         what = "is listed, but does not load"
     report.problems.append(
@@ -132,7 +132,7 @@ def _check_revision(storage: Any, report: CheckReport, revision: Any) -> None:
 
 
 def _versions_of(storage: Any) -> dict[Oid, str]:
-    """Return the versions of the objects that are in one."""
+    """Return, by oid, the version of each object that is in one."""
     if not IStorageVersions.providedBy(storage):
         return {}
     return {
@@ -145,8 +145,8 @@ def _check_objects(
     storage: Any, report: CheckReport, living: list[Oid], in_version: dict[Oid, str],
     tell: Progress,
 ) -> Iterator[tuple[Oid, list[Oid]]]:
-    """Yield (oid, the oids it refers to, in its version or outside), noting references that lead
-    nowhere."""
+    """Yield (oid, the oids it refers to, in its version or outside), reporting references to
+    missing objects."""
     exists = set(living)
     for number, oid in enumerate(living, 1):
         if number % _BETWEEN_REPORTS == 0 or number == len(living):
@@ -169,7 +169,7 @@ def _check_objects(
 
 
 def _records(storage: Any, oid: Oid, version: str) -> Iterator[bytes]:
-    """Yield the current record of an object, and, if it is in a version, the one outside."""
+    """Yield the current record of an object and, if it is in a version, the one outside it."""
     if not version:
         found = storage.loadBefore(oid, MAX_TID)
         yield found[0] if found else b""

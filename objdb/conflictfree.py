@@ -1,7 +1,7 @@
 """Types whose concurrent changes are merged: several transactions change one object, all commit.
 
-    snapshot ──► committed   (somebody else's changes, already in the database)
-        └──────► new         (ours)         merged = committed + what we changed
+    snapshot ──► committed   (the changes of another transaction, already in the database)
+        └──────► new         (ours)         merged = committed + our changes
 
     Counter        additions add up
     AppendQueue    appended items are all kept; an item is taken by one transaction only
@@ -10,11 +10,11 @@
     MaxRegister    the largest value stays
 
 Each is one object with one record, which is merged in `_p_resolveConflict` when a transaction in
-snapshot isolation commits. What cannot be merged is a `ConflictError`, as ever. Other attributes,
-those of a subclass, say, are merged by name, as the keys of a `Mapping` are.
+snapshot isolation commits. Changes that cannot be merged raise `ConflictError`, as usual. Other
+attributes, such as those of a subclass, are merged by name, as the keys of a `Mapping` are.
 
-Persistent objects may be elements, items, keys and values. They are the same if they are the
-same object: they are not loaded to find out, and their `__eq__` and `__hash__` are not asked.
+Persistent objects may be elements, items, keys and values. They are compared by identity: they
+are not loaded, and their `__eq__` and `__hash__` are not called.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _K = TypeVar("_K", bound=Hashable)
 
 
 class _Mergeable(Persistent):
-    """Merges all attributes but `_own` by name; `_merge` gives those."""
+    """Merges all attributes except `_own` by name; `_merge` returns those."""
 
     _own: tuple[str, ...] = ()
 
@@ -54,7 +54,7 @@ class _Mergeable(Persistent):
 
 
 class Counter(_Mergeable):
-    """A number that many add to.
+    """A number that concurrent transactions add to.
 
     Merge: concurrent additions add up. Numbers are int or `fractions.Fraction`: their sums do
     not depend on the order.
@@ -72,7 +72,7 @@ class Counter(_Mergeable):
         return self._value
 
     def add(self, amount: int | Fraction = 1) -> None:
-        """Add *amount*, which may be negative. `TypeError` if it is no int or Fraction."""
+        """Add *amount*, which may be negative. `TypeError` if it is not an int or Fraction."""
         if _number(amount):
             self._value += amount
 
@@ -87,10 +87,10 @@ class Counter(_Mergeable):
 
 
 class MaxRegister(_Mergeable):
-    """The largest value it was ever given.
+    """The largest value it was ever set to.
 
-    Merge: the larger of the two. Values are of one ordered type; numbers, strings, dates and
-    tuples of them are. Persistent objects are not taken, since a merge cannot compare them.
+    Merge: the larger of the two. Values are of one ordered type: numbers, strings, dates, or
+    tuples of them. Persistent objects are refused, since a merge cannot compare them.
     """
 
     _own = ("_value",)
@@ -108,8 +108,8 @@ class MaxRegister(_Mergeable):
     def set(self, value: Any) -> None:
         """Keep *value* if it is larger than the present one; None changes nothing.
 
-        `TypeError` for persistent objects and for what does not compare with the present value,
-        `ValueError` for what is neither larger nor smaller nor equal, such as NaN.
+        `TypeError` for persistent objects and for values that do not compare with the present
+        one, `ValueError` for a value neither larger nor smaller nor equal, such as NaN.
         """
         if isinstance(value, (Persistent, WeakRef)):
             raise TypeError(f"{value!r} is a persistent object; a merge cannot compare them")
@@ -131,17 +131,17 @@ class MaxRegister(_Mergeable):
 class AppendQueue(_Mergeable):
     """A queue: items are appended at the end and taken from the front.
 
-    Merge: what would have happened if our transaction had begun after the other one's commit.
-    So concurrent appends are all kept, the committed ones first, and one transaction may append
-    while another takes. It is a conflict if both took the same item; and if ours took an item
-    that it had appended itself, while the other appended items that now come before it.
+    Merge: the result of running our transaction after the other one's commit. So concurrent
+    appends are all kept, the committed ones first, and one transaction may append while another
+    takes. It is a conflict if both took the same item; and if ours took an item that it had
+    appended itself, while the other appended items that now come before it.
 
-    Items are told apart by their places, so they may be anything, and equal.
+    Items are identified by position, so they may be anything, and equal.
     """
 
     _own = ("_items", "_taken")
     _items: list[Any]
-    _taken = 0  # how many items were ever taken
+    _taken = 0  # number of items ever taken
 
     def __init__(self, items: Iterable[Any] = ()) -> None:
         self._items, self._taken = list(items), 0
@@ -189,9 +189,9 @@ class Set(_Mergeable):
     """A set that iterates in the order in which its elements were added.
 
     Merge: an element is in the merged set if one of the transactions added it, and is not in it
-    if one of them removed it. Adding what is there already, and removing what is not, changes
-    nothing, so the two cannot be opposite. If one removes an element and the other adds it
-    although it is there, it is removed, as if it had been added first. No merge is a conflict.
+    if one of them removed it. Adding an element of the set, and removing one that is not in it,
+    changes nothing, so the two cannot be opposite. If one removes an element and the other adds
+    it although it is there, it is removed, as if it had been added first. No merge is a conflict.
 
     Elements are hashable, and have an `__eq__` of their own or are persistent objects.
     """
@@ -215,8 +215,8 @@ class Set(_Mergeable):
         """Add *element*, if it is not there yet.
 
         `TypeError` if it is not hashable, a weak reference, or neither persistent nor with an
-        `__eq__` of its own: that would be another element after it was loaded. `ValueError` if
-        it does not equal itself, as NaN.
+        `__eq__` of its own: it would be another element after loading. `ValueError` if it does
+        not equal itself, such as NaN.
         """
         key = _checked_key(element)
         if key not in self._elements:
@@ -261,7 +261,7 @@ class Mapping(_Mergeable, MutableMapping[Any, Any]):
 
     Merge: changes of different keys merge. Different changes of one key are a conflict: two
     values that are not stored alike, or a value and a deletion. The same change of one key is
-    none. Setting a key to the value that it has changes nothing.
+    not a conflict. Setting a key to the value that it has changes nothing.
 
     Keys are as the elements of a `Set`. Values are anything; as in every persistent object, a
     change inside a value that is not persistent is not noticed. Two mappings are equal only if
@@ -345,8 +345,8 @@ class _Same:
 
 
 def _key(element: Any) -> Hashable:
-    """Return what finds *element* in a dict: persistent objects, and the references that stand
-    for them in a merge, go by identity, inside tuples and frozensets as well."""
+    """Return the dict key of *element*: persistent objects, and the references that stand for
+    them in a merge, go by identity, inside tuples and frozensets as well."""
     if isinstance(element, (Persistent, PersistentReference, WeakRef)):
         return _Same(element)
     kind: Any = type(element)
@@ -361,7 +361,7 @@ def _key(element: Any) -> Hashable:
 
 
 def _checked_key(element: Any) -> Hashable:
-    """The same, of what is still the same element after it was stored and loaded."""
+    """Return `_key(element)`, after checking that the element is the same when loaded again."""
     kind: Any = type(element)
     if isinstance(element, (tuple, frozenset)):
         for part in element:
@@ -374,8 +374,8 @@ def _checked_key(element: Any) -> Hashable:
         by_name = isinstance(element, (type, FunctionType, BuiltinFunctionType))
         if kind.__eq__ is object.__eq__ and not by_name and element is not None:
             raise TypeError(
-                f"{element!r} equals only itself, and would be another object after it was "
-                "loaded: make its class persistent, or give it __eq__ and __hash__"
+                f"{element!r} equals only itself, and would be another element after loading: "
+                "make its class persistent, or give it __eq__ and __hash__"
             )
         if element != element:
             raise ValueError(f"{element!r} does not equal itself")
@@ -386,7 +386,7 @@ def _merge_by_key(
     old: dict[_K, Any], committed: dict[_K, Any], new: dict[_K, Any]
 ) -> dict[_K, Any]:
     """Return *committed* with the changes from *old* to *new*; `ValueError` if both changed a
-    key, and not to the same."""
+    key, to different values."""
     merged = dict(committed)
     for key in {**old, **new}:
         before, theirs, ours = (state.get(key, _ABSENT) for state in (old, committed, new))

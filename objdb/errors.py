@@ -3,32 +3,32 @@
     ObjdbError
     ├── POSError                           (also the name that ZODB code catches)
     │   ├── POSKeyError (KeyError)         no such object; names the referrer where known
-    │   ├── TransientError                 abort, and try the transaction again
+    │   ├── TransientError                 abort and retry the transaction
     │   │   └── ConflictError
-    │   │       ├── ReadConflictError      a revision that was read, or is needed, has moved
+    │   │       ├── ReadConflictError      a revision that was read, or is needed, changed
     │   │       └── UnresolvableConflictError  resolution was tried and failed
     │   ├── StorageError                   the storage cannot do this
-    │   │   ├── StorageTransactionError    called with the wrong transaction, or none
-    │   │   ├── ReadOnlyError              the storage was opened for reading only
-    │   │   │   └── ReadOnlyHistoryError   the connection shows the past
+    │   │   ├── StorageTransactionError    called with a transaction that has not begun
+    │   │   ├── ReadOnlyError              the storage is read-only
+    │   │   │   └── ReadOnlyHistoryError   the connection is historical
     │   │   ├── StorageLockedError         the file is open elsewhere: pid and host
     │   │   ├── StorageClosedError         used after close
     │   │   ├── StorageFailedError         a write's outcome is unknown: close and reopen
     │   │   ├── StorageWriteError          a write failed, nothing was committed
     │   │   ├── StorageForkedError         a storage of the parent used in a forked child
-    │   │   ├── StorageSpaceError          too little space on the disk: how much is needed
+    │   │   ├── StorageSpaceError          too little disk space: how much is needed
     │   │   ├── PackError                  the storage cannot be packed now
     │   │   ├── RecordTooLargeError        one object's state is over the limit
-    │   │   ├── WrongKeyError              none of the keys given opens a record
+    │   │   ├── WrongKeyError              no given key decrypts a record
     │   │   ├── NotEncryptedError          a plain record where all should be encrypted
-    │   │   └── Unsupported                this kind of storage lacks the feature
+    │   │   └── Unsupported                the storage does not support this
     │   ├── UndoError                      a transaction cannot be undone; says why
     │   │   └── MultipleUndoErrors         for several objects; lists each
-    │   ├── VersionError                   no name for a version, or not possible in one
+    │   ├── VersionError                   not a valid version name, or not possible in one
     │   │   ├── VersionLockError           the object is changed in another version
     │   │   └── VersionCommitError         a version cannot be committed to there
-    │   ├── FileFormatError                this is no database file objdb can open
-    │   │   └── NeedsMigrationError        it is one, of an old kind: names the tool
+    │   ├── FileFormatError                not a database file that objdb can open
+    │   │   └── NeedsMigrationError        an old format: names the tool
     │   ├── CorruptedDataError             damage: path and position
     │   ├── SerializationError             an object cannot become a record
     │   │   ├── UnpicklableError (TypeError)  names the attribute path
@@ -38,15 +38,15 @@
     │   │   └── BrokenObjectError          its class is missing; it can be kept, not changed
     │   ├── ConnectionStateError           open, close or use at the wrong time
     │   │   └── ConcurrentUseError         two threads on one connection
-    │   ├── UnregisteredMutationError      changed without notice (detect_mutations)
+    │   ├── UnregisteredMutationError      a change not registered (detect_mutations)
     │   ├── PartialCommitError             several databases: committed in one, not in another
-    │   ├── PoolTimeoutError               every connection is out; says who holds them
-    │   └── SafeError                      a module safe cannot be opened, or used so
+    │   ├── PoolTimeoutError               every connection is in use; names the holders
+    │   └── SafeError                      a module safe cannot be opened or used this way
     │       └── MissingPackageError        its backend needs a package: names what to install
-    └── UsageError (ValueError)            an argument that makes no sense: unknown URI scheme …
+    └── UsageError (ValueError)            an invalid argument: unknown URI scheme …
 
-Facts are attributes (`oid`, `path`, `position`, `serials` …), the message says what happened,
-where, and what to do. All errors survive pickling.
+Facts are attributes (`oid`, `path`, `position`, `serials` …); the message says what happened,
+where, and what to do. All errors can be pickled.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ from objdb.ids import Oid, Tid, format_oid, format_tid
 
 
 class ObjdbError(Exception):
-    """Base of all errors of objdb. Keyword arguments become attributes.
+    """Base class of all errors of objdb. Keyword arguments become attributes.
 
-    A class lists its facts, with their defaults, in `facts`.
+    `facts` lists a class's attributes with their defaults.
     """
 
     facts: dict[str, Any] = {}
@@ -99,20 +99,20 @@ def _rebuild(cls: type[ObjdbError], message: Any, attributes: dict[str, Any]) ->
 
 
 class UsageError(ObjdbError, ValueError):
-    """An argument that makes no sense; the message lists what there is."""
+    """An invalid argument; the message lists the valid ones."""
 
 
-_LARGEST = 1 << 60  # what everybody who is given it can count to
+_LARGEST = 1 << 60  # every library that receives such a number can represent it
 
 
 def require_at_least(least: int, **values: Any) -> None:
-    """Raise `UsageError` for a value that is no whole number, smaller than *least*, or beyond
-    what can be counted."""
+    """Raise `UsageError` for a value that is not an integer, is smaller than *least*, or is too
+    large."""
     for name, value in values.items():
         if not isinstance(value, int) or value < least:
-            raise UsageError(f"{name} is {value!r}; it is a whole number, {least} or more")
+            raise UsageError(f"{name} is {value!r}; it must be an integer, {least} or more")
         if value > _LARGEST:
-            raise UsageError(f"{name} is {value!r}; it is at most {_LARGEST}")
+            raise UsageError(f"{name} is {value!r}; it must be at most {_LARGEST}")
 
 
 class POSError(ObjdbError):
@@ -120,7 +120,7 @@ class POSError(ObjdbError):
 
 
 class POSKeyError(POSError, KeyError):
-    """There is no object with this oid (or none visible in this snapshot).
+    """No object has this oid, or none is visible in this snapshot.
 
     `oid`: the missing object; `referrer`: oid of an object that refers to it, where known;
     `database`: name or path of the database.
@@ -146,19 +146,19 @@ class POSKeyError(POSError, KeyError):
             text += f" in {self.database}"
         if self.referrer is not None:
             text += f"; object {format_oid(self.referrer)} refers to it"
-        return text + ". Run a database check to see whether more is missing"
+        return text + ". Run a database check to see whether more objects are missing"
 
 
 class TransientError(POSError, _TransientError):
-    """The transaction may succeed when it is tried again."""
+    """The transaction may succeed when it is retried."""
 
 
 class ConflictError(TransientError):
-    """Two transactions changed the same object; this one loses. Abort and try again.
+    """Two transactions changed the same object; this one fails. Abort and retry it.
 
     `oid`: the object; `class_name`: `module.Class` where known; `serials`: the tid of the
-    committed revision and the tid of the revision ours started from; `record`: what this
-    transaction would have stored, None for an object that it has only read.
+    committed revision and the tid of the revision that ours is based on; `record`: the record
+    that this transaction would have stored, None for an object that it only read.
     """
 
     facts = {"oid": None, "class_name": None, "serials": None, "record": None}
@@ -166,7 +166,7 @@ class ConflictError(TransientError):
     class_name: str | None
     serials: tuple[Tid, Tid] | None
     record: bytes | None
-    # Given by the connection that the error came to; not pickled.
+    # Set by the connection that caught the error; not pickled.
     _look_up: Callable[[ConflictError], tuple[dict[str, Any] | None, dict[str, Any]]] | None = None
     _what = "was changed by another transaction"
 
@@ -182,14 +182,14 @@ class ConflictError(TransientError):
         text += f" {self._what}"
         if self.serials:
             committed, ours = self.serials
-            text += f": committed is {format_tid(committed)}, ours began from {format_tid(ours)}"
-        return text + ". Abort and try the transaction again (db.run does so)"
+            text += f": committed is {format_tid(committed)}, ours is based on {format_tid(ours)}"
+        return text + ". Abort and retry the transaction (db.run does so)"
 
-    # What ZODB's errors are asked with.
+    # The methods of ZODB's errors.
 
     @property
     def message(self) -> str:
-        """What happened, as `str()` has it."""
+        """The message, as from `str()`."""
         return str(self)
 
     def get_oid(self) -> Oid | None:
@@ -209,57 +209,57 @@ class ConflictError(TransientError):
         return None if self.serials is None else self.serials[0]
 
     def get_old_serial(self) -> Tid | None:
-        """Return the tid of the revision that this transaction began from."""
+        """Return the tid of the revision that this transaction's change is based on."""
         return None if self.serials is None else self.serials[1]
 
     @property
     def other(self) -> dict[str, Any] | None:
-        """The transaction that committed the revision this one met: a dict with tid, time
+        """The transaction that committed the conflicting revision: a dict with tid, time
         (seconds since 1970), user_name, description and more, as in a storage's history. None
-        where the storage does not know, or the database is closed."""
+        if the storage cannot tell, or the database is closed."""
         return None if self._look_up is None else self._look_up(self)[0]
 
     def explain(self) -> dict[str, tuple[Any, Any, Any]]:
-        """Return the attributes that are not the same everywhere: by name, the values before
-        both transactions, as committed, and as this one would have stored it.
+        """Return the attributes that differ: by name, the values before both transactions, as
+        committed, and as this one would have stored them.
 
-        A missing attribute, and the third of an object that was only read, is `...`. References
-        to persistent objects are `PersistentReference`. A state that is no dict is the attribute
-        `""`. Empty where the revisions are gone, or the database is closed.
+        A missing attribute, and the third value of an object that was only read, is `...`.
+        References to persistent objects are `PersistentReference`. A state that is not a dict
+        is the attribute `""`. Empty if the revisions are gone, or the database is closed.
         """
         return {} if self._look_up is None else self._look_up(self)[1]
 
 
 class UnresolvableConflictError(ConflictError):
-    """The class's `_p_resolveConflict` was asked to merge the changes and could not."""
+    """The class's `_p_resolveConflict` was called to merge the changes and failed."""
 
     _what = "was changed by another transaction, and the changes could not be merged"
 
 
 class ReadConflictError(ConflictError):
-    """A revision this transaction read, or needs to read, has moved or is gone."""
+    """A revision this transaction read, or needs to read, was replaced or is gone."""
 
     _what = "was read in this transaction and has changed since"
 
 
 class StorageError(POSError):
-    """The storage cannot do what was asked."""
+    """The storage cannot do what was requested."""
 
 
 class StorageTransactionError(StorageError):
-    """A storage was called with a transaction that did not begin, or in the wrong phase."""
+    """A storage was called with a transaction that has not begun, or in the wrong phase."""
 
 
 class ReadOnlyError(StorageError):
-    """The storage is open for reading only."""
+    """The storage is read-only."""
 
 
 class ReadOnlyHistoryError(ReadOnlyError):
-    """A change through a connection that shows the past."""
+    """A change was made through a historical connection."""
 
 
 class StorageLockedError(StorageError):
-    """Another opener has the file. `path`, `pid` and `host` say who."""
+    """The file is locked by another opener: `path`, `pid` and `host`."""
 
     facts = {"path": None, "pid": None, "host": None}
     path: str
@@ -272,11 +272,11 @@ class StorageClosedError(StorageError):
 
 
 class StorageFailedError(StorageError):
-    """A write's outcome is unknown, so the storage commits no more. Close and reopen it."""
+    """A write's outcome is unknown, so the storage refuses to commit. Close and reopen it."""
 
 
 class StorageWriteError(StorageError):
-    """A write failed and was taken back: nothing was committed, the storage goes on."""
+    """A write failed and was rolled back: nothing was committed, the storage stays usable."""
 
 
 class StorageForkedError(StorageError):
@@ -284,7 +284,7 @@ class StorageForkedError(StorageError):
 
 
 class StorageSpaceError(StorageError):
-    """There is too little space, and nothing was begun. `needed` and `free` in bytes, `path`."""
+    """There is too little disk space; nothing was begun. `needed` and `free` in bytes, `path`."""
 
     facts = {"path": None, "needed": None, "free": None}
     path: str | None
@@ -293,7 +293,8 @@ class StorageSpaceError(StorageError):
 
 
 class PackError(StorageError):
-    """The storage cannot be packed now: it is being packed, or what was to go comes back."""
+    """The storage cannot be packed now: another pack is running, or garbage became reachable
+    again."""
 
 
 class RecordTooLargeError(StorageError):
@@ -306,28 +307,28 @@ class RecordTooLargeError(StorageError):
 
 
 class WrongKeyError(StorageError):
-    """None of the keys that were given opens the record of the object `oid`."""
+    """None of the given keys decrypts the record of the object `oid`."""
 
     facts = {"oid": None}
     oid: Oid | None
 
 
 class NotEncryptedError(StorageError):
-    """The record of the object `oid` is not encrypted, so anybody may have written it."""
+    """The record of the object `oid` is not encrypted, so it may be forged."""
 
     facts = {"oid": None}
     oid: Oid | None
 
 
 class Unsupported(StorageError):
-    """This kind of storage does not have the feature."""
+    """This kind of storage does not support the feature."""
 
 
 class UndoError(POSError):
     """A transaction cannot be undone, and nothing was changed.
 
-    `tid`: the transaction, where its id made sense; `oid`: the object that stands in the way, if
-    it is one; `reason`: why.
+    `tid`: the transaction, if its id is valid; `oid`: the object that prevents the undo, if
+    there is one; `reason`: why.
     """
 
     facts = {"tid": None, "oid": None, "reason": ""}
@@ -337,15 +338,15 @@ class UndoError(POSError):
 
 
 class MultipleUndoErrors(UndoError):
-    """Several objects stand in the way. `reasons` has (oid, reason) of each."""
+    """Several objects prevent the undo. `reasons` has (oid, reason) of each."""
 
     facts = {"reasons": ()}
     reasons: tuple[tuple[Oid, str], ...]
 
 
 class VersionError(POSError):
-    """The name of a version makes no sense, or what was asked cannot be done in a version.
-    `version`: its name; `oid`: the object that stands in the way, if it is one."""
+    """The name of a version is not valid, or the operation is not possible in a version.
+    `version`: its name; `oid`: the object that prevents it, if there is one."""
 
     facts = {"version": None, "oid": None}
     version: str | None
@@ -353,8 +354,8 @@ class VersionError(POSError):
 
 
 class VersionLockError(VersionError):
-    """The object `oid` is changed in `version`, which locks it for everybody else until that
-    version is committed or aborted."""
+    """The object `oid` is changed in `version`, which locks it until that version is committed
+    or aborted."""
 
 
 class VersionCommitError(VersionError):
@@ -362,19 +363,19 @@ class VersionCommitError(VersionError):
 
 
 class FileFormatError(POSError):
-    """The file is no database that objdb can open. `path` says which."""
+    """The file at `path` is not a database that objdb can open."""
 
     facts = {"path": None}
     path: str
 
 
 class NeedsMigrationError(FileFormatError):
-    """A database of an older kind; the message names the tool that converts it."""
+    """A database in an older format; the message names the tool that converts it."""
 
 
 class CorruptedDataError(POSError):
     """Damaged data, at `path` and `position` (bytes from the start), in object `oid` if known;
-    `what` says only what is wrong there."""
+    `what` says only what is damaged there."""
 
     facts = {"path": None, "position": None, "oid": None, "what": None}
     path: str | None
@@ -392,14 +393,14 @@ class SerializationError(POSError):
 
 
 class UnpicklableError(SerializationError, TypeError):
-    """Something in the state cannot be pickled; `attribute_path` leads to it."""
+    """Part of the state cannot be pickled; `attribute_path` is the path to it."""
 
     facts = {"attribute_path": None}
     attribute_path: str | None
 
 
 class InvalidObjectReference(SerializationError):
-    """An object refers to one of another connection, or of a database it cannot refer to."""
+    """An object refers to an object of another connection, or of a database outside its group."""
 
 
 class DeserializationError(POSError):
@@ -415,7 +416,7 @@ class PythonTwoRecordError(DeserializationError):
 
 
 class BrokenObjectError(DeserializationError):
-    """The object's class cannot be imported. Its state is kept; it cannot be changed."""
+    """The object's class cannot be imported. Its state is kept, but cannot be changed."""
 
 
 class ConnectionStateError(POSError):
@@ -427,10 +428,10 @@ class ConcurrentUseError(ConnectionStateError):
 
 
 class UnregisteredMutationError(POSError):
-    """An object was changed inside one of its attributes, and nobody was told.
+    """An object was changed inside one of its attributes, and the change was not registered.
 
-    `oid`, `class_name`: the (first) object; `attribute`: the path to what differs from what was
-    loaded, as in `tags[2]`.
+    `oid`, `class_name`: the (first) object; `attribute`: the path to the difference from the
+    loaded state, as in `tags[2]`.
     """
 
     facts = {"oid": None, "class_name": None, "attribute": None}
@@ -440,10 +441,10 @@ class UnregisteredMutationError(POSError):
 
 
 class PartialCommitError(POSError):
-    """A transaction across several databases, or other participants, ended halfway.
+    """A transaction across several databases, or other participants, was partially committed.
 
     `committed`, `unknown`, `not_committed`: names of the participants where it is committed, where
-    it may be or not, and where it is not. The cause is in `__cause__`.
+    its outcome is unknown, and where it is not committed. The cause is in `__cause__`.
     """
 
     facts = {"committed": (), "unknown": (), "not_committed": ()}
@@ -453,22 +454,22 @@ class PartialCommitError(POSError):
 
 
 class PoolTimeoutError(POSError):
-    """No connection became free in time. `holders` describes each one that is out."""
+    """No connection became free in time. `holders` describes each one in use."""
 
     facts = {"holders": ()}
     holders: tuple[str, ...]
 
 
 class SafeError(POSError):
-    """A module safe cannot be opened, or not be used in this way. `path`: its directory."""
+    """A module safe cannot be opened or used this way. `path`: its directory."""
 
     facts = {"path": None}
     path: str | None
 
 
 class MissingPackageError(SafeError, StorageError):
-    """What keeps the safe, or the storage, needs a package that is not installed. `package`
-    names it, `extra` is what of objdb brings it."""
+    """The safe's backend, or the storage, needs a package that is not installed. `package`
+    names it, `extra` is the extra of objdb that installs it."""
 
     facts = {"package": None, "extra": None}
     package: str

@@ -1,4 +1,4 @@
-"""Object ids and transaction ids: make, compare, print.
+"""Oids and tids: make, compare, print.
 
 Both are 8 bytes, big-endian, so that comparing the bytes compares the numbers.
 
@@ -24,7 +24,7 @@ Tid = bytes
 
 ROOT_OID: Oid = bytes(8)
 NO_TID: Tid = bytes(8)
-# "Before MAX_TID" is everything: LAST_TID is the last one that a transaction can have.
+# "Before MAX_TID" is everything: LAST_TID is the last tid that a transaction can have.
 MAX_TID: Tid = b"\x7f" + b"\xff" * 7
 LAST_TID: Tid = b"\x7f" + b"\xff" * 6 + b"\xfe"
 
@@ -40,12 +40,12 @@ def int_from_oid(oid: Oid) -> int:
 
 
 def format_oid(oid: Oid | None) -> str:
-    """Return an oid the way messages print it, `0x2a`; anything that is none prints as itself."""
+    """Return an oid as messages print it, `0x2a`; any other value prints as itself."""
     return hex(int.from_bytes(oid, "big")) if isinstance(oid, bytes) else repr(oid)
 
 
 def format_tid(tid: Tid | None) -> str:
-    """Return a tid the way messages print it: hexadecimal digits, then its time in UTC."""
+    """Return a tid as messages print it: hexadecimal digits, then its time in UTC."""
     if not isinstance(tid, bytes) or len(tid) != 8:
         return repr(tid)
     if tid == NO_TID:
@@ -103,20 +103,20 @@ def time_from_tid(tid: Tid) -> float:
 def datetime_from_tid(tid: Tid) -> datetime:
     """Return the time of a tid as an aware datetime in UTC.
 
-    Tids that are no real time (small numbers made by tests or other tools) give the nearest
-    time that exists.
+    A tid that is not a valid time (a small number made by a test or another tool) gives the
+    nearest valid one.
     """
     minutes, micro = _minutes_and_micro(tid)
     return _minute_at(minutes) + timedelta(microseconds=micro)
 
 
 def _minutes_and_micro(tid: Tid) -> tuple[int, int]:
-    """Return the minutes in a tid, as they are there, and the microseconds since."""
+    """Return the minutes in a tid, unconverted, and the microseconds since."""
     seconds = int.from_bytes(tid[4:], "big") * 60 / 2**32
     return int.from_bytes(tid[:4], "big"), min(int(seconds * 1e6), 59_999_999)
 
 
-@lru_cache(maxsize=16)  # transactions that are looked at together are often of the same minute
+@lru_cache(maxsize=16)  # neighbouring transactions are often of the same minute
 def _seconds_at(minutes: int) -> int:
     return int(_minute_at(minutes).timestamp())
 

@@ -270,7 +270,7 @@ def test_messages_made_from_facts() -> None:
     conflict = errors.ConflictError(
         oid=oid, class_name="app.Person", serials=EXAMPLES["serials"]
     )
-    for part in ("0x2a", "app.Person", "0x0101010101010101", "0x0202020202020202", "again"):
+    for part in ("0x2a", "app.Person", "0x0101010101010101", "0x0202020202020202", "retry"):
         assert part in str(conflict)
     read = errors.ReadConflictError(oid=oid)
     assert "0x2a" in str(read) and "read" in str(read)

@@ -51,7 +51,7 @@ class AccessEpochs:
             self._markers.append((now, oid))
             if len(self._markers) > _MOST_EPOCHS:
                 oldest = self._markers.popleft()[1]
-                if self._cache.get(oldest) is not None:  # the cache may have let go of it
+                if self._cache.get(oldest) is not None:  # the cache may have dropped it
                     del self._cache[oldest]
 
     def idle_for(self, age: float) -> list[Persistent]:

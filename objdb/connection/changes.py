@@ -1,5 +1,5 @@
-"""What one transaction has changed and created through one connection; and the four states of a
-persistent object.
+"""Objects that one transaction has changed and created through one connection, and the four states
+of a persistent object.
 
                 add / reachable at commit                    attribute set
       UNSAVED ────────────────────────────► UP_TO_DATE ───────────────────────► CHANGED
@@ -94,33 +94,30 @@ class RefusedChanges:
     have made it. A tree is in use at that moment, and is dropped at the next one."""
 
     def __init__(self) -> None:
-        self._waiting: list[Any] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
+        self.waiting: list[Any] = []
 
     def take_back(self, obj: Any) -> None:
         """Drop what *obj* holds, now or as soon as that can be done."""
         if obj._p_state == _STICKY:
-            self._waiting.append(obj)
+            self.waiting.append(obj)
         else:
             obj._p_invalidate()
 
     def drop(self, changing: Any = None) -> None:
         """Drop what waits. `ConnectionStateError` if *changing* is such an object."""
-        if any(obj is changing for obj in self._waiting):
+        if any(obj is changing for obj in self.waiting):
             raise ConnectionStateError(
                 f"object {format_oid(changing._p_oid)} holds a change that was refused. Abort "
                 "the transaction first"
             )
-        for obj in self._waiting:
+        for obj in self.waiting:
             obj._p_invalidate()
-        self._waiting.clear()
+        self.waiting.clear()
 
 
 def adopt(jar: Jar, changes: ChangeSet, obj: Any) -> Oid:
     """Make *obj*, of no connection, one of *jar*; return its oid: a new one, or what the program
-    gave it. `InvalidObjectReference` unless that is an oid, and nobody else's."""
+    gave it. `InvalidObjectReference` unless that is an unused oid."""
     oid: Oid | None = obj._p_oid
     if oid is None:
         oid = bytes(jar.db().storage.new_oid())

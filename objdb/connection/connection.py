@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from threading import get_ident
 from typing import Any, NoReturn
@@ -69,7 +70,7 @@ class Connection(LoadPath):
     ) -> None:
         self._db = db
         self._storage = db.storage
-        self._version = version  # which this connection works in, always
+        self.version = version  # which this connection works in, always
         self._load_before = self._load_when_closed
         self.load_committed: Callable[[Oid, Tid], Any] = self._load_when_closed
         # Connections to the databases of the group, this one too, in the same transactions, by
@@ -107,13 +108,13 @@ class Connection(LoadPath):
         return self._root
 
     def get(self, oid: Oid) -> Any:
-        """Return the object with this oid (8 bytes); `POSKeyError` if there is none."""
+        """Return the object with this oid (8 bytes); `POSKeyError` if it does not exist."""
         if not self.is_open:
             raise _closed()
-        if self._refused:
+        if self._refused.waiting:
             self._refused.drop()
         if type(oid) is not bytes or len(oid) != 8:
-            raise POSKeyError(f"{oid!r} is no oid: those are 8 bytes")
+            raise POSKeyError(f"{oid!r} is not an oid; an oid is 8 bytes")
         obj = self._cache.get(oid)
         if obj is None and self.work is not None:
             obj = self.work.changes.added.get(oid)
@@ -133,12 +134,11 @@ class Connection(LoadPath):
 
     def getVersion(self) -> str:
         """Return the name of the version that this connection works in, "" if in none."""
-        return self._version
+        return self.version
 
     def modifiedInVersion(self, oid: Oid) -> str:
         """Return the version that the object *oid* is changed in, "" if in none."""
-        version: str = self._db.modifiedInVersion(oid)
-        return version
+        return str(self._db.modifiedInVersion(oid))
 
     def history(self, obj: Any, size: int = 1) -> list[dict[str, Any]]:
         """Return the last *size* committed revisions of *obj*, newest first, as dicts: see
@@ -156,7 +156,7 @@ class Connection(LoadPath):
         companion: Connection | None = self._companions.get(name)
         if companion is None:
             companion = self._db.connection_to(
-                name, self.transaction_manager, self.view.isolation, self.view.past, self._version
+                name, self.transaction_manager, self.view.isolation, self.view.past, self.version
             )
             assert companion is not None
             companion._companions, companion._owner = self._companions, self._owner
@@ -174,8 +174,8 @@ class Connection(LoadPath):
         Each is a persistent object, an oid, or something to iterate over that yields them, such as
         `tree.values(first, last)`. *depth*: also load what these refer to, in so many steps. A
         BTree comes whole. All counts as read by the transaction, and stays loaded until it
-        ends. While this runs, nobody else may use the connection. When cancelled, this ends with
-        the object that is being loaded.
+        ends. While this runs, no other thread may use the connection. When cancelled, this ends
+        with the object that is being loaded.
 
         Raises what loading raises; `UsageError` for objects of another connection.
         """
@@ -208,7 +208,7 @@ class Connection(LoadPath):
         raise _closed()
 
     def oldstate(self, obj: Any, tid: Tid) -> Any:
-        """Return the state *obj* had in the revision *tid*; `POSKeyError` if there is none."""
+        """Return the state *obj* had in the revision *tid*; `POSKeyError` if it does not exist."""
         return self.reader.state(type(obj), self._storage.loadSerial(obj._p_oid, tid))
 
     # -- changing
@@ -220,7 +220,7 @@ class Connection(LoadPath):
     def register(self, obj: Any) -> None:
         """Note that *obj* is being changed (called by it, before its first change).
         `ReadOnlyError`, `ConnectionStateError`, or `ConcurrentUseError` in another thread."""
-        if self._refused:
+        if self._refused.waiting:
             self._refused.drop(obj)
         try:
             self.require_usable()
@@ -231,8 +231,7 @@ class Connection(LoadPath):
         changes.register(obj)
 
     def require_usable(self) -> None:
-        """Raise `ConnectionStateError` if it is closed, `ConcurrentUseError` in a thread that is
-        not the one it is bound to."""
+        """Raise `ConnectionStateError` if it is closed, `ConcurrentUseError` in another thread."""
         if not self.is_open:
             raise _closed()
         if self._owner is not None and self._owner != get_ident():
@@ -289,8 +288,8 @@ class Connection(LoadPath):
             self._join_companions()
         elif work.phase is Phase.VOTING:
             raise ConnectionStateError(
-                f"{self!r}: its objects cannot be changed now. What a commit calls, such as "
-                "_p_resolveConflict, must not touch objects; it gets states, and returns one"
+                f"{self!r}: its objects cannot be changed during a vote. Code that a commit "
+                "calls, such as _p_resolveConflict, gets states and returns one"
             )
         return work
 
@@ -316,7 +315,7 @@ class Connection(LoadPath):
                 return
 
     def afterCompletion(self, txn: Any) -> None:
-        """Let the cache shrink; begin a new view, where transactions begin by themselves."""
+        """Let the cache shrink; begin a new view, unless the manager is explicit."""
         if self._db.transaction_ended is not None:
             self._db.transaction_ended()
         self.mutations.drop()
@@ -336,7 +335,7 @@ class Connection(LoadPath):
             self.work.abort_if_forgotten()
         if self.work is not None or not self.is_open:
             return
-        if self._refused:
+        if self._refused.waiting:
             self._refused.drop()
         self.view.begin()
         self.cache.epochs.advance()
@@ -388,7 +387,7 @@ class Connection(LoadPath):
 
     @property
     def isolation(self) -> str:
-        """What transactions see of one another: the name of the mode."""
+        """The name of the isolation mode."""
         return self.view.isolation
 
     @property
@@ -410,13 +409,13 @@ class Connection(LoadPath):
         self.is_open = True
         self.opened = time.time()
         self.committed_tid = None
-        load, version = self._storage.loadBefore, self._version
+        load, version = self._storage.loadBefore, self.version
         self.load_committed = (lambda oid, before: load(oid, before, version)) if version else load
         self._load_before = self.load_committed
         self.view.open(isolation, past)
         self.__dict__.pop("setstate", None)
         if self.view.isolation == "read-current":
-            # What objects call when they are touched, before the class's.
+            # Objects call this when they are touched, before the class's.
             self.__dict__["setstate"] = partial(set_current_state, self)
         self.transaction_manager.registerSynch(self)  # which begins one, in a transaction
         if not self.view.has_begun:
@@ -468,7 +467,8 @@ class Connection(LoadPath):
         database is)."""
         if self.is_open:
             manager, self.transaction_manager, self._owner = self.transaction_manager, None, None
-            if manager is not None:  # another thread may be closing it as well
+            # Another thread may be closing it as well, or its opening was interrupted.
+            with suppress(KeyError, AttributeError):
                 manager.unregisterSynch(self)
             if self.work is not None:
                 self.work.close_savepoints()
@@ -487,7 +487,7 @@ class Connection(LoadPath):
         self.close()
 
     def __repr__(self) -> str:
-        version = f", in the version {self._version!r}" if self._version else ""
+        version = f", in the version {self.version!r}" if self.version else ""
         changes = "nothing changed" if self.work is None else self.work.phase.value
         state = f"open, {changes}" if self.is_open else "closed"
         return f"<Connection to {self._db.name}{version}, {state}>"

@@ -7,9 +7,9 @@ divides those that were read since from the rest, at no cost to reading:
              not read           read by this transaction, tree buckets included
 
 What is read and leaves the cache before the commit is remembered: objects loaded are noted, and
-what lies behind the marker is kept before this connection empties its cache. What a program
-deactivates by itself, having found it loaded, is noticed by its number only: then the commit
-fails if anything at all was committed meanwhile.
+what lies behind the marker is kept before this connection empties its cache. Objects
+that the program deactivates are only counted: the commit then requires that nothing was committed
+meanwhile.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ISOLATIONS = ("snapshot", "serializable", "read-current")
 
 
 def require_isolation(name: str) -> str:
-    """Return *name*; `UsageError` if it is no isolation mode."""
+    """Return *name*; `UsageError` if it is not an isolation mode."""
     if name not in ISOLATIONS:
         known = ", ".join(map(repr, ISOLATIONS))
         raise UsageError(f"isolation is {name!r}; it can be one of {known}")
@@ -63,7 +63,7 @@ def kept(reads: ReadSet | None) -> AbstractContextManager[None]:
 
 
 class ReadSet:
-    """What one connection has read in its transaction.
+    """The objects that one connection has read in its transaction.
 
     `is_complete` is false when something may be missing.
     """

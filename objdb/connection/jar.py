@@ -1,4 +1,4 @@
-"""What the parts of a connection ask of it."""
+"""The connection as its parts see it: a protocol for type checkers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Jar(Protocol):
 
     is_open: bool
     token: object
+    version: str
     committed_tid: Tid | None
     store_count: int
     load_count: int
@@ -43,9 +44,6 @@ class Jar(Protocol):
 
     def get(self, oid: Oid) -> Any:
         """Return the object *oid*."""
-
-    def getVersion(self) -> str:
-        """Return the version it works in."""
 
     def isReadOnly(self) -> bool:
         """Whether objects cannot be changed."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LoadPath:
-    """What a connection needs to load objects.
+    """The part of a connection that loads an object.
 
     `_load_before` finds a record, `_read_state` unpickles it; `_before` is the tid that the
     snapshot ends before; `_user` is the thread that is loading just now, or 0; `_loaded` has the

@@ -1,4 +1,4 @@
-"""Changes that nobody was told of, found at commit: for development and tests.
+"""Unregistered changes, found at commit: for development and tests.
 
 Persistent objects notice when an attribute is set, and not what happens inside a plain list, dict,
 set or other object that an attribute holds. So before a commit each loaded object that counts as
@@ -40,7 +40,7 @@ class MutationDetector:
         self._jar = jar
         self._is_on = is_on
         self._found: list[tuple[Any, str]] = []
-        self._told: WeakSet[type] = WeakSet()  # of which it was said that nobody can say
+        self._told: WeakSet[type] = WeakSet()  # of which the log says that they cannot be compared
 
     def find(self) -> list[tuple[Any, str]]:
         """Return the objects that were changed without notice, each with the path of its first
@@ -90,7 +90,7 @@ class MutationDetector:
         return None  # its state is another one each time it is asked for
 
     def _tell(self, obj: Any, error: Exception) -> None:
-        """Say, once for each class, that nobody can say."""
+        """Log, once for each class, that its objects cannot be compared."""
         if type(obj) not in self._told:
             self._told.add(type(obj))
             logger.warning(

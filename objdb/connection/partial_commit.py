@@ -1,11 +1,11 @@
-"""What is told when a two-phase commit across several participants ends halfway.
+"""Partial commits: a two-phase commit across several participants that ended halfway.
 
 After the votes each participant is asked to finish, in the order of their sort keys. There is no
 log of decisions across them. If one of them fails then, against the rules:
 
     finished       failing        not asked
     committed      unknown        not committed          when a connection fails
-    committed      unknown, all that come later          when somebody else's data manager does
+    committed      unknown, all that come later          when a data manager of others does
 
 Connections to one database are one participant here: they are committed together.
 """

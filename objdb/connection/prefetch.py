@@ -43,7 +43,7 @@ class Prefetch:
         jar, before = self._jar, self._jar.load_count
         if jar._user:
             jar._refuse_thread()
-        jar._user = get_ident()  # who loads through this connection meanwhile is told
+        jar._user = get_ident()  # another thread that loads meanwhile gets ConcurrentUseError
         try:
             level = self._given()
             for steps_left in range(self._depth, -1, -1):
@@ -63,7 +63,7 @@ class Prefetch:
                     yield self._jar.get(obj)
                     continue
                 if not isinstance(obj, Persistent):
-                    raise UsageError(f"{obj!r:.60} is no persistent object: it needs no loading")
+                    raise UsageError(f"{obj!r:.60} is not a persistent object: it needs no load")
                 if obj._p_jar is not None and obj._p_jar is not self._jar:
                     raise UsageError(f"{obj!r} is of another connection. Prefetch it there")
                 yield obj
@@ -91,7 +91,7 @@ class Prefetch:
 
 
 class Prefetched(Coroutine[Any, Any, int]):
-    """What `prefetch` returns where nobody needs to wait: a coroutine that is over. Awaited, it
+    """The result of `prefetch` where nothing is awaited: a coroutine that has ended. Awaited, it
     gives how many objects had to be loaded."""
 
     def __init__(self, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Transactions of asyncio tasks. What `transaction.manager` is to threads, `task_manager` is to
+"""Transactions of asyncio tasks. As `transaction.manager` is to threads, `task_manager` is to
 tasks:
 
     task A ── its context ──► (A, transactions of A) ◄── connections that A opened
@@ -195,4 +195,4 @@ class TaskTransactionManager:
 
 
 task_manager = TaskTransactionManager()
-"""What `transaction.manager` is to threads: the transactions of the current asyncio task."""
+"""The transactions of the current asyncio task, as `transaction.manager` has those of threads."""

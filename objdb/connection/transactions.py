@@ -1,5 +1,5 @@
 """The transactions that attempts make: those of the package `transaction`, which format the stack
-of every commit that fails, whether somebody looks at it or not. That took four fifths of the time
+of every commit that fails, whether a program looks at it or not. That took four fifths of the time
 of a conflict. These keep the error, and format it when they are asked."""
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class AttemptTransactions(transaction.TransactionManager):
 
 
 class OneTransaction:
-    """A transaction manager that knows one transaction, of somebody else's making."""
+    """A transaction manager that knows one transaction, that another one began."""
 
     explicit = True
 
@@ -74,6 +74,6 @@ class OneTransaction:
         self._txn.abort()
 
     def registerSynch(self, synch: Any) -> None:
-        """The transaction's end is told by its hooks."""
+        """Do nothing: the hooks of the transaction notify of its end."""
 
     unregisterSynch = registerSynch

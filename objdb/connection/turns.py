@@ -1,7 +1,7 @@
 """Whose turn it is, when attempts at transactions meet conflicts again and again.
 
     usual attempts     ──work──► wait ─► commit          each commits when it is ready
-    the last attempt   ─► its turn ──work──► commit      nobody else commits meanwhile
+    the last attempt   ─► its turn ──work──► commit      no other attempt commits meanwhile
 
 A last attempt has its connection already when it takes its turn, behind those that wait, and when
 the commits under way have ended. Then nothing that it reads or writes can change until it has
@@ -49,15 +49,15 @@ class Turns:
             self._leave(owner)
 
     def begin_commit(self, owner: Any) -> None:
-        """Wait until nobody else has the turn; `end_commit` has to follow. (Every transaction comes
-        here: these two are cheaper than a context manager.)"""
+        """Wait until no other attempt has the turn; `end_commit` has to follow. (Every transaction
+        comes here: these two are cheaper than a context manager.)"""
         with self._changed:
             if self._queue:
                 self._changed.wait_for(lambda: self._may_commit(owner), PATIENCE_SECONDS)
             self._committing.append(owner)
 
     def end_commit(self, owner: Any) -> None:
-        """Let who waits for this commit go on."""
+        """Wake the attempts that wait for this commit."""
         with self._changed:
             self._committing.remove(owner)
             if self._queue:
@@ -94,7 +94,7 @@ class Turns:
         return self._queue[0] is owner and not [o for o in self._committing if o is not owner]
 
     def _may_commit(self, owner: Any) -> bool:
-        """Whether nobody has the turn but *owner*: what is nested in a last attempt goes on."""
+        """Whether only *owner* may have the turn: an attempt nested in a last one goes on."""
         return not self._queue or owner in self._queue
 
     def _leave(self, owner: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a connection sees: the database as it was when the transaction began.
+"""The view of a connection: the database as it was when the transaction began.
 
     a transaction begins ─► move: objects that others changed since become ghosts
                          ─► loads end before the bound, the tid after the last transaction
@@ -30,7 +30,8 @@ class View:
 
     def __init__(self, jar: Jar) -> None:
         self._jar = jar
-        self._log = jar.db().invalidations
+        self._db = jar.db()
+        self._log = self._db.invalidations
         self._log_epoch = self._log.epoch
         self.snapshot: Tid = NO_TID
         self.past: Tid | None = None
@@ -45,7 +46,7 @@ class View:
         self.isolation = isolation if past is None else "snapshot"
         self.past = past
         if past is not None and self.snapshot == NO_TID:  # else it was here before
-            self.snapshot = jar.db().current_tid()
+            self.snapshot = self._db.current_tid()
         self._set_bound(self.snapshot)
         jar._loaded = None
         self.reads = ReadSet(jar, jar._cache) if self.isolation == "serializable" else None
@@ -60,16 +61,16 @@ class View:
 
     def _move(self) -> None:
         jar, log = self._jar, self._log
-        last: Tid = jar.db().current_tid()
+        last: Tid = self._db.current_tid()
         if last != self.snapshot or log.epoch != self._log_epoch:
-            oids = log.between(self.snapshot, last, jar.token, jar.getVersion())
+            oids = log.between(self.snapshot, last, jar.token, jar.version)
             if oids is None or log.epoch != self._log_epoch:
                 self._log_epoch = log.epoch
                 jar.cache.invalidate_all()
             elif oids:
                 jar._cache.invalidate(oids)
             self._set_bound(last)
-            self.snapshot = last  # the last to change: who is interrupted before comes here again
+            self.snapshot = last  # behind all else: what is interrupted before is done again
 
     def _set_bound(self, snapshot: Tid) -> None:
         """Set what loads are bounded by in a view of *snapshot*."""
@@ -101,7 +102,7 @@ def set_current_state(jar: Any, obj: Any) -> None:
 
 def _was_changed(jar: Jar, oid: Oid, tid: Tid) -> bool:
     """Whether the object *oid*, of the revision *tid*, was there when the view began."""
-    changed = jar.db().invalidations.between(jar.view.snapshot, tid, jar.token, jar.getVersion())
+    changed = jar.db().invalidations.between(jar.view.snapshot, tid, jar.token, jar.version)
     return changed is None or oid in changed
 
 

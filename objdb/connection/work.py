@@ -1,5 +1,5 @@
-"""What a connection does in one transaction: the work is made when the first object is changed, and
-dropped when the transaction ends.
+"""The work of a connection in one transaction: it begins with the first change, and ends with the
+transaction.
 
     attribute set ─► Connection.register ─► Work, which joins the transaction
 
@@ -66,7 +66,7 @@ class Phase(enum.Enum):
 
 @implementer(IDataManager, ISavepointDataManager)
 class Work:
-    """What *jar*, a connection, has changed in the transaction *txn*, and its part in the two-phase
+    """The changes of *jar*, a connection, in the transaction *txn*, and its part in the two-phase
     commit.
 
     `stored` has the objects given to the storage, by oid; None for those that only a savepoint
@@ -77,6 +77,7 @@ class Work:
 
     def __init__(self, jar: Jar, txn: Any) -> None:
         self._jar = jar
+        self._db = jar.db()
         self.transaction = txn
         self.phase = Phase.JOINED
         self.changes = ChangeSet()
@@ -88,7 +89,7 @@ class Work:
 
     def db(self) -> Any:
         """Return the database."""
-        return self._jar.db()
+        return self._db
 
     def has_put_away(self, oid: Oid) -> bool:
         """Whether a savepoint has a record of the object *oid*."""
@@ -122,7 +123,7 @@ class Work:
         serialize, new_objects = writer.serialize, writer.new_objects
         stored, created, cache = self.stored, self.changes.created, jar._cache
         metadata = None if self._commit is None else self._commit.metadata
-        version, counts_bytes = jar.getVersion(), jar._counts_bytes
+        version, counts_bytes = jar.version, jar._counts_bytes
         for first in self.changes.pending():
             stack: list[Any] = [first]
             try:
@@ -147,7 +148,7 @@ class Work:
                         stack.extend(reversed(new_objects))
                         new_objects.clear()
             except BaseException:
-                # What was met and not stored is taken back by the abort.
+                # The abort takes back new objects that were met and not stored.
                 for obj in stack + new_objects:
                     if obj._p_serial == NO_TID:
                         self.changes.add(obj)
@@ -158,7 +159,7 @@ class Work:
 
     def sortKey(self) -> str:
         """Return where this work stands in the order of a two-phase commit."""
-        return f"{self.db().storage.sortKey()}:{id(self._jar)}"
+        return f"{self._db.storage.sortKey()}:{id(self._jar)}"
 
     def tpc_begin(self, txn: Any) -> None:
         """Begin to commit. Raises `ReadConflictError` (see `isolation`) and
@@ -167,7 +168,7 @@ class Work:
         mutated = self._jar.mutations.find()
         if mutated:
             raise error_for(mutated)
-        self._commit = self.db().storage_commit(txn)
+        self._commit = self._db.storage_commit(txn)
         self._commit.begin()
         self.phase = Phase.COMMITTING
 
@@ -182,10 +183,10 @@ class Work:
 
     def commit(self, txn: Any) -> None:
         """Give all changed and new objects to the storage."""
-        store = self.db().storage.store
+        store = self._db.storage.store
         self._write_changes(store)
         if self.savepoints is not None:
-            version, metadata = self._jar.getVersion(), self._commit.metadata
+            version, metadata = self._jar.version, self._commit.metadata
             for oid in self.savepoints.oids():
                 if oid not in self.stored:
                     record, base_tid = self.savepoints.load(oid)
@@ -199,30 +200,30 @@ class Work:
         """
         jar = self._jar
         if self.changes.registered or self.changes.added:
-            self._write_changes(self.db().storage.store)
+            self._write_changes(self._db.storage.store)
         self._check_reads()
         self.phase = Phase.VOTING
-        created = self.changes.created  # what is new is in nobody's cache
+        created = self.changes.created  # new objects are in no other cache
         oids = [oid for oid in self.stored if oid not in created]
         try:
             self._commit.vote(self.stored, partial(self._tell, oids))
         except ConflictError as error:
             if error.class_name is None and (obj := jar._cache.get(error.oid)) is not None:
                 complete_error(error, error.oid, type(obj))
-            self.db().count_conflict(error)
+            self._db.count_conflict(error)
             raise
 
     def _tell(self, oids: list[Oid], tid: Tid) -> None:
         """Tell the other connections that the transaction *tid* changed *oids*."""
         jar = self._jar
-        jar.db().invalidate(tid, oids, jar.getVersion(), jar.token)
+        self._db.invalidate(tid, oids, jar.version, jar.token)
 
     def _check_reads(self) -> None:
         """Let the vote fail unless all that was to be current, or read, is as it was."""
-        jar, storage, metadata = self._jar, self.db().storage, self._commit.metadata
+        jar, storage, metadata = self._jar, self._db.storage, self._commit.metadata
         check = storage.checkCurrentSerialInTransaction
-        # Storages without versions are told of none.
-        in_version = {"version": jar.getVersion()} if jar.getVersion() else {}
+        # Storages without versions take no such argument.
+        in_version = {"version": jar.version} if jar.version else {}
         for oid, serial in jar.view.must_be_current.items():
             if oid not in self.stored:
                 check(oid, serial, metadata, **in_version)
@@ -271,14 +272,14 @@ class Work:
                 if obj is None:
                     continue
             set_serial(obj, tid)
-        # What was merged is not what these objects hold.
+        # Objects whose changes were merged hold another state.
         cache.invalidate(self._commit.resolved)
         self._end()
 
     # -- taking back
 
     def tpc_abort(self, txn: Any) -> None:
-        """Take everything back, in the storage and in memory. What is committed stays so."""
+        """Take everything back, in the storage and in memory; what is committed stays."""
         partial_commit.tell_after_the_fact(txn, self)
         self.abort(txn)
 
@@ -391,7 +392,7 @@ class Work:
 
 
 class Savepoint:
-    """What `transaction.savepoint()` gets from a connection: rolls its objects back."""
+    """The way back that `transaction.savepoint()` gets from a connection."""
 
     def __init__(self, work: Work, mark: Mark) -> None:
         self._work = work

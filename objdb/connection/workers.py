@@ -123,7 +123,7 @@ class Workers:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._unfinished = 0
         self._threads: set[threading.Thread] = set()
-        self._ending: set[threading.Thread] = set()  # those that leave by themselves
+        self._ending: set[threading.Thread] = set()  # those that end on their own
         self._pid = os.getpid()
         self._is_closed = False
 

@@ -1,4 +1,4 @@
-"""What a database tells about its connections and their caches, and how those are kept small."""
+"""The connections of a database and their caches: their numbers, and how they are kept small."""
 
 from __future__ import annotations
 

@@ -48,6 +48,7 @@ from objdb.records.format import PROTOCOL, class_prefix
 from objdb.records.references import references
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.foreign import give_resolver, hooks_of
+from objdb.storage.owning import Closing, drops_what_it_opened
 from objdb.storage.times import bound, warn_if_ahead
 from objdb.storage.versions import require_name
 
@@ -75,6 +76,11 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
     Raises what opening the storage raises. Closing the database closes the storage.
     """
 
+    storage: Any = None
+    database_name = ""
+    _pack_thread: PackThread | None = None
+
+    @drops_what_it_opened
     def __init__(
         self, storage: Any = None, pool_size: int = Options.pool_size,
         cache_size: int = Options.cache_size, cache_size_bytes: int = Options.cache_size_bytes,
@@ -97,21 +103,27 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         self.storage, given = open_storage(storage, read_only=read_only)
         self.name: str = self.storage.getName()
         self._is_closed = False
-        self._pack_thread: PackThread | None = None
-        try:
-            self.options = Options.chosen(arguments, given)
-            self.database_name = self.options.database_name
-            if self.database_name in open_among(self.databases):
-                raise UsageError(
-                    f"there is a database {self.database_name!r} in this group already. Give each "
-                    "a database_name of its own"
-                )
-            self.isolation = self.options.isolation
-            self._begin()
-        except BaseException:
-            self.storage.close()
-            raise
+        self._closing = Closing()
+        self.options = Options.chosen(arguments, given)
+        self.database_name = self.options.database_name
+        if self.database_name in open_among(self.databases):
+            raise UsageError(
+                f"there is a database {self.database_name!r} in this group already. Give each "
+                "a database_name of its own"
+            )
+        self.isolation = self.options.isolation
+        self._begin()
         self.databases[self.database_name] = self
+
+    def drop_opened(self) -> None:
+        """Close what the constructor has opened: the storage (see `storage.owning`)."""
+        if self._pack_thread is not None:
+            self._pack_thread.close()
+        databases = self.__dict__.get("databases", {})
+        if databases.get(self.database_name) is self:
+            del databases[self.database_name]
+        if self.storage is not None:
+            self.storage.close()
 
     def _begin(self) -> None:
         """Set up what belongs to one storage, and to one process."""
@@ -139,7 +151,9 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         self.storage.registerDB(self)
         give_resolver(self.storage, self.resolve)
         self._require_root()
-        self._pack_thread = PackThread(self, options.autopack) if options.autopack else None
+        if options.autopack is not None:
+            self._pack_thread = PackThread(self, options.autopack)
+            self._pack_thread.start()
         self._poll, self.transaction_ended = hooks_of(self.storage)
 
     def _require_usable(self) -> None:
@@ -214,8 +228,8 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         reading what was there at a moment of the past, or just before it (a tid, seconds since
         1970, a datetime with a time zone, or one in ISO form); those are not counted with the
         others. *version*: the name of the version to work in, which has a pool of its own;
-        `VersionError` for what is no name, `Unsupported` where there are no versions. A first
-        argument that is no string is taken for a transaction manager.
+        `VersionError` for an invalid name, `Unsupported` where there are no versions. A first
+        argument that is not a string is taken for a transaction manager.
         """
         if not isinstance(version, str):
             version, transaction_manager = "", version
@@ -286,7 +300,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
                 connection.close()
 
     def holder_of(self, connection: Connection) -> Any:
-        """Return what stands for who has *connection* of a pool; None if nobody, or no pool."""
+        """Return the holder of *connection* in its pool; None if it is free, or has no pool."""
         return None if connection.pool is None else connection.pool.holder_of(connection)
 
     def return_connection(self, connection: Connection) -> None:
@@ -352,7 +366,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         return result
 
     def metadata_of(self, txn: Any) -> TransactionMetaData:
-        """Return what the storage is told about the transaction *txn*."""
+        """Return the metadata of the transaction *txn* for the storage."""
         metadata = TransactionMetaData(txn.user, txn.description, dict(txn.extension))
         _ = metadata.extension_bytes  # which raises if it cannot be stored
         metadata.later = later_of(txn)
@@ -360,7 +374,7 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
 
     def storage_commit(self, txn: Any) -> StorageCommit:
         """Return the part of *txn* that this database's storage has, the same for all who ask."""
-        if len(txn._resources) == 1:  # nobody else will ask
+        if len(txn._resources) == 1:  # no other participant will ask
             return StorageCommit(self, self.metadata_of(txn))
         try:
             commit: StorageCommit = txn.data(self)
@@ -409,8 +423,8 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         return tid
 
     def oldest_view(self) -> Tid:
-        """Return the tid of the oldest view that a connection has, those to the past aside: what
-        was replaced up to then is seen by nobody."""
+        """Return the tid of the oldest view that a connection has, historical ones aside:
+        revisions that were replaced up to then are not visible any more."""
         last: Tid = self.storage.lastTransaction()
         with self._connections_lock:
             views = [connection.view_tid(last) for connection in self._all_connections]
@@ -442,21 +456,24 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
         """Close the database and its storage; connections still open become unusable, their
         uncommitted changes are dropped. A second call does nothing. It stays in its group's
         `databases`, which may be iterated over to close all; its name there is free again."""
-        if self._is_closed:
-            return
         self._is_closed = True
-        if self._pack_thread is not None and self._pid == os.getpid():
+        if self._pid == os.getpid():
+            self._closing.run(self._close)
+        else:  # a fork has neither the threads nor the locks' holders
+            self.storage.close()
+
+    def _close(self) -> None:
+        if self._pack_thread is not None:
             self._pack_thread.close()
-        if self._pid == os.getpid():  # a fork has neither the threads nor the locks' holders
-            connections = self._pool.close() + self._past.close()
-            connections += [c for pool in self._version_pools.all() for c in pool.close()]
-            with self._connections_lock:  # and those beside the pools
-                connections += self._all_connections
-            self.committer.close()
-            self.workers.close()
-            for connection in connections:
-                connection.abandon()
-            self._for_transaction.clear()
+        connections = self._pool.close() + self._past.close()
+        connections += [c for pool in self._version_pools.all() for c in pool.close()]
+        with self._connections_lock:  # and those beside the pools
+            connections += self._all_connections
+        self.committer.close()
+        self.workers.close()
+        for connection in connections:
+            connection.abandon()
+        self._for_transaction.clear()
         self.storage.close()
 
     def __enter__(self) -> DB:

@@ -18,7 +18,7 @@ def diff(a: Any, b: Any) -> dict[Any, tuple[Any, Any]]:
     *a* and the value in *b*, `...` where there is none.
 
     *a* and *b* are the same object, reached through two connections, of which one shows the past
-    (`db.open(at=…)`), say. What is compared is what is committed.
+    (`db.open(at=…)`), say. Committed revisions are compared.
 
     * Items of a `PersistentMapping` and of BTrees and their sets have their key as name, those of
       a `PersistentList` their position; attributes of such a mapping or list have theirs with a
@@ -39,7 +39,7 @@ def diff(a: Any, b: Any) -> dict[Any, tuple[Any, Any]]:
     if a._p_oid != b._p_oid:
         raise UsageError(
             f"object {format_oid(a._p_oid)} ({class_name(type(a))}) and object "
-            f"{format_oid(b._p_oid)} ({class_name(type(b))}) are no two revisions of one object"
+            f"{format_oid(b._p_oid)} ({class_name(type(b))}) are not two revisions of one object"
         )
     return changed_parts(
         a._p_oid, partial(committed_record, a._p_jar), partial(committed_record, b._p_jar)

@@ -1,4 +1,4 @@
-"""Connections to the past, and where they wait. `storage/times` tells which bound a moment is.
+"""Historical connections, and the pool that keeps them. `storage/times` reads their moments.
 
 Opening one never waits for another. Those that come back keep their caches for a while: the next
 one for the same moment gets them.
@@ -15,7 +15,7 @@ from objdb.ids import Tid
 
 
 class HistoricalPool:
-    """Keeps up to *size* connections to the past that nobody uses, each for *timeout* seconds
+    """Keeps up to *size* unused historical connections, each for *timeout* seconds
     at most; *make* makes one that works in a version.
 
     `_lock` covers the attributes below it.
@@ -32,7 +32,7 @@ class HistoricalPool:
         self._out: dict[Connection, Tid] = {}
 
     def take(self, before: Tid, version: str = "") -> Connection:
-        """Return a connection that nobody else has, if possible one that was at this moment."""
+        """Return a free connection, if possible one that was at this moment."""
         with self._lock:
             self._drop_old()
             for i, (_, moment, free) in enumerate(self._free):
@@ -47,7 +47,7 @@ class HistoricalPool:
         return connection
 
     def holder_of(self, connection: Connection) -> Tid | None:
-        """Return the moment that *connection* was taken for, None if nobody has it."""
+        """Return the moment that *connection* was taken for, None if it is free."""
         return self._out.get(connection)
 
     def give_back(self, connection: Connection) -> bool:
@@ -72,8 +72,8 @@ class HistoricalPool:
             return [*self._out, *(connection for _, _, connection in self._free)]
 
     def for_each(self, action: Callable[[Connection], None]) -> None:
-        """Let who has a connection call *action* with it, when the next view begins; let go of
-        those that nobody uses."""
+        """Call *action* with each connection in use when its next view begins; drop the unused
+        ones."""
         with self._lock:
             self._free.clear()
             out = list(self._out)

@@ -148,7 +148,7 @@ class _Uri(NamedTuple):
         schemes = [scheme_named(name, uri) for name in names]
         if any(not scheme.is_layer for scheme in schemes[:-1]):
             wrong = next(n for n, s in zip(names, schemes, strict=True) if not s.is_layer)
-            raise UsageError(f"{uri}: {wrong} is no layer, so nothing can come after {wrong}+")
+            raise UsageError(f"{uri}: {wrong} is not a layer, so nothing can follow {wrong}+")
         if schemes[-1].is_layer and not rest.startswith("("):
             raise UsageError(
                 f"{uri}: {names[-1]} is a layer, which needs a storage below it: "
@@ -158,7 +158,7 @@ class _Uri(NamedTuple):
             groups, rest = _groups(uri, rest)
             path, mark, query = rest.partition("?")
             if path:
-                raise UsageError(f"{uri}: {path!r} after the parentheses makes no sense")
+                raise UsageError(f"{uri}: {path!r} after the parentheses is not valid")
             if len(groups) > schemes[-1].most_below:
                 raise UsageError(
                     f"{uri}: {names[-1]} goes over {schemes[-1].most_below} storages at most"

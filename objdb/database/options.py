@@ -72,11 +72,11 @@ class Options:
     detect_mutations: bool = _option(
         False, boolean, _flag, "for development: find changes that would be lost")
     historical_pool_size: int = _option(
-        3, int, _at_least(0), "how many unused connections to the past are kept")
+        3, int, _at_least(0), "how many unused historical connections are kept")
     historical_timeout: float = _option(
         300, float, _seconds, "for how many seconds they are kept")
     historical_cache_size: int = _option(
-        1000, int, _at_least(0), "objects that each connection to the past keeps loaded")
+        1000, int, _at_least(0), "objects that each historical connection keeps loaded")
     version_pool_size: int = _option(
         3, int, _at_least(1), "how many connections can be out at once in each version")
     version_cache_size: int = _option(
@@ -110,7 +110,7 @@ OPTIONS: dict[str, Field[Any]] = {option.name: option for option in fields(Optio
 PARSERS: dict[str, Callable[[str], Any]] = {
     name: option.metadata["parse"] for name, option in OPTIONS.items()
 }
-"""What makes the value of an option from its text in a URI, by the option's name."""
+"""Parsers of options in a URI, by the option's name."""
 
 
 def described(indent: str = "") -> str:

@@ -1,7 +1,7 @@
-"""Packing a database: at a word, or by itself when it has grown or time has passed.
+"""Packing a database: on request, or automatically when it has grown or time has passed.
 
     db.pack(days=7) ─► storage.pack(time, references, roots)
-    AutoPack ─► a thread that looks now and then whether it is time
+    AutoPack ─► a thread that checks periodically whether it is time
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class AutoPack:
     @classmethod
     def from_text(cls, text: str) -> AutoPack:
         """Return the setting that a URI has, as `growth_bytes:100000000,days:7`. ValueError or
-        `UsageError` for text that makes no sense."""
+        `UsageError` for text that is not valid."""
         values: dict[str, Any] = {}
         for part in text.split(","):
             name, colon, value = part.partition(":")
@@ -93,7 +93,7 @@ class DatabasePack:
         self, t: Any = None, days: float = 0, *, gc: bool = True, progress: Progress | None = None,
         keep_old: bool = False, dry_run: bool = False,
     ) -> PackResult:
-        """Forget what is older than a moment, and what nothing leads to any more.
+        """Remove history before a moment, and objects that are not reachable any more.
 
         *t*: the moment, as seconds since 1970, a tid, a datetime with a time zone, or one in ISO
         form (default: now, as is any in the future); *days*: so many days before it. Of each
@@ -168,6 +168,9 @@ class PackThread:
         self._size = db.storage.getSize()
         self._since = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"{db.name} autopack", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
         self._thread.start()
 
     def _run(self) -> None:
@@ -189,7 +192,7 @@ class PackThread:
             self._db.pack(days=self._setting.days, progress=self._require_wanted)
         except _Stopped:
             return False
-        except PackError:  # somebody else does it
+        except PackError:  # another thread is packing
             pass
         except (ObjdbError, OSError) as error:
             if not self._wake.is_set():
@@ -205,7 +208,7 @@ class PackThread:
     def close(self) -> None:
         """End a pack that is under way, and the thread."""
         self._wake.set()
-        if self._thread is not threading.current_thread():
+        if self._thread is not threading.current_thread() and self._thread.ident is not None:
             self._thread.join()
 
 

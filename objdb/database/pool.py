@@ -23,7 +23,7 @@ from objdb.errors import PoolTimeoutError, StorageClosedError
 if TYPE_CHECKING:
     import asyncio
 
-# How often who waits looks for connections of threads and tasks that have ended.
+# How often a waiter looks for connections of threads and tasks that have ended.
 _LOOK_SECONDS = 1.0
 
 
@@ -32,8 +32,8 @@ class LeakedConnectionWarning(ResourceWarning):
 
 
 class Holder(NamedTuple):
-    """Who has a connection out: the thread, since when (monotonic seconds), and the stack of
-    the call that opened it, if that is recorded. If it was a task: the task and its name."""
+    """The holder of a connection that is out: the thread, since when (monotonic seconds), and the
+    stack of the call that opened it, if that is recorded; of a task, the task and its name."""
 
     thread: threading.Thread
     since: float
@@ -47,7 +47,7 @@ class Holder(NamedTuple):
         return self.task_name or self.thread.name
 
     def has_lost(self, connection: Connection) -> bool:
-        """Whether the thread or task has ended, and nobody else can use the connection."""
+        """Whether the thread or task has ended, and no other can use the connection."""
         if isinstance(connection.transaction_manager, TaskTransactions):
             return connection.transaction_manager.has_ended
         return connection.is_bound_to_thread and not self.thread.is_alive()
@@ -67,8 +67,8 @@ class Holder(NamedTuple):
 
 
 class _Waiter:
-    """Who waits for a connection. `is_served` is set with `connection`, or when the pool is
-    closed."""
+    """A thread or task that waits for a connection. `is_served` is set with `connection`, or when
+    the pool is closed."""
 
     def __init__(self, holder: Holder) -> None:
         self.holder = holder
@@ -138,8 +138,8 @@ class _TaskWaiter(_Waiter):
 class ConnectionPool:
     """At most *size* connections, made by *make*; `take` waits up to *wait* seconds for one.
 
-    Who waits longest is served first: a connection that comes back is handed to that one, and
-    nobody who comes later can take it. `_lock` covers the attributes below it.
+    The waiter that waits longest is served first: a connection that comes back is handed to it, and
+    no later one can take it. `_lock` covers the attributes below it.
     """
 
     _WAITED = (
@@ -171,7 +171,7 @@ class ConnectionPool:
         return connection
 
     def take(self) -> Connection:
-        """Return a connection that nobody else has; `PoolTimeoutError` when none comes free, and
+        """Return a connection that is free; `PoolTimeoutError` when none comes free, and
         at once where waiting would keep those who hold them from giving them back."""
         holder, taken, waiter = self.holder(), None, None
         try:
@@ -267,7 +267,7 @@ class ConnectionPool:
             return all(holder.is_in(loop) for holder in self._out.values())
 
     def _serve(self) -> None:
-        """Hand what is free to those who wait; they are told as well when the pool is closed."""
+        """Hand free connections to waiters; wake all waiters when the pool is closed."""
         while self._waiting:
             waiter = self._waiting[0]
             if not self._is_closed and not waiter.is_gone():
@@ -280,7 +280,7 @@ class ConnectionPool:
             self._waiting.popleft().tell()
 
     def _take_from_the_dead(self) -> list[Holder]:
-        """Drop connections that only who has ended could use; return who had them."""
+        """Drop connections whose thread or task has ended; return their holders."""
         with self._lock:
             leaked = {
                 connection: holder for connection, holder in self._out.items()
@@ -294,7 +294,7 @@ class ConnectionPool:
         return list(leaked.values())
 
     def holder(self, frames: int = 3) -> Holder:
-        """Return who is asking now; the last *frames* calls are not for the stack."""
+        """Return the caller as a holder; its stack leaves out the last *frames* calls."""
         stack = ""
         if self.record_stacks:
             stack = "".join(traceback.format_stack()[:-frames])
@@ -312,7 +312,7 @@ class ConnectionPool:
         )
 
     def holder_of(self, connection: Connection) -> Holder | None:
-        """Return who has *connection*, None if nobody."""
+        """Return the holder of *connection*, None if it is free."""
         return self._out.get(connection)
 
     def give_back(self, connection: Connection) -> bool:
@@ -340,7 +340,7 @@ class ConnectionPool:
 
     def for_each(self, action: Callable[[Connection], None]) -> None:
         """Call *action* with every connection: now with those in the pool and those that this
-        thread or task has; with the others when their next view begins, by who has them."""
+        thread or task has; with the others when their next view begins, in the holder's thread."""
         holder = self.holder()
         with self._lock:
             held = list(self._out.items())

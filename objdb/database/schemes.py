@@ -1,4 +1,4 @@
-"""What a URI can name: kinds of storages, layers over them, and their parameters.
+"""The parts of a URI: kinds of storages, layers over them, and their parameters.
 
 A package adds its own with an entry point of the group `objdb.storages`, whose name is the scheme,
 and which is a `Scheme`.
@@ -58,7 +58,7 @@ def boolean(text: str) -> bool:
 
 
 def _secret(text: str, folder: str) -> bytes:
-    """Return what `env:NAME` or `file:PATH` has. `UsageError` if there is no such variable;
+    """Return the secret in `env:NAME` or `file:PATH`. `UsageError` if the variable is not set;
     ValueError for what is a secret itself, which has no place in a URI."""
     kind, _, name = text.partition(":")
     if kind == "env":
@@ -149,8 +149,8 @@ def _key(text: str, folder: str) -> bytes:
         key = b""
     if len(key) != KEY_BYTES:
         raise UsageError(
-            f"{text} has {len(found)} bytes, which are no key: it has {KEY_BYTES}, or twice as "
-            "many hexadecimal digits"
+            f"{text} has {len(found)} bytes, which are not a key; a key has {KEY_BYTES}, or twice "
+            "as many hexadecimal digits"
         )
     return key
 
@@ -159,7 +159,7 @@ def _passphrase(text: str, folder: str) -> str:
     try:
         return _secret(text, folder).decode().rstrip("\r\n")
     except UnicodeDecodeError:
-        raise UsageError(f"{text} is no text, so it is no passphrase") from None
+        raise UsageError(f"{text} is not text, so it is not a passphrase") from None
 
 
 def _log_directory(text: str, folder: str) -> str:
@@ -226,7 +226,7 @@ def is_secret(parameter: str) -> bool:
 
 
 def without_secrets(uri: str) -> str:
-    """Return a URI as errors show it: what somebody wrote into it as a secret is left out."""
+    """Return a URI as errors show it: secrets that were written into it are left out."""
     return _PARAMETER.sub(_shown_parameter, _USER.sub("//…@", uri))
 
 
@@ -259,12 +259,12 @@ def _loaded(point: Any, uri: str) -> Scheme:
     except (ImportError, AttributeError) as error:
         raise UsageError(
             f"{uri}: the entry point {point.name} of the group {GROUP} cannot be loaded: {error}. "
-            "Install its package anew, or tell its makers"
+            "Reinstall its package, or report it to its makers"
         ) from error
     if isinstance(found, Scheme):
         return found
     raise UsageError(
-        f"{uri}: the entry point {point.name} of the group {GROUP} is {found!r}, which is no "
+        f"{uri}: the entry point {point.name} of the group {GROUP} is {found!r}, which is not an "
         "objdb.database.schemes.Scheme"
     )
 

@@ -77,15 +77,14 @@ class Databases(Mapping[str, DB]):
 def open_databases(path: str | os.PathLike[str] = DEFAULT_PATH) -> Databases:
     """Open all databases in the settings file *path*.
 
-    `UsageError` for what makes no sense in it, saying what there is; what opening raises. Then
-    none is open.
+    `UsageError` for an invalid setting; the errors of opening. Then none is open.
     """
     path = os.fspath(path)
     with open(path, "rb") as file:
         try:
             settings = tomllib.load(file)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} is no TOML: {error}") from error
+            raise UsageError(f"{path} is not valid TOML: {error}") from error
     if not settings:
         raise UsageError(f"{path} has no databases: each is a table, [NAME], with its storage")
     databases = Databases()

@@ -1,5 +1,5 @@
-"""All that takes part in one transaction for one database commits together: several connections,
-and requests (to undo, to commit or abort a version), one of each kind.
+"""Everything in a transaction that touches one database shares one storage transaction: several
+connections, and requests (to undo, to commit or abort a version), one of each kind.
 
     each participant   tpc_begin        commit       tpc_vote        tpc_finish
                            │ the first    │ all          │ the last      │ the first
@@ -119,7 +119,7 @@ class StorageRequest:
 
     def _committed(self, tid: Tid) -> None:
         assert self._commit is not None
-        # What the storage found at the vote, besides, is in `resolved`.
+        # `resolved` has the objects that the storage found at the vote.
         self._tell(tid, [*self._oids, *self._commit.resolved])
 
     def tpc_finish(self, txn: Any) -> None:

@@ -22,10 +22,10 @@ from objdb.storage.undo import tid_from_id
 
 
 class ObjectChange(NamedTuple):
-    """What undoing would change in an object.
+    """The change of an object that undoing would make.
 
     `attributes` maps names to (value now, value then), `...` where there is none. References to
-    persistent objects are `PersistentReference`; a state that is no dict is the attribute `""`.
+    persistent objects are `PersistentReference`; a state that is not a dict is the attribute `""`.
     `now` and `then` are the records, None where the object does not exist.
     """
 
@@ -37,7 +37,7 @@ class ObjectChange(NamedTuple):
 
 
 class Obstacle(NamedTuple):
-    """What stands in the way of undoing: an object, and why; oid None: of all."""
+    """An object that cannot be undone, and why; oid None: nothing can."""
 
     oid: Oid | None
     class_name: str | None
@@ -45,7 +45,7 @@ class Obstacle(NamedTuple):
 
 
 class UndoPreview(NamedTuple):
-    """What undoing would do: nothing but `changes`, if there are no `obstacles`."""
+    """The outcome of undoing: only `changes`, if there are no `obstacles`."""
 
     changes: list[ObjectChange]
     obstacles: list[Obstacle]

@@ -30,10 +30,10 @@ _MANY_POOLS = 16
 
 
 class VersionChange(NamedTuple):
-    """What a version changes in an object.
+    """The change of an object in a version.
 
     `attributes` maps names to (value outside, value in the version), `...` where there is none.
-    References to persistent objects are `PersistentReference`; a state that is no dict is the
+    References to persistent objects are `PersistentReference`; a state that is not a dict is the
     attribute `""`. `is_new`: the object was created in the version. `by` are the revisions since
     it was first changed there, newest first, as `DB.history` lists them.
     """
@@ -49,8 +49,8 @@ class VersionPools:
     """A pool of connections for every version that is worked in; *make* makes a pool, *changed*
     returns the names of the versions that have changes.
 
-    `_lock` covers the attributes below it. `_alive` has pools that were let go as well, while
-    somebody uses them.
+    `_lock` covers the attributes below it. `_alive` has pools that were dropped as well, while
+    they are in use.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class DatabaseVersions:
 
         What is changed in *source* is then changed in *destination*, and *source* is empty; so is
         an unknown one. `VersionCommitError` if the two are the same, or *source* is empty text;
-        `VersionError` for what is no name; `Unsupported`, `ReadOnlyError`; all at once.
+        `VersionError` for an invalid name; `Unsupported`, `ReadOnlyError`; all at once.
         """
         self._require_versions()
         require_two(source, destination)
@@ -133,7 +133,7 @@ class DatabaseVersions:
         """Drop all changes in *version* when *txn* (default: the thread's current transaction)
         commits: its objects are again what they are outside, those created there are gone.
 
-        `VersionError` for what is no name; `Unsupported`, `ReadOnlyError`; all at once.
+        `VersionError` for an invalid name; `Unsupported`, `ReadOnlyError`; all at once.
         """
         self._require_versions()
         self._ask(version, None, txn)
@@ -152,7 +152,7 @@ class DatabaseVersions:
         return names
 
     def versionEmpty(self, version: str) -> bool:
-        """Return whether nothing is changed in *version*; `VersionError` for what is no name."""
+        """Return whether nothing is changed in *version*; `VersionError` for an invalid name."""
         self._require_versions()
         return bool(self.storage.versionEmpty(version))
 
@@ -165,7 +165,7 @@ class DatabaseVersions:
 
     def version_diff(self, version: str) -> list[VersionChange]:
         """Return what *version* changes: each object that was changed or created in it, how, and
-        by which transactions. `VersionError` for what is no name."""
+        by which transactions. `VersionError` for an invalid name."""
         self._require_versions()
         return [
             self._version_change(oid, version)
@@ -198,7 +198,7 @@ class DatabaseVersions:
     # -- connections
 
     def removeVersionPool(self, version: str) -> None:
-        """Let go of the connections kept for *version*, if none is out. Happens by itself when
+        """Drop the connections kept for *version*, if none is out. Happens automatically when
         it is committed or aborted."""
         self._version_pools.remove(version)
 
@@ -235,12 +235,12 @@ class VersionRequest(StorageRequest):
 
     def _tell(self, tid: Tid, oids: list[Oid]) -> None:
         versions: tuple[str, ...] = ()
-        if all(destination for _, destination in self.asked):  # nobody outside sees anything
+        if all(destination for _, destination in self.asked):  # nothing changes outside
             versions = tuple({name for pair in self.asked for name in pair})
         self._db.note_commit(tid, oids, versions)
 
     def tpc_finish(self, txn: Any) -> None:
-        """Commit; the versions are empty, and nobody has to wait for them."""
+        """Commit; the versions are then empty."""
         super().tpc_finish(txn)
         for version, _ in self.asked:
             self._db.removeVersionPool(version)

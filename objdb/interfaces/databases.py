@@ -1,4 +1,4 @@
-"""What databases and connections provide, and what is asked of a database from below.
+"""The contracts of databases and connections, and what storages and connections ask of a database.
 
 Names in camelCase are ZODB's.
 """
@@ -10,60 +10,60 @@ from zope.interface import Attribute, Interface
 
 
 class IDatabaseForStorage(Interface):
-    """What a storage asks of the database that it is registered with (`registerDB`)."""
+    """The part of a database that a storage calls, once registered (`registerDB`)."""
 
     def resolve(oid, old, committed, new, serials):
-        """Return the record that merges *committed* and *new*, both made from *old* (None where it
+        """Return the record that merges *committed* and *new*, both based on *old* (None if it
         was packed away); *serials* are the tids of *committed* and *old*. ConflictError."""
 
     def is_equal(oid, one, other):
-        """Return whether two records of an object, or None for no object, are the same."""
+        """Return whether two records of an object are equal; None stands for no object."""
 
     def references(record, oids=None):
         """Return the oids that a record refers to; added to *oids* if that is given."""
 
     def invalidate(tid, oids, version=""):
-        """Tell that the transaction *tid* changed *oids*, in *version*."""
+        """Invalidate *oids*, which the transaction *tid* changed in *version*."""
 
     def invalidateCache():
         """Let every connection drop its cache when its next transaction begins."""
 
     def oldest_view():
-        """Return the tid of the oldest view that a connection has: what was replaced up to then is
-        seen by nobody."""
+        """Return the tid of the oldest view of a connection: revisions replaced up to then are
+        visible in no view."""
 
 
 class IDatabaseForConnection(Interface):
-    """What a connection asks of its database."""
+    """The part of a database that its connections call."""
 
-    name = Attribute("What errors and logs call the database.")
+    name = Attribute("The database's name in errors and logs.")
     options = Attribute("The options of the database: see objdb.database.options.Options.")
     invalidations = Attribute("Which transaction changed what: see InvalidationLog.")
     turns = Attribute("Whose commit goes first when attempts are repeated: see Turns.")
-    committer = Attribute("Threads that commit in the place of coroutines: see Workers.")
-    workers = Attribute("Threads that wait in the place of coroutines: see Workers.")
+    committer = Attribute("Threads that commit on behalf of coroutines: see Workers.")
+    workers = Attribute("Threads that wait on behalf of coroutines: see Workers.")
     transaction_ended = Attribute("Called when a transaction of a connection has ended, or None.")
 
     def current_tid():
-        """Return the tid that a new view is at."""
+        """Return the tid of a new view."""
 
     def connection_to(name, transaction_manager, isolation, past, version):
         """Return a connection to another database of the group, in the same transactions."""
 
     def holder_of(connection):
-        """Return what stands for who has a connection of a pool; None if nobody, or no pool."""
+        """Return the pool's entry for a connection in use; None if it is not in use or pooled."""
 
     def return_connection(connection):
         """Take back a connection (called when it is closed)."""
 
     def storage_commit(txn):
-        """Return the part that the database's storage has in a transaction, for all who ask."""
+        """Return the shared commit of the database's storage in a transaction."""
 
     def note_commit(tid, oids, versions=(), origin=None):
         """Note that the transaction *tid* changed *oids*, through the connection *origin*."""
 
     def count_conflict(error):
-        """Note a conflict, and let the error look up what changed."""
+        """Count a conflict, and let the error look up the changes."""
 
 
 class IDatabase(IDatabaseForStorage):
@@ -80,7 +80,7 @@ class IDatabase(IDatabaseForStorage):
         """Close all connections and the storage."""
 
     def lastTransaction():
-        """Return the tid of the last transaction, zeros if there is none."""
+        """Return the tid of the last transaction, 8 zero bytes if there is none."""
 
     def transaction(note=None, version=""):
         """Give a connection in a transaction of its own, for `with` and `async with`."""
@@ -111,16 +111,18 @@ class IDatabase(IDatabaseForStorage):
         """Return the transactions that can be undone: see IStorageUndoable."""
 
     def undoInfo(first=0, last=-20, specification=None):
-        """Return those that have the items of *specification*: see IStorageUndoable."""
+        """Return the undoable transactions with the items of *specification*: see
+        IStorageUndoable."""
 
     def undo_preview(transaction_ids):
-        """Return what undoing would change, and what stands in the way; commit nothing."""
+        """Return what undoing would change, and what prevents it; commit nothing."""
 
     def commitVersion(source, destination="", txn=None):
-        """Commit a version, to another or to none, when *txn* (default: the current one) does."""
+        """Commit a version, to another or outside any, when *txn* (default: the current one)
+        commits."""
 
     def abortVersion(version, txn=None):
-        """Drop what a version changes, when *txn* (default: the current one) commits."""
+        """Drop the changes in a version when *txn* (default: the current one) commits."""
 
     def versions(max=None):
         """Return the names of the versions that are not empty: see IStorageVersions."""
@@ -132,16 +134,16 @@ class IDatabase(IDatabaseForStorage):
         """Return the version that an object is changed in, "" if in none."""
 
     def supportsVersions():
-        """Return whether there are versions."""
+        """Return whether versions are supported."""
 
     def version_diff(version):
         """Return what a version changes in each object, and which transactions did it."""
 
     def getVersionPoolSize():
-        """Return how many connections can be out at once in each version."""
+        """Return the maximum number of connections in use at once in each version."""
 
     def setVersionPoolSize(size):
-        """Let *size* connections be out at once in each version."""
+        """Allow *size* connections in use at once in each version."""
 
     def getVersionCacheSize():
         """Return how many objects each connection in a version keeps loaded."""
@@ -150,23 +152,23 @@ class IDatabase(IDatabaseForStorage):
         """Let each connection in a version keep *size* objects loaded."""
 
     def removeVersionPool(version):
-        """Let go of the connections kept for a version, if none is out."""
+        """Drop the pool of a version, if none of its connections is in use."""
 
     def history(oid, size=1):
         """Return the last *size* revisions of an object: see IStorageHistory."""
 
     def pack(t=None, days=0):
-        """Forget what is older, and what nothing leads to any more: see IStoragePackable."""
+        """Remove old revisions and unreachable objects: see IStoragePackable."""
 
 class IDatabaseCaches(Interface):
-    """ZODB's calls about the pool and the caches of a database. What they set are the database's
-    options: see objdb.database.options.Options."""
+    """ZODB's calls about the pool and the caches of a database. They set the database's options:
+    see objdb.database.options.Options."""
 
     def getPoolSize():
-        """Return how many connections can be out at once."""
+        """Return the maximum number of connections in use at once."""
 
     def setPoolSize(size):
-        """Let *size* connections be out at once."""
+        """Allow *size* connections in use at once."""
 
     def getCacheSize():
         """Return how many objects each connection keeps loaded."""
@@ -181,7 +183,7 @@ class IDatabaseCaches(Interface):
         """Let each connection keep objects of *size* bytes of records loaded (0: no limit)."""
 
     def setCacheDeactivateAfter(seconds):
-        """Set the age that `cacheFullSweep` goes by."""
+        """Set the default age of `cacheFullSweep`."""
 
     def cacheMinimize(age=0):
         """Make ghosts of unchanged objects not used for *age* seconds, in all connections."""
@@ -210,7 +212,7 @@ class IConnection(Interface):
         """Return the root object, a PersistentMapping."""
 
     def getVersion():
-        """Return the name of the version that the connection works in, "" if in none."""
+        """Return the name of the connection's version, "" if it is in none."""
 
     def modifiedInVersion(oid):
         """Return the version that an object is changed in, "" if in none."""
@@ -225,7 +227,7 @@ class IConnection(Interface):
         """Return the last *size* revisions of *obj*: see IStorageHistory."""
 
     def sync():
-        """End the view of the data, and begin a new one at the last transaction."""
+        """End the view, and begin a new one at the last transaction."""
 
     def db():
         """Return the database."""
@@ -234,22 +236,22 @@ class IConnection(Interface):
         """Return the connection to another database of the group, in the same transaction."""
 
     def prefetch(*objects, depth=0):
-        """Load objects, and what they refer to in *depth* steps."""
+        """Load objects, and those they refer to within *depth* steps."""
 
     def isReadOnly():
         """Return whether objects cannot be changed through this connection."""
 
     def readCurrent(obj):
-        """Let the commit fail unless *obj* is then still as it is now."""
+        """Let the commit fail if *obj* is no longer current then."""
 
     def cacheMinimize():
         """Make ghosts of all loaded, unchanged objects."""
 
     def cacheFullSweep(age=None):
-        """Make ghosts of those that were not used for *age* seconds."""
+        """Make ghosts of unchanged objects not used for *age* seconds."""
 
     def cacheGC():
-        """Bring the cache down to its target, least recently used objects first."""
+        """Reduce the cache to its target size, least recently used objects first."""
 
     def onCloseCallback(function):
         """Have *function* called when the connection is closed, once."""
@@ -258,7 +260,7 @@ class IConnection(Interface):
         """Keep *info* with the connection until it is closed."""
 
     def getDebugInfo():
-        """Return what `setDebugInfo` was given."""
+        """Return the info of `setDebugInfo`."""
 
     def close():
         """Give the connection back. ConnectionStateError with uncommitted changes."""

@@ -1,8 +1,8 @@
 """Every contract, declared with `zope.interface`.
 
 Storage interfaces keep ZODB's names and signatures, so that storages and wrappers written for
-either plug into the other. What a storage can do beyond `IStorage` is declared by the further
-interfaces and asked with `IStorageHistory.providedBy(storage)`.
+either plug into the other. A storage declares its abilities beyond `IStorage` with the further
+interfaces; test for them with `IStorageHistory.providedBy(storage)`.
 """
 
 # Methods in an interface have no self, and no bodies.
@@ -12,7 +12,7 @@ from zope.interface import Attribute, Interface
 
 
 class IBroken(Interface):
-    """An object whose class is missing: `objdb.records.broken`. It can be kept, and not changed."""
+    """An object whose class is missing: `objdb.records.broken`. It is kept, but cannot change."""
 
     __Broken_newargs__ = Attribute("The arguments of `__new__`, a tuple.")
     __Broken_initargs__ = Attribute("None: `__init__` is not called for stored objects.")
@@ -20,11 +20,11 @@ class IBroken(Interface):
 
 
 class IStorage(Interface):
-    """Keeps revisions of records, and commits them in two phases.
+    """Keeps revisions, and commits them in two phases.
 
     oids and tids are 8 bytes; records are bytes of any meaning. The calls of one transaction
     come in the order tpc_begin, store …, tpc_vote, tpc_finish, with tpc_abort at any point
-    before the end. A call with a transaction that did not begin, or out of order, raises
+    before the end. A call with a transaction that has not begun, or out of order, raises
     StorageTransactionError (tpc_abort ignores it).
     """
 
@@ -32,25 +32,25 @@ class IStorage(Interface):
         """Close the storage; calling it again does nothing."""
 
     def getName():
-        """Return a name for people: a path, where there is one."""
+        """Return a readable name: the path, if there is one."""
 
     def getSize():
-        """Return the size in bytes, on the medium where there is one."""
+        """Return the size in bytes, on disk if the storage has files."""
 
     def __len__():
         """Return the number of objects."""
 
     def isReadOnly():
-        """Return whether the storage takes no transactions."""
+        """Return whether the storage refuses transactions."""
 
     def lastTransaction():
         """Return the tid of the last transaction that others can see, 8 zero bytes if none."""
 
     def sortKey():
-        """Return the text by which storages are ordered in a commit that spans several."""
+        """Return the text that orders storages in a commit of several databases."""
 
     def registerDB(db):
-        """Take from the database what it hands down: `db.resolve`."""
+        """Register the database, for `db.resolve`."""
 
     def new_oid():
         """Return an oid that was never returned before. ReadOnlyError when read-only."""
@@ -71,16 +71,16 @@ class IStorage(Interface):
         """Return the tid of the current revision. POSKeyError if there is no object."""
 
     def tpc_begin(transaction, tid=None, status=" "):
-        """Begin to stage writes; *tid* and *status* are given for copied transactions."""
+        """Begin a transaction; *tid* and *status* are given for copied transactions."""
 
     def store(oid, serial, data, version, transaction):
-        """Stage a record made from the revision *serial* (8 zero bytes: a new object)."""
+        """Stage a record based on the revision *serial* (8 zero bytes: a new object)."""
 
     def restore(oid, serial, data, version, prev_txn, transaction):
         """Stage a revision copied from another storage, without a conflict check."""
 
     def deleteObject(oid, serial, transaction):
-        """Stage that the object exists no more."""
+        """Stage the deletion of the object."""
 
     def checkCurrentSerialInTransaction(oid, serial, transaction):
         """Let the vote raise ReadConflictError unless *serial* is still current."""
@@ -99,7 +99,7 @@ class IStorage(Interface):
 
 
 class IStorageReadChecks(Interface):
-    """A storage that checks all that a transaction has read at once."""
+    """A storage that checks all reads of a transaction at once."""
 
     def checkReads(serials, unchanged_since, transaction, version=""):
         """Let the vote raise ReadConflictError unless every tid in *serials* (oid: tid) is still
@@ -125,7 +125,7 @@ class IStorageIteration(Interface):
         """Yield the transactions with start <= tid <= stop, oldest first.
 
         Each has tid, status, user, description, extension, extension_bytes, and yields its
-        revisions: oid, tid, data (None: un-created), version, data_txn.
+        revisions: oid, tid, data (None: a tombstone), version, data_txn.
         """
 
 
@@ -133,8 +133,8 @@ class IStorageCurrentRecordIteration(Interface):
     """A storage whose objects and last transactions can be listed, as ZODB's tools do."""
 
     def record_iternext(next=None):
-        """Return (oid, tid, record, following oid or None) of the object *next*, None: of the
-        first one. The following oid is given to the next call. POSKeyError if there is none."""
+        """Return (oid, tid, record, next oid or None) of the object *next* (None: of the first
+        object); pass the next oid to the next call. POSKeyError if there is no object."""
 
     def lastInvalidations(count):
         """Return [(tid, [oid, ...]), ...] of the last *count* transactions, the oldest first."""
@@ -147,8 +147,8 @@ class IStorageRestoreable(Interface):
         """See IStorage. *prev_txn* is the tid of a revision that has the same data."""
 
     def copyTransactionsFrom(other, progress=None):
-        """Copy the transactions of *other*, a storage that can be iterated, that are not here
-        yet; return their number.
+        """Copy from *other*, a storage that can be iterated, the transactions that are missing
+        here; return their number.
 
         `progress(so far)` is called after each, with transactions, revisions and tid. After an
         interruption, call it again. StorageError if the last transaction here is not in *other*.
@@ -165,66 +165,66 @@ class IStorageUndoable(Interface):
         """Return whether transactions can be undone."""
 
     def undo(transaction_id, transaction):
-        """Stage what takes back the transaction *transaction_id*; return (tid, oids).
+        """Stage the undo of the transaction *transaction_id*; return (tid, oids).
 
-        *tid* is that of *transaction*, None where it gets one at the vote. Each object returns to
-        the revision before, or is un-created; what was changed since is merged where its class
-        can. UndoError, or MultipleUndoErrors, when that is impossible, here or at the vote.
+        *tid* is that of *transaction*, None if it gets one at the vote. Each object returns to
+        the revision before, or is deleted; later changes are merged if the class can merge them.
+        UndoError, or MultipleUndoErrors, when that is impossible, here or at the vote.
         """
 
     def preview_undo(transaction_ids):
-        """Return what undoing these, in this order, would do now, as a list of UndoneObject."""
+        """Return what undoing these transactions, in this order, would do now, as a list of
+        UndoneObject."""
 
     def undoLog(first, last, filter=None):
         """Return the transactions that can be undone, newest first, as dicts.
 
         Keys: id, time (seconds since 1970), user_name, description (text), size (bytes), and
-        the items of the transaction's extension. *filter* is called with each, and keeps those
-        it returns true for.
+        the items of the transaction's extension. *filter* is called with each entry, and returns
+        whether to keep it.
 
-        Integers are positions, 0 for the newest, the *last* excluded; a negative *last* is a
-        number of entries. Floats (seconds since 1970) and datetimes with a time zone are times,
-        both included; beside one, 0 as *first* is the beginning, and a negative *last* is a
-        number of entries still.
+        Integers are positions, 0 for the newest, *last* excluded; a negative *last* is a number
+        of entries. Floats (seconds since 1970) and datetimes with a time zone are times, both
+        included; with a time, 0 as *first* is the beginning, and a negative *last* is still a
+        number of entries.
         """
 
     def undoInfo(first, last, specification=None):
-        """Return the entries of undoLog in which all items of the dict *specification* are."""
+        """Return the entries of undoLog that have all items of the dict *specification*."""
 
 
 class IStorageVersions(Interface):
     """A storage with versions: named lines of work that lock the objects they change.
 
-    An object's current revision is in at most one version. Who works in a version sees that
-    revision, everybody else the one outside. The calls of IStorage that read and store take the
-    name of a version; storing in another one than an object is in raises VersionLockError at the
-    vote. An unknown version is an empty one.
+    An object's current revision is in at most one version. A connection in that version sees
+    that revision, all others the one outside. The calls of IStorage that read and store take the
+    name of a version; storing an object outside the version it is in raises VersionLockError at
+    the vote. An unknown version is an empty one.
     """
 
     def supportsVersions():
         """Return whether there are versions."""
 
     def loadBefore(oid, tid, version=""):
-        """See IStorage; what is seen in *version*. POSKeyError for an object that was created in
-        another one."""
+        """See IStorage; as seen in *version*. POSKeyError for an object that was created in
+        another version."""
 
     def checkCurrentSerialInTransaction(oid, serial, transaction, version=""):
-        """See IStorage; what is seen in *version*."""
+        """See IStorage; as seen in *version*."""
 
     def commitVersion(source, destination, transaction):
-        """Stage that all that is changed in *source* is changed in *destination* ("": outside
-        any version) instead; return the oids. VersionCommitError unless *source* is a version,
-        and another one."""
+        """Stage moving all changes in *source* to *destination* ("": outside any version); return
+        the oids. VersionCommitError unless *source* is a version other than *destination*."""
 
     def abortVersion(version, transaction):
-        """Stage that all objects in *version* are what they are outside; those created there are
-        un-created. Return the oids. VersionError for no name."""
+        """Stage returning all objects in *version* to their state outside; those created there
+        are deleted. Return the oids. VersionError for a name that is not valid."""
 
     def versions(max=None):
         """Return the names of the versions that are not empty, at most *max*."""
 
     def versionEmpty(version):
-        """Return whether no object is in *version*. VersionError for no name."""
+        """Return whether no object is in *version*. VersionError for a name that is not valid."""
 
     def modifiedInVersion(oid):
         """Return the version that the current revision is in, "" if none. POSKeyError."""
@@ -234,16 +234,16 @@ class IStorageVersions(Interface):
 
 
 class IStoragePacked(Interface):
-    """A storage from which a pack may have taken something away, by whomever."""
+    """A storage from which a pack, of any process, may have removed revisions."""
 
     packed_tid = Attribute(
-        "Up to which transaction revisions may be gone: packed away since the storage was opened, "
-        "or before. Zeros if none."
+        "The last transaction whose revisions may be gone: packed away since the storage was "
+        "opened, or before. Zeros if none."
     )
 
 
 class IStoragePackable(IStoragePacked):
-    """A storage that can forget what is old, and what nothing leads to any more."""
+    """A storage that can remove old revisions and unreachable objects."""
 
     def pack(
         time, referencesf, gc=True, *, progress=None, keep_old=False, dry_run=False, roots=None,
@@ -251,21 +251,20 @@ class IStoragePackable(IStoragePacked):
     ):
         """Keep of each object the revision that was current at *time*, and everything later.
 
-        *time*: seconds since 1970, or a tid. With *gc*, objects go that cannot be reached: not
-        from the root at that time, nor by anything that a later transaction changed or refers
-        to. `referencesf(record)` gives the oids that a record refers to; `roots()` further oids
-        that stay. Where there is a reference to an object that does not exist, and of which
-        `elsewhere(oid)` does not say that it is in another storage, no object goes, but PackError
-        is raised: what is missing could have led to it. Transactions up to *time* can be undone no
-        more; one of which nothing is left is gone, unless it is the last of them.
+        *time*: seconds since 1970, or a tid. With *gc*, garbage is removed: objects reachable
+        neither from the root at that time, nor from any object that a later transaction changed
+        or refers to. `referencesf(record)` returns the oids that a record refers to; `roots()`
+        further oids that stay. If a record refers to a missing object, and `elsewhere(oid)` does
+        not say that it is in another storage, PackError is raised and nothing removed: the
+        missing object could have referred to others. Transactions up to *time* cannot be undone
+        any more; empty ones are removed, except the last.
 
-        `progress(phase, done, total)` is called now and then; what it raises ends the pack, with
-        everything as it was. *keep_old*: keep what there was before, where the storage has a
-        place for it. *dry_run*: change nothing, and return about what there would be. Others
-        read and commit meanwhile.
+        `progress(phase, done, total)` is called periodically; if it raises, the pack ends, with
+        everything as it was. *keep_old*: keep the old data, if the storage has a place for it.
+        *dry_run*: change nothing, and return an estimate. Others read and commit meanwhile.
 
         Returns a PackResult: bytes and objects before and after. PackError while another pack
-        is under way; StorageSpaceError, ReadOnlyError, UsageError for a time to come.
+        is running; StorageSpaceError, ReadOnlyError, UsageError for a time in the future.
         """
 
 
@@ -273,20 +272,20 @@ class IStorageSelfCheck(Interface):
     """A storage that can check its own structure."""
 
     def self_check():
-        """Return a sentence for each thing wrong with it, beyond what its iterator shows."""
+        """Return a sentence for each problem that its iterator does not show."""
 
 
 class IStoragePolling(Interface):
-    """A storage that others can commit to behind the database's back."""
+    """A storage that other processes, or other storages, can commit to."""
 
     def poll():
-        """Take in what was committed elsewhere: move lastTransaction(), after telling the
-        database which objects changed."""
+        """Take in transactions committed elsewhere: send the invalidations to the database, then
+        move lastTransaction()."""
 
 
 class IStorageShared(IStoragePolling):
     """A storage that several processes can have open at once, each seeing what others commit."""
 
     def again():
-        """Return another storage on the same medium, with the same options: for a process that
-        was forked, in which this one cannot be used."""
+        """Open another storage on the same files, with the same options: for a forked child, in
+        which this one cannot be used."""

@@ -1,4 +1,4 @@
-"""The attributes of persistent objects that belong to the machinery, set without asking the class.
+"""The internal attributes of persistent objects, set without calling code of their class.
 
 `obj._p_serial = tid` goes through the `__setattr__` of the object's class, which may read other
 attributes (and so load the object, with its old serial), refuse the name, or raise. These functions

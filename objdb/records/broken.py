@@ -1,7 +1,7 @@
 """Objects whose class cannot be imported.
 
 A missing class is replaced by a *broken* class with the same module and name. Its instances
-keep everything the pickle said about them and say it again when they are written back:
+keep all parts of their pickle and write them back unchanged:
 
     loaded by                   kept as                  written back by
     cls.__new__(cls, *args, …)  __broken_how__ "new"     the same
@@ -56,7 +56,7 @@ class BrokenType(type):
 
 @implementer(IBroken)
 class Broken(_Facts, metaclass=BrokenType):
-    """An object inside a record whose class, or whose making function, is missing."""
+    """An object inside a record whose class, or constructor function, is missing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Broken:
         instance = object.__new__(cls)
@@ -70,11 +70,11 @@ class Broken(_Facts, metaclass=BrokenType):
         self.__dict__["__broken_state__"] = state
 
     def append(self, item: Any) -> None:
-        """Keep an item of what is a list when its class is there."""
+        """Keep an item of an instance of a missing list class."""
         self.__dict__["__broken_items__"].append(item)
 
     def extend(self, items: Any) -> None:
-        """Keep items of what is a list when its class is there."""
+        """Keep items of an instance of a missing list class."""
         self.__dict__["__broken_items__"].extend(items)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -141,7 +141,7 @@ def broken_class(module: str, name: str, *, persistent: bool) -> type:
     if found is None:
         base: Any = PersistentBroken if persistent else Broken
         made = type(base)(name, (base,), {"__module__": module, "__qualname__": name})
-        found = _classes.setdefault(key, made)  # another thread may have been quicker
+        found = _classes.setdefault(key, made)  # another thread may have been faster
     return found
 
 
@@ -151,7 +151,7 @@ def is_broken(cls: Any) -> bool:
 
 
 def class_name(cls: type) -> str:
-    """Return `module.Class`, as errors name classes."""
+    """Return the name of a class as in errors: `module.Class`."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -162,7 +162,7 @@ def _new(cls: type, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[An
 
 
 class _MethodNew:
-    """The `__new__` of a missing class, pickled as what it is there: an attribute."""
+    """The `__new__` of a missing class, pickled as an attribute of the class."""
 
     def __init__(self, cls: type) -> None:
         self.cls = cls

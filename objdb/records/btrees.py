@@ -23,7 +23,7 @@ def _kind(cls: type) -> tuple[bool, bool] | None:
 
 
 def child_nodes(cls: type, state: Any) -> tuple[Any, ...]:
-    """Return the nodes right below a tree; nothing for a bucket, or other classes."""
+    """Return the child nodes of a tree; none for a bucket, or other classes."""
     kind = _kind(cls)
     if kind is None or not kind[0] or state is None or len(state) == 1:
         return ()

@@ -1,4 +1,4 @@
-"""The slow way to pickle: it can name classes that are missing, and say what cannot be stored."""
+"""The slow pickler: it can name missing classes, and report which part cannot be stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from objdb.records.format import PROTOCOL
 from objdb.records.globals import attribute, import_global
 from objdb.records.showing import shown
 
-# How far into a state the search for what cannot be stored goes, and how long its path may be.
+# How deep into a state the search for the unpicklable part goes, and how long its path may be.
 _DEEPEST = 50
 _LONGEST_PATH = 200
 
@@ -25,7 +25,7 @@ _PythonPickler: Any = pickle._Pickler
 
 
 class _BrokenPickler(_PythonPickler):
-    """A pickler that can name classes that are missing. Slow, and rarely needed."""
+    """A pickler that can name missing classes. Slow, and rarely needed."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
         if obj is attribute:
@@ -51,7 +51,7 @@ class _BrokenPickler(_PythonPickler):
 
 
 def dump_with_broken(state: Any, persistent_id: Callable[[Any], Any] | None) -> bytes:
-    """Return the pickle of *state*, which may hold classes that are missing, and instances."""
+    """Return the pickle of *state*, which may contain missing classes and their instances."""
     buffer = io.BytesIO()
     pickler: Any = _BrokenPickler(buffer, PROTOCOL)
     if persistent_id is not None:
@@ -61,7 +61,7 @@ def dump_with_broken(state: Any, persistent_id: Callable[[Any], Any] | None) -> 
 
 
 def _class_only(obj: Any) -> Any:
-    """A reference to any persistent object: what can be wrong with it is its class."""
+    """A reference to any persistent object: only its class can be unpicklable."""
     if not isinstance(obj, Persistent):
         return None
     if obj._p_jar is None:
@@ -70,8 +70,8 @@ def _class_only(obj: Any) -> Any:
 
 
 def require_settable(obj: Any) -> None:
-    """Raise TypeError for a new persistent object whose class refuses every attribute: what cannot
-    have one cannot be persistent."""
+    """Raise TypeError for a new persistent object whose class refuses every attribute: such an
+    object cannot be persistent."""
     if type(obj).__setattr__ is Persistent.__setattr__ or is_broken(type(obj)):
         return
     try:
@@ -81,13 +81,13 @@ def require_settable(obj: Any) -> None:
             f"its __setattr__ refuses attributes that are not stored: {_text(error)}; let names "
             "that begin with _v_ and _p_ go to Persistent.__setattr__"
         ) from error
-    except Exception:  # it is about something else
+    except Exception:  # an error about another attribute
         return
     vars(obj).pop("_v_is_settable", None)
 
 
 def unpicklable(obj: Any, state: Any, error: Exception) -> UnpicklableError:
-    """Return the error that says what in the *state* of *obj* cannot be pickled, and where."""
+    """Return the error that names the part of the *state* of *obj* that cannot be pickled."""
     cls = type(obj)
     try:
         path, value = _search(cls.__name__, state, frozenset()) or (cls.__name__, state)
@@ -112,7 +112,7 @@ def unpicklable(obj: Any, state: Any, error: Exception) -> UnpicklableError:
 
 
 def _text(error: Exception) -> str:
-    """Return what an error says, in a line; its kind where it says nothing, or fails to."""
+    """Return an error's text as one line; its type if the text is empty, or raises."""
     try:
         text = str(error)
     except Exception:
@@ -131,8 +131,8 @@ def _is_picklable(value: Any) -> bool:
 
 
 def _search(path: str, value: Any, around: frozenset[int]) -> tuple[str, Any] | None:
-    """Return (path, value) of the innermost part of *value* that cannot be pickled; None if that
-    is only because it refers back to *around*, what it is in."""
+    """Return (path, value) of the innermost part of *value* that cannot be pickled; None if the
+    only reason is a reference back to *around*, its containers."""
     around |= {id(value)}
     if len(around) > _DEEPEST:
         return path, value

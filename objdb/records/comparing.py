@@ -1,7 +1,7 @@
-"""Where two values differ that were, or would be, pickled: part by part, and not by their `__eq__`.
+"""Finding differences between values as they are pickled: part by part, not by their `__eq__`.
 
-1 and True are equal, and references to different objects cannot be compared; what is stored tells
-them apart. The order in which a dict or a set has its parts tells nothing.
+1 and True are equal, and references to different objects cannot be compared; their pickles differ.
+The order of the parts of a dict or a set does not count.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from objdb.records.conflicts import PersistentReference
 from objdb.records.format import PROTOCOL
 from objdb.records.showing import shown
 
-# Pickled by their names.
+# Pickled by name.
 _NAMED = (types.FunctionType, types.BuiltinFunctionType)
 # Compared with ==: they have no parts that could change.
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, WeakRef})
@@ -30,7 +30,7 @@ def is_stored_alike(one: Any, other: Any) -> bool:
 
 
 class Comparison:
-    """Finds where two values differ that were, or would be, pickled."""
+    """Finds where two values, as they are pickled, differ."""
 
     def __init__(self) -> None:
         self._met: set[tuple[int, int]] = set()
@@ -106,7 +106,7 @@ class Comparison:
     def _in_object(self, before: Any, now: Any) -> str | None:
         try:
             one, other = _Reduced(before), _Reduced(now)
-        except Exception:  # it cannot be pickled now
+        except Exception:  # not picklable now
             return ""
         self._alive += one, other
         if (
@@ -151,8 +151,8 @@ def _name(named: Any) -> tuple[Any, Any]:
 
 
 def _is_computed(cls: type, name: Any) -> bool:
-    """Whether an attribute is kept by what computes it when it is asked for, such as
-    `functools.cached_property`: a descriptor that setting the attribute passes by."""
+    """Whether an attribute is a cached computation, such as that of `functools.cached_property`:
+    a descriptor that does not intercept setting the attribute."""
     found = next((vars(c)[name] for c in cls.__mro__ if name in vars(c)), None)
     kind = type(found)
     return (
@@ -162,7 +162,7 @@ def _is_computed(cls: type, name: Any) -> bool:
 
 
 class _Reduced:
-    """What pickle would store of an object."""
+    """The parts of an object that pickle would store."""
 
     def __init__(self, obj: Any) -> None:
         reduce = copyreg.dispatch_table.get(type(obj))

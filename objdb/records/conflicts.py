@@ -1,6 +1,6 @@
 """Merging two changes of one object: `_p_resolveConflict`.
 
-    old ──────► committed     (somebody else's change, already in the database)
+    old ──────► committed     (the change of another transaction, already in the database)
       └───────► new           (ours)
 
     merged state = instance._p_resolveConflict(old_state, committed_state, new_state)
@@ -69,8 +69,8 @@ References = dict[tuple[Oid, "str | None", bool], PersistentReference]
 
 
 class StateReader(pickle.Unpickler):
-    """Reads a state. *references* is shared by all that belong together: the same object is
-    the same `PersistentReference` everywhere, as BTrees compare references by identity."""
+    """Reads a state. The readers of one merge share *references*: the same object is the same
+    `PersistentReference` in all states, as BTrees compare references by identity."""
 
     def __init__(self, record: bytes, references: References) -> None:
         self.file = io.BytesIO(record)
@@ -78,12 +78,12 @@ class StateReader(pickle.Unpickler):
         super().__init__(self.file)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Import a class; a broken one stands in for one that is missing."""
+        """Import a class; a broken class stands in for a missing one."""
         found = import_global(module, name)
         return attribute if found is getattr else found
 
     def persistent_load(self, data: Any) -> PersistentReference:
-        """Return what stands for a persistent object."""
+        """Return the `PersistentReference` that stands for a persistent object."""
         reference = PersistentReference(data)
         key = (reference.oid, reference.database_name, reference.weak)
         return self.references.setdefault(key, reference)
@@ -94,7 +94,7 @@ class _StateWriter(pickle.Pickler):
         if isinstance(obj, Persistent):
             raise TypeError(
                 f"_p_resolveConflict put a {class_name(type(obj))} into the merged state; it can "
-                "only use the references that are in the states it was given"
+                "use only references from the states it received"
             )
         return obj.data if isinstance(obj, PersistentReference) else None
 
@@ -131,7 +131,7 @@ def resolve(
         new_state = reader.load()
         merged = merge(old_state, committed_state, new_state)
         if merged is None and new_state is not None:
-            raise TypeError("_p_resolveConflict returned None, which is no state")
+            raise TypeError("_p_resolveConflict returned None, which is not a state")
         buffer = io.BytesIO()
         _StateWriter(buffer, PROTOCOL).dump(merged)
     except Exception as error:

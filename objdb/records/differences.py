@@ -1,10 +1,9 @@
-"""What differs between revisions of an object, by attribute.
+"""Differences between revisions of an object, by attribute.
 
     records ─► states ─► attributes by name ─► those that are not stored alike
 
-States are read as they are for merging: references to persistent objects are
-`PersistentReference`, and nothing that is referred to is loaded, nodes of a tree aside. A missing
-attribute is `...`.
+States are read as for merging: references to persistent objects are `PersistentReference`, and
+their targets are not loaded, except nodes of a tree. A missing attribute is `...`.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ Load = Callable[[Oid], bytes]
 def differences(
     oid: Oid, old: bytes | None, committed: bytes | None, new: bytes | None
 ) -> dict[str, tuple[Any, Any, Any]]:
-    """Return which attributes the records of an object differ in: by name, the three values,
-    `...` where there is none. A state that is no dict is the attribute `""`.
+    """Return the attributes in which three records of an object differ: by name, the three
+    values, `...` for a missing one. A state that is not a dict is the attribute `""`.
 
     `DeserializationError` for a record that cannot be read.
     """
@@ -51,8 +50,8 @@ def differences(
 def changed_attributes(
     oid: Oid, one: bytes | None, other: bytes | None
 ) -> dict[str, tuple[Any, Any]]:
-    """Return which attributes two records of an object differ in, as `differences` does: by name,
-    both values. None is no object, which has no attribute."""
+    """Return the attributes in which two records of an object differ, as `differences` does: by
+    name, both values. None stands for no object, which has no attributes."""
     if one is not None and other is not None:
         return {name: (a, c) for name, (a, _, c) in differences(oid, one, None, other).items()}
     record = one or other
@@ -64,8 +63,8 @@ def changed_attributes(
 
 
 def changed_parts(oid: Oid, load_one: Load, load_other: Load) -> dict[Any, tuple[Any, Any]]:
-    """Return which attributes and items of an object differ: by name, key or position, both
-    values. *load_one* and *load_other* give the records, by oid, of one moment and another.
+    """Return the attributes and items of an object that differ: by name, key or position, both
+    values. *load_one* and *load_other* load the records, by oid, of the two moments.
 
     `DeserializationError` for a record that cannot be read.
     """
@@ -120,7 +119,7 @@ def _attributes_and_items(cls: type, state: Any) -> dict[Any, Any]:
     if isinstance(state, dict):
         if not issubclass(cls, (PersistentMapping, PersistentList)):
             return state
-        # Mappings of old databases have their items in `_container`.
+        # Mappings of old databases keep their items in `_container`.
         kept_in = "data" if "data" in state else "_container"
         items = state.get(kept_in, ())
         found = {f".{name}": value for name, value in state.items() if name != kept_in}

@@ -1,4 +1,4 @@
-"""What a record is, byte by byte.
+"""The format of a record, byte by byte.
 
 A record is two pickles, one directly after the other, both of protocol 3 when written here:
 

@@ -1,9 +1,9 @@
-"""What the names in records mean: classes and functions, whatever has become of them.
+"""The classes and functions that names in records stand for, also missing or renamed ones.
 
     mod.Class            imported; a broken class where it is missing
     mod.Class.Inner      the same: written as the name, or as getattr(mod.Class, "Inner")
-    __builtin__.set      what Python 2, and protocols 1 and 2, call `builtins.set`
-    ZODB.broken.rebuild  how ZODB writes an instance of a missing class
+    __builtin__.set      `builtins.set` in Python 2, and in protocols 1 and 2
+    ZODB.broken.rebuild  an instance of a missing class, as written by ZODB
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from objdb.records.broken import broken_class, is_broken
 
-# Classes that are stood in for even where they can be imported: objdb does not read blob files.
+# Classes replaced by stand-ins even if they can be imported: objdb does not read blob files.
 _NEVER_IMPORTED = {("ZODB.blob", "Blob")}
 
 
@@ -41,22 +41,22 @@ def _import(module: str, name: str) -> Any:
 
 
 def _name_now(module: str, name: str) -> tuple[str, str]:
-    """Return the module and name under Python 3 of what Python 2 had under these."""
+    """Return the Python 3 module and name for those of Python 2."""
     if (module, name) in _compat_pickle.NAME_MAPPING:
         return _compat_pickle.NAME_MAPPING[module, name]
     return _compat_pickle.IMPORT_MAPPING.get(module, module), name
 
 
 def rebuild(module: str, name: str, *args: Any) -> Any:
-    """Make an instance of the class `module.name`, as ZODB writes those whose class it missed."""
+    """Make an instance of the class `module.name`, which ZODB wrote while the class was missing."""
     cls = import_global(module, name)
     return cls.__new__(cls, *args)
 
 
 def attribute(owner: Any, *name: Any) -> Any:
-    """Do what `getattr` does; return a broken class for one that is missing in a class.
+    """Do what `getattr` does; return a broken class for a missing nested class.
 
-    Up to protocol 3, a class in a class is written as a call of `getattr`.
+    Up to protocol 3, a nested class is written as a call of `getattr`.
     """
     is_inner = isinstance(owner, type) and len(name) == 1 and type(name[0]) is str
     if is_inner and is_broken(owner) and not name[0].startswith("__"):

@@ -1,7 +1,7 @@
-"""Pickling objects, quickly: what every commit does for every object.
+"""Pickling objects, quickly: the path of every changed object in a commit.
 
-What is here is the reference. Where the accelerator was built, its functions of the same names
-take their place.
+This module is the reference. If the accelerator was built, its functions of the same names take
+their place.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from objdb.ids import Oid
 from objdb.records.attributes import set_jar, set_oid
 from objdb.records.format import PROTOCOL
 
-# Values that are neither persistent nor contain anything that is.
+# Values that neither are persistent nor contain persistent objects.
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
-# Types whose instances are never persistent themselves, though they may contain what is.
+# Types whose instances are never persistent themselves, but may contain persistent objects.
 PLAIN = ATOMS | {dict, list, tuple, set, frozenset, bytearray, type}
 
 
@@ -49,11 +49,11 @@ def reference_maker(
     jar: Any, new_oid: Callable[[], Oid], found: list[Any], prefixes: dict[type, bytes],
     make_unusual: Callable[[Any], Any],
 ) -> Callable[[Any], Any]:
-    """Return the function that pickling asks about every object it meets.
+    """Return the function that the pickler calls with every object it meets.
 
-    It returns the reference to a persistent object, or None for what is stored inside the
-    record. A new one is given its *jar*, an oid from *new_oid*, and put on *found*. What is not
-    plainly referred to by oid and class goes to *make_unusual*.
+    It returns the reference to a persistent object, or None for an object stored inside the
+    record. A new object gets its *jar* and an oid from *new_oid*, and is appended to *found*.
+    References other than by oid and class go to *make_unusual*.
     """
 
     def persistent_id(obj: Any) -> Any:

@@ -1,10 +1,10 @@
 """Records to objects.
 
-Two ways in, both of a connection: `ghost(oid, record)` makes an object without its state, and
-`state(cls, record)` returns the state for an object that exists.
+Two entry points, both called by a connection: `ghost(oid, record)` makes an object without its
+state, and `state(cls, record)` returns the state for an existing object.
 
-`unpickling` has the short way, which nearly every record goes; here are the long ones, and what
-is wrong when none leads to a state.
+`unpickling` has the fast path of nearly every record; here are the slow ones, and the errors when
+none gives a state.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _PatientUnpickler(pickle.Unpickler):
-    """One that stands in for classes that are missing in a class, too."""
+    """An unpickler that also stands in for missing classes nested in a class."""
 
     def __init__(self, file: Any, reader: ObjectReader) -> None:
         super().__init__(file, encoding=_NO_PYTHON_TWO)
@@ -50,15 +50,15 @@ class _PatientUnpickler(pickle.Unpickler):
         return attribute if found is getattr else found
 
 
-# How the layers' data begin; no pickle does.
+# The first bytes of the layers' data; no pickle begins so.
 _LAYERS = {b".e": "an encrypted"} | dict.fromkeys((b".=", b".z", b".s", b".d"), "a compressed")
 
 
 class ObjectReader:
     """Makes objects of one connection from records.
 
-    *jar* is the connection: `jar.get(oid)` loads by oid, `jar.get_connection(name)` reaches
-    other databases. *cache* is its `PickleCache`.
+    *jar* is the connection: `jar.get(oid)` loads by oid, `jar.get_connection(name)` returns a
+    connection to another database. *cache* is its `PickleCache`.
     """
 
     def __init__(self, jar: Any, cache: Any) -> None:
@@ -68,13 +68,13 @@ class ObjectReader:
         self._known: dict[type, tuple[bytes, Any]] = {}
         self._classes: dict[tuple[str, str], Any] = {}
         self._globals: dict[bytes, Any] = {}
-        self._plain: set[type] = set()  # classes whose __new__ takes nothing
+        self._plain: set[type] = set()  # classes whose __new__ takes no arguments
         self.persistent_load = reference_loader(
             cache.get, cache.new_ghost, self._plain, self._load_reference
         )
         # state(cls, record): the state in a record of an object of class *cls*. Raises
         # `DeserializationError` or `PythonTwoRecordError`; `POSKeyError` for a reference by oid
-        # alone to an object that is not there.
+        # alone to a missing object.
         self.state = plain_reader(
             self._known, self._state, self._globals, self._find_global, self.persistent_load,
             self._explain,
@@ -91,14 +91,14 @@ class ObjectReader:
         else:
             prefix = known[0]
         try:
-            # What names ZODB is not imported where that is installed: see `globals`.
+            # Globals of ZODB are not imported even if it is installed: see `globals`.
             if _REFERENCE not in record and b"ZODB.b" not in record:
                 return pickle.loads(record[len(prefix) :], encoding=_NO_PYTHON_TWO)
             loader = self._loader(prefix, record)
             if loader.takes(record):
                 return loader.state(record)
         except Exception:
-            # The loader still holds the rest of the record. Read it once more, to say what is
+            # The loader still holds the rest of the record. Read it again, to report what is
             # wrong.
             self._loaders.pop(prefix, None)
         return self._load_slowly(record)
@@ -127,8 +127,7 @@ class ObjectReader:
         raise AssertionError("unreachable")
 
     def forget(self) -> None:
-        """Let go of the classes that were found, which may be defined anew, and of what the
-        unpicklers hold."""
+        """Drop the classes found so far, which may be redefined, and the unpicklers' contents."""
         for found in (self._loaders, self._known, self._classes, self._globals, self._plain):
             found.clear()
 
@@ -164,12 +163,12 @@ class ObjectReader:
         found = self._classes.get((module, name))
         if found is None:
             found = import_global(module, name)
-            if not is_broken(found):  # it may become importable
+            if not is_broken(found):  # a missing class may become importable
                 self._classes[module, name] = found
         return found
 
     def _find_global(self, lines: bytes) -> Any:
-        """Return the class or function that two lines of a pickle name."""
+        """Return the class or function named by two lines of a pickle."""
         module, name, _ = lines.decode().split("\n")
         found = self.find_class(module, name)
         if not is_broken(found):
@@ -214,7 +213,7 @@ class ObjectReader:
         if layer is not None:
             return DeserializationError(
                 f"the record ({len(record)} bytes) is {layer} one: the database was written "
-                f"through a layer, and is opened without it. Open it as {layer.split()[1]}+file:"
+                f"through a layer, but opened without it. Open it as {layer.split()[1]}+file:"
                 "PATH, or with the layer's storage over this one", oid=oid,
             )
         name = record_class_name(record)
@@ -237,5 +236,5 @@ def _checked(oid: Any) -> Oid:
             "be converted first, with zodbupdate (--convert-py3) under ZODB"
         )
     if type(oid) is not bytes or len(oid) != 8:
-        raise DeserializationError(f"a reference to {oid!r}, which is no oid of 8 bytes")
+        raise DeserializationError(f"a reference to {oid!r}, which is not an oid of 8 bytes")
     return oid

@@ -1,7 +1,7 @@
-"""What a record refers to, and of what class it is, without importing application classes.
+"""The references and the class of a record, without importing application classes.
 
 The record is unpickled with every class replaced by a stand-in that accepts anything, so this
-runs in servers, checks and packing, where the application's code is not at hand.
+works in servers, checks and packing, where the application's code is not available.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Reference(NamedTuple):
 
 
 class _Anything(type):
-    """What makes one class do for every class, function and instance: what is called gives
-    itself, so that it can be a class again (`getattr(Outer, "Inner")`)."""
+    """Lets one class stand in for every class, function and instance: calling it returns itself,
+    so that the result can be a class again (`getattr(Outer, "Inner")`)."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         return _StandIn
@@ -62,7 +62,7 @@ def _encode(text: Any, codec: Any = "utf-8", *more: Any) -> Any:
 
 
 def _stand_in(module: str, name: str) -> Any:
-    """Return what takes the place of a class or function."""
+    """Return the stand-in for a class or function."""
     return _encode if (module, name) == ("_codecs", "encode") else _StandIn
 
 
@@ -88,7 +88,7 @@ class _Scanner(pickle.Unpickler):
         return stand_in
 
     def _inner(self, owner: Any, name: Any, *more: Any) -> Any:
-        """Return the stand-in for a class in a class."""
+        """Return the stand-in for a nested class."""
         if not isinstance(owner, type) or owner is _StandIn or type(name) is not str:
             return _StandIn
         return self.find_class(owner.__module__, f"{owner.__qualname__}.{name}")
@@ -124,18 +124,18 @@ class _StateScanner(pickle.Unpickler):
         self._found.append(reference)
 
     def scan(self, state: bytes) -> None:
-        """Read *state*; ValueError unless it is one pickle. What is there is not kept."""
+        """Read *state*, discarding the result; ValueError unless it is one pickle."""
         self._waiting, self._given = state, -1
         self.load()
         if self._given != len(state):
-            raise ValueError("there is something behind the state")
+            raise ValueError("bytes follow the state")
 
 
 class ReferenceScanner:
-    """Finds the oids that records keep alive, like `references`, many records one after the
-    other: with one unpickler that goes on from state to state.
+    """Finds the oids that records refer to, like `references`, for many records one after the
+    other: with one unpickler for all states.
 
-    For one thread. Called as `scanner(record)`, or with a list that the oids are added to.
+    For one thread. Called as `scanner(record)`, or with a list to append the oids to.
     """
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class ReferenceScanner:
             oids = [reference[0] for reference in found if type(reference) is tuple]
             if len(oids) == len(found) and all(map(_is_oid, oids)):
                 return oids
-        except Exception:  # the long way tells what is wrong, if anything is
+        except Exception:  # the slow path raises the error, if there is one
             self._scanner = _StateScanner(found)
         return references(record)
 
@@ -177,18 +177,18 @@ def _is_oid(value: Any) -> bool:
     return type(value) is bytes and len(value) == 8
 
 
-# What ZODB's class pickle leaves in the memo that the state goes on with.
+# The memo after ZODB's class pickle, with which the state continues.
 _AFTER_PREFIX: Any = {0: _StandIn}
 _LARGE_BYTES = 64 * 1024
 
 
 def references(record: bytes) -> list[Oid]:
-    """Return the oids this record keeps alive in its own database: its strong references."""
+    """Return the oids of this record's strong references in its own database."""
     return [r.oid for r in all_references(record) if not r.weak and r.database is None]
 
 
 def all_references(record: bytes) -> list[Reference]:
-    """Return every reference in the record, weak ones and those to other databases included.
+    """Return every reference in the record, including weak ones and those to other databases.
 
     A damaged record raises `CorruptedDataError`.
     """
@@ -217,7 +217,7 @@ def parse_reference(reference: Any) -> Reference:
 
 def parts_of(reference: list[Any]) -> tuple[Any, bool, str | None]:
     """Return the oid, as it is written, of a reference that is a list of two; whether it is weak,
-    and the database. `ValueError` for one that makes no sense."""
+    and the database. `ValueError` for one that is not valid."""
     kind, arguments = reference
     if kind == "w":
         if type(arguments) is not tuple:  # as zodbupdate writes it
@@ -225,19 +225,19 @@ def parts_of(reference: list[Any]) -> tuple[Any, bool, str | None]:
         return arguments[0], True, arguments[1] if arguments[1:] else None
     if kind in ("n", "m"):
         return arguments[1], False, arguments[0]
-    raise ValueError(f"{shown(reference)} is no kind of reference that is known")
+    raise ValueError(f"{shown(reference)} is not a known form of reference")
 
 
 def _as_oid(value: Any) -> Oid:
     if isinstance(value, str):  # a Python 2 string, read as Latin-1
         value = value.encode("latin-1")
     if not isinstance(value, bytes) or len(value) != 8:
-        raise ValueError(f"{shown(value)} is no oid")
+        raise ValueError(f"{shown(value)} is not an oid")
     return value
 
 
 def record_class_name(record: bytes) -> str:
-    """Return `module.Class` of the object this record belongs to, or `?` where it is damaged."""
+    """Return `module.Class` of this record's object, or `?` if the record is damaged."""
     length = plain_prefix_length(record)
     if length:
         module, name = record[3:length].decode("utf-8", "replace").split("\n")[:2]

@@ -41,6 +41,6 @@ _shown = _Shown()
 
 
 def shown(value: Any) -> str:
-    """Return what a message says for *value*, at most 200 characters."""
+    """Return the text that stands for *value* in a message, at most 200 characters."""
     text = _shown.repr(value)
     return text if len(text) <= _MOST else text[: _MOST - 1] + "…"

@@ -1,7 +1,7 @@
-"""Unpickling states, quickly: what every load goes through.
+"""Unpickling states, quickly: the path of every load.
 
-Nearly every record begins with a class pickle that is a constant for its class. So there is,
-per such prefix, a C unpickler that has read that prefix once, and thereafter skips it:
+Nearly every record begins with a class pickle that is a constant for its class. So each such
+prefix has a C unpickler that has read it once, and skips it thereafter:
 
     record   80 03 c app\\n Person\\n .  80 03 } ...
              └─ compared, skipped ─┘   └─ handed to the unpickler in one piece
@@ -10,8 +10,8 @@ The unpickler is handed the whole state at its first `peek`, so that it reads fr
 then on. States written by ZODB may refer back to the class as memo entry 0; reading the prefix
 put it there.
 
-Where the accelerator was built, it unpickles nearly all states by itself, and asks what is here
-for the others.
+If the accelerator was built, it unpickles nearly all states itself, and calls this module for
+the others.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-# Records larger than this get an unpickler of their own, so that what its memo holds on to is
+# Records larger than this get an unpickler of their own, so that the objects in its memo are
 # freed at once.
 _LARGE_BYTES = 64 * 1024
 
 
 class StateLoader:
-    """An unpickler for the states behind one class pickle, *prefix*, which it has read; and the
-    file that it reads from, over and over.
+    """An unpickler for the states after one class pickle, *prefix*, which it has read; and the
+    file that it reads from, again and again.
 
-    *make_unpickler* is given that file. `memo` is what the prefix has left in the memo: nothing,
-    or the class as entry 0.
+    *make_unpickler* receives that file. `memo` is the memo after the prefix: empty, or with the
+    class as entry 0.
     """
 
     def __init__(self, prefix: bytes, make_unpickler: Callable[[Any], pickle.Unpickler]) -> None:
@@ -43,17 +43,17 @@ class StateLoader:
         self.memo = self._unpickler.memo.copy()
 
     def peek(self, size: int) -> bytes:
-        """Return all there is, once."""
+        """Return the whole record, once."""
         waiting, self._waiting = self._waiting, b""
         return waiting
 
     def read(self, size: int) -> None:
-        """Skip what was peeked. (Called for more data only when a record is cut off: then the
+        """Skip the peeked bytes. (Called for more data only when a record is truncated: then the
         unpickler refuses the None.)"""
         self._given = size
 
     def readline(self) -> bytes:
-        """Nothing is read by lines."""
+        """Return nothing: states are not read by lines."""
         raise EOFError
 
     def takes(self, record: bytes) -> bool:
@@ -68,8 +68,8 @@ class StateLoader:
         )
 
     def state(self, record: bytes) -> Any:
-        """Return the state in *record*, which it takes. Raises what unpickling raises, ValueError
-        if the state does not end where the record does; then it is of no use any more."""
+        """Return the state in *record*, which it takes. Raises the errors of unpickling, ValueError
+        if the state does not end where the record does; then it must not be used again."""
         self._waiting = pickled = record[len(self.prefix) :]
         self._given = -1
         # Unpickling can load other objects, of the same class too: not with this unpickler.
@@ -79,7 +79,7 @@ class StateLoader:
         finally:
             self._is_busy = False
         if self._given != len(pickled):
-            raise ValueError("there is something behind the state")
+            raise ValueError("bytes follow the state")
         if self.memo:
             self._unpickler.memo = self.memo
         else:
@@ -93,7 +93,7 @@ def reference_loader(
 ) -> Callable[[Any], Any]:
     """Return the function that turns a reference into an object: from the cache, or a new ghost.
 
-    *plain* has the classes whose `__new__` takes nothing; all else goes to *load_unusual*.
+    *plain* has the classes whose `__new__` takes no arguments; all else goes to *load_unusual*.
     """
 
     def persistent_load(reference: Any) -> Any:
@@ -119,10 +119,10 @@ def plain_reader(
 ) -> Callable[[type, bytes], Any]:
     """Return the function `state(cls, record)`; in Python, *read*.
 
-    The accelerator's does the same, but unpickles by itself what it can: the records of classes
-    that are *known* (by their class pickle, and what that leaves in the memo, or None). It takes
-    classes and functions from *known_globals*, by `b"module\\nname\\n"`, or from *find_global*, and
-    raises what *explain* makes of an error and the record.
+    The accelerator's function does the same, but unpickles the usual records itself: those of
+    *known* classes (by class pickle, and its memo entry or None). It takes classes and functions
+    from *known_globals*, by `b"module\\nname\\n"`, or from *find_global*, and raises the error
+    that *explain* returns for an error and the record.
     """
     return read
 

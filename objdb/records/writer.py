@@ -3,9 +3,9 @@
     state = obj.__getstate__()
     record = class pickle (a constant per class) + pickle of the state
 
-The state's pickler asks `persistent_id` about every object it meets. A persistent one is not
-pickled but referred to; one that is new gets an oid on the way and is put on `new_objects`, for
-the connection to store in turn: persistence by reachability.
+The state's pickler calls `persistent_id` for every object it meets. A persistent object is not
+pickled but referred to; a new one gets an oid and is appended to `new_objects`, for the
+connection to store in turn: persistence by reachability.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from objdb.records.format import PROTOCOL, class_prefix
 from objdb.records.pickling import reference_maker, serializer
 from objdb.records.showing import shown
 
-# A pickler keeps its memo as large as it ever was, and clearing that takes as long as it is large.
+# A pickler's memo never shrinks, and the time to clear it is proportional to its size.
 LARGE_PICKLE_BYTES = 4096
-# Errors, met while pickling, that are not about what is pickled.
+# Errors raised while pickling that are not about the pickled values.
 _PASSED = (InvalidObjectReference, StorageError, TransientError, MemoryError)
 
 
 class ObjectWriter:
     """Turns the objects of one connection into records.
 
-    *jar* is the connection (it gives `db()`, and `adopt(obj)` makes objects its own), *new_oid*
-    makes oids. `new_objects` collects the objects first met, in the order they were met; the
+    *jar* is the connection (`db()` returns its database, `adopt(obj)` makes objects its own),
+    *new_oid* returns new oids. `new_objects` collects the objects met first, in that order; the
     caller empties it.
     """
 
@@ -46,8 +46,8 @@ class ObjectWriter:
         self.new_objects: list[Persistent] = []
         self._chunks: list[bytes] = []
         self._prefixes: dict[type, bytes] = {}
-        # serialize(obj): the record of *obj*. Raises `UnpicklableError` with the path to what
-        # cannot be stored, and `InvalidObjectReference` for a reference to an object of another
+        # serialize(obj): the record of *obj*. Raises `UnpicklableError` with the path to the
+        # unpicklable part, and `InvalidObjectReference` for a reference to an object of another
         # connection.
         self.serialize = serializer(self._prefixes, self._dump, self._serialize)
         self.persistent_id = reference_maker(
@@ -77,7 +77,7 @@ class ObjectWriter:
         except Exception as error:
             return self._dump_carefully(obj, part, error)
         finally:
-            self._pickler.clear_memo()  # it would keep alive what was met
+            self._pickler.clear_memo()  # it would keep the pickled objects alive
             chunks.clear()
         if len(pickled) > LARGE_PICKLE_BYTES:
             self._pickler = self._new_pickler()
@@ -92,7 +92,7 @@ class ObjectWriter:
         self._require_importable(obj)
         if newargs is not None:
             return self._dump(obj, (cls, newargs()))
-        if type(cls) in copyreg.dispatch_table:  # its name may lead to another class, or to none
+        if type(cls) in copyreg.dispatch_table:  # its name may be of another class, or of none
             return self._dump(obj, cls)
         prefix = self._prefixes[cls] = class_prefix(cls)
         return prefix
@@ -126,8 +126,7 @@ class ObjectWriter:
             raise unpicklable(obj, state, error) from error
 
     def _reference(self, obj: Any) -> Any:
-        """Return the reference to an object that may be of any kind, None if it is stored inside
-        the record."""
+        """Return the reference to an object of any kind, None if it is stored inside the record."""
         cls = type(obj)
         if not isinstance(obj, Persistent):
             return self._weak_reference(obj) if cls is WeakRef else None
@@ -165,8 +164,8 @@ class ObjectWriter:
         elif jar.was_found(obj._p_oid):
             raise InvalidObjectReference(
                 f"a new object ({class_name(type(obj))}) is reachable from the databases "
-                f"{name!r} and {self._jar.db().database_name!r}, and nothing says which one it is "
-                "for. Add it to one first: connection.add(object)",
+                f"{name!r} and {self._jar.db().database_name!r}, so it is not known which one it "
+                "belongs to. Add it to one first: connection.add(object)",
                 oid=obj._p_oid, class_name=class_name(type(obj)),
             )
         if hasattr(type(obj), "__getnewargs__") or is_broken(type(obj)):
@@ -180,8 +179,8 @@ class ObjectWriter:
         text, facts = f"object {format_oid(oid)} ({name})", {"oid": oid, "class_name": name}
         if theirs is None:
             raise InvalidObjectReference(
-                f"{text} belongs to a connection that is closed, and cannot be stored here. "
-                "Load it again in this connection", **facts,
+                f"{text} belongs to a closed connection, and cannot be stored here. Load it again "
+                "in this connection", **facts,
             )
         if theirs is ours:
             raise InvalidObjectReference(
@@ -206,6 +205,6 @@ class _Pickler(pickle.Pickler):
 
 
 class _Sink:
-    """Where a C pickler writes: a function, called with bytes."""
+    """The file that a C pickler writes to: a function, called with bytes."""
 
     write: Callable[[bytes], Any]

@@ -1,13 +1,13 @@
 """Module safes: a private, durable dict for every module.
 
-    opening    1  `module_safe`: which safe is whose, and what keeps it
+    opening    1  `module_safe`: the safe of a module, and its backend
     naming        the directory's name
     mapping    2  the dict
-    keys          keys that a dict takes for equal, as equal bytes
+    keys          equal keys of a dict, as equal bytes
     shelves       moving from the standard library's shelves
-    table      3  the contract of what keeps a safe: rows of bytes
+    table      3  the contract of a backend: rows of bytes
     berkeley      Berkeley DB, through the gate
-    gate          one at a time, and who died inside
+    gate          one process at a time, and recovery after a killed one
     sqlite        SQLite
     file          a database of objdb
 """

@@ -1,8 +1,8 @@
 """A safe in a B-tree of Berkeley DB, in an environment of its own with a write-ahead log.
 
-Everybody comes through the gate, one at a time, so the environment needs neither locks nor
-deadlock detection, and its mutexes are never waited for: one that a killed process held could be
-waited for without end. What the gate does about killed processes, `gate.py` tells.
+Processes pass the gate one at a time, so the environment needs neither locks nor deadlock
+detection, and no process waits for its mutexes: a mutex that a killed process held would never be
+released. `gate.py` says how the gate handles killed processes.
 
 A record is the length of the original (4 bytes, big-endian), the original, the value.
 """
@@ -30,16 +30,16 @@ FILE_NAME = "safe.bdb"
 CACHE_BYTES = 4 << 20
 LOG_FILE_BYTES = 1 << 20
 CHECKPOINT_BYTES = 4 << 20
-PAGE_BYTES = 512  # of a new table: what every medium writes as a whole or not at all
-_RECORD_OVERHEAD = 256  # about what a small change takes in the log
-_PLAIN = bytes(4)  # how the record of a key without an original begins
+PAGE_BYTES = 512  # of a new table: every disk writes so many bytes as a whole or not at all
+_RECORD_OVERHEAD = 256  # about the log space of a small change
+_PLAIN = bytes(4)  # the first bytes of the record of a key without an original
 
 
 class BerkeleyTable:
-    """The table in the directory *folder*; made where there is none.
+    """The table in the directory *folder*; created if missing.
 
-    A killed process costs each of the others the handles that it had, some files and 6 MiB of
-    address space: they cannot be closed, as that would look at what the killed one left.
+    After a process is killed, each other process loses its open handles, some files and 6 MiB of
+    address space: closing them would read the memory that the killed process left.
     """
 
     file_name = FILE_NAME
@@ -52,7 +52,7 @@ class BerkeleyTable:
         self._table: Any = None
         self._is_closed = False
         self._written = 0
-        self._log_file = 0  # the number of the last one whose name is on the medium
+        self._log_file = 0  # the number of the last log file whose name is on disk
         try:
             self._run(_nothing)
         except BaseException:
@@ -95,7 +95,7 @@ class BerkeleyTable:
                 gate.lock()
                 self._close_handles(gate)
             except BaseException as error:
-                # Everything is in the log, and who opens the safe next recovers it.
+                # Everything is in the log, and the next process to open the safe recovers it.
                 self._abandon()
                 if not isinstance(error, bdb.DBError):
                     raise
@@ -118,8 +118,8 @@ class BerkeleyTable:
     # Through the gate.
 
     def _run(self, action: Callable[..., Result], *args: Any) -> Result:
-        """Call *action* inside. When it fails, or is interrupted, the mark stays, so that the
-        environment is recovered before anybody uses it again."""
+        """Call *action* inside the gate. If it fails, or is interrupted, the busy mark stays, so
+        that the environment is recovered before it is used again."""
         with self._lock:
             gate = self._gate or self._new_gate()
             try:
@@ -145,8 +145,8 @@ class BerkeleyTable:
         self._abandon()
         if os.path.lexists(self._folder / "DB_CONFIG"):
             raise SafeError(
-                f"{self._folder} has a file DB_CONFIG, whose settings Berkeley DB would obey. No "
-                "safe has one: remove it", path=str(self._folder),
+                f"{self._folder} has a file DB_CONFIG, whose settings Berkeley DB would obey. A "
+                "safe has no such file: remove it", path=str(self._folder),
             )
         recover = gate.needs_recovery()
         gate.enter()
@@ -197,20 +197,18 @@ class BerkeleyTable:
         number, text = (*error.args, "")[:2]
         if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             return SafeError(
-                f"Berkeley DB may not write in {self._folder}: {text or error}. See to the "
+                f"Berkeley DB may not write in {self._folder}: {text or error}. Check the "
                 "permissions of the files in it",
                 path=str(self._folder),
             )
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM):
             return StorageFailedError(
-                f"Berkeley DB could not go on in {self._folder}: {text or error}. What was "
-                "acknowledged before is safe; whether this change was made, the next access "
-                "shows. See to the disk"
+                f"Berkeley DB could not go on in {self._folder}: {text or error}. Earlier changes "
+                "are durable; the next access shows whether this one was made. Check the disk"
             )
         return CorruptedDataError(
-            f"Berkeley DB cannot use {self._folder}: {text or error}. If trying again does not "
-            "help, the files are damaged, or some of them are missing: restore the directory "
-            "from a backup",
+            f"Berkeley DB cannot use {self._folder}: {text or error}. If retrying does not help, "
+            "files are damaged or missing: restore the directory from a backup",
             path=str(self._folder),
         )
 
@@ -288,8 +286,8 @@ class BerkeleyTable:
         return rows
 
     def _wrote(self, key: bytes, value: Any) -> None:
-        """Put the name of a new log file on the medium, which the engine does not; bound the log,
-        and with it the time of a recovery."""
+        """Sync the name of a new log file, which the engine does not; limit the size of the log,
+        and so the time of a recovery."""
         number = self._environment.log_stat()["cur_file"]
         if number != self._log_file:
             sync_path(str(self._folder))
@@ -301,7 +299,7 @@ class BerkeleyTable:
 
 
 def _nothing() -> None:
-    """Opening is all that is wanted."""
+    """Do nothing: the table is only opened."""
 
 
 def _record(original: bytes, value: bytes) -> bytes:

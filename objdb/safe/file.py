@@ -1,6 +1,6 @@
-"""A safe in a database of objdb, in one file: for one process at a time, with undo.
+"""A safe in an objdb database, in one file: for one process at a time, with undo.
 
-The root has a BTree, `"safe"`, of the keys' bytes, with an `Entry` for each.
+The root has a BTree, `"safe"`, from the keys' bytes to an `Entry` each.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Result = TypeVar("Result")
 
 FILE_NAME = "safe.fs"
 PACKING = AutoPack(days=7, growth_bytes=64 << 20)
-"""A safe packs itself; a week of it can be undone."""
+"""A safe is packed automatically; a week of it can be undone."""
 
 
 class Entry(Persistent):
-    """The pickles of a value, and of the key where its bytes do not tell it."""
+    """The pickles of a value, and of the key if its bytes do not determine it."""
 
     def __init__(self, original: bytes, value: bytes) -> None:
         self.original = original
@@ -35,7 +35,7 @@ class Entry(Persistent):
 
 
 class FileTable:
-    """The table in the directory *folder*; made where there is none."""
+    """The table in the directory *folder*; created if missing."""
 
     file_name = FILE_NAME
 
@@ -129,7 +129,7 @@ class FileTable:
         with self._lock:
             if self._is_parents:
                 raise StorageForkedError(
-                    f"the safe {self._folder} is kept in a file, which the parent process has. "
+                    f"the safe {self._folder} is kept in a file that the parent process has open. "
                     "Use the backend berkeley or sqlite for several processes"
                 )
             if self._db is None:

@@ -1,20 +1,20 @@
-"""Lets one thread of one process at a time into a directory, and notices who died inside.
+"""Admits one thread of one process at a time to a directory, and detects processes killed inside.
 
-A process that is killed inside a Berkeley DB environment leaves its shared memory as it was in
-the middle of a change: nobody may look at it any more, not even to close it. So:
+A process that is killed inside a Berkeley DB environment leaves its shared memory in the middle
+of a change: no process may read it any more, not even to close it. So:
 
-    lock     an exclusive lock of the operating system on the file `gate`, which lasts no longer
-             than its process
+    lock     an exclusive lock of the operating system on the file `gate`, which ends with its
+             process
     busy     the first byte of that file, mapped into memory: set before the environment is
-             touched, cleared when that has ended well. Who takes the lock and finds it set knows
-             that its predecessor died inside, or failed
-    generation   the next 8 bytes, a number that changes when the environment is recovered: who
-             finds another one than its own has handles of the past, and forgets them
+             used, cleared after a successful use. A process that takes the lock and finds it set
+             knows that its predecessor was killed inside, or failed
+    generation   the next 8 bytes, a number that changes when the environment is recovered: a
+             process with another number has stale handles, and drops them
     users    a second file, on which every process has a shared lock while it has the directory
-             open. Who is alone trusts nothing that is there, which may be from before a loss of
-             power: it recovers, too
+             open. The only process does not trust the environment, which may be from before a
+             loss of power, and recovers it too
 
-What is in these files need not survive anything.
+These files need not survive a crash.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _STATE_BYTES = 9
 
 
 class Gate:
-    """The gate to a directory. `lock` and `unlock` are for one thread at a time, which the caller
-    sees to; everything else needs the lock.
+    """The gate to a directory. The caller ensures that one thread at a time calls `lock` and
+    `unlock`; everything else needs the lock.
 
-    Raises OSError where the files cannot be made.
+    Raises OSError if the files cannot be created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,51 +45,51 @@ class Gate:
                 os.ftruncate(self._gate, _STATE_BYTES)
             self._state = mmap.mmap(self._gate, _STATE_BYTES)
             self._close_files = opened.pop_all().close
-        self._own = b""  # the state in which our handles are good
+        self._own = b""  # the generation for which our handles are valid
 
     def lock(self) -> None:
-        """Wait until nobody else is inside. Again does no harm."""
+        """Wait until no other process is inside. Calling it again does nothing."""
         fcntl.flock(self._gate, fcntl.LOCK_EX)
 
     def unlock(self) -> None:
-        """Let the next one in. Without the lock, does nothing."""
+        """Admit the next process. Without the lock, does nothing."""
         fcntl.flock(self._gate, fcntl.LOCK_UN)
 
     def is_current(self) -> bool:
-        """Whether the handles that were opened after `joined` are good."""
+        """Whether the handles opened after `joined` are valid."""
         return self._state[:] == self._own
 
     def enter(self) -> None:
-        """Mark that the environment is being touched."""
+        """Mark the environment as in use."""
         self._state[0] = 1
 
     def leave(self) -> None:
-        """Mark that it is whole."""
+        """Mark the environment as consistent."""
         self._state[0] = 0
 
     def needs_recovery(self) -> bool:
-        """Whether the environment has to be recovered, by us, before it is opened."""
-        is_first = not self._own and self.is_alone()  # whether or not it is recovered, we are in
+        """Whether this process has to recover the environment before opening it."""
+        is_first = not self._own and self.is_alone()  # in either case this process is a user now
         return is_first or bool(self._state[0])
 
     def next_generation(self) -> None:
-        """Say that all handles are of the past."""
+        """Make all handles, of all processes, stale."""
         generation = int.from_bytes(self._state[1:], "little") + 1
         self._state[1:] = generation.to_bytes(_STATE_BYTES - 1, "little")
 
     def joined(self) -> None:
-        """Say that we have opened the environment as it is now."""
+        """Note that this process has opened the environment in its present generation."""
         self._own = b"\0" + self._state[1:]
 
     def is_alone(self) -> bool:
-        """Whether no other process has the directory open. From then on, we have."""
+        """Whether no other process has the directory open. From then on, this process has."""
         try:
             fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             return False
         finally:
-            # Nobody can be waiting in between, or have the exclusive lock: we are at the gate.
+            # No process can wait in between, or have the exclusive lock: we hold the gate.
             fcntl.flock(self._users, fcntl.LOCK_SH)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Keys as bytes: keys that a dict takes for equal have the same bytes.
+"""Keys as bytes: keys that are equal in a dict have the same bytes.
 
     s  text                UTF-8                       the bytes are the key
     b  bytes               themselves                  the bytes are the key
@@ -11,9 +11,9 @@
     z  frozenset           the same, in the order of the bytes
     p  anything else       its pickle, without a memo
 
-Where the bytes do not tell which key it was (1, 1.0 and True are one key), the *original* is a
-pickle of it; otherwise it is empty. A subclass that compares in its own way is "anything else".
-All NaN are one key: a dict tells them apart by identity, which no file keeps.
+If the bytes do not determine the key (1, 1.0 and True are one key), the *original* is its pickle;
+otherwise it is empty. A subclass with a comparison of its own is "anything else". All NaN are one
+key: a dict distinguishes them by identity, which a file cannot keep.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def encode(key: Any) -> bytes:
 
 
 def original_of(key: Any) -> bytes:
-    """Return the original of a key: a pickle of it, or nothing. Raises as `encode`."""
+    """Return the original of a key: its pickle, or b"". Raises the errors of `encode`."""
     return b"" if type(key) in (str, int, bytes) else _pickled(key)
 
 
 def decode(encoded: bytes, original: bytes) -> Any:
-    """Return the key again. Raises what unpickling raises."""
+    """Return the key. Raises the errors of unpickling."""
     if original:
         return pickle.loads(original)
     kind, rest = encoded[:1], encoded[1:]
@@ -81,7 +81,7 @@ def _encode(key: Any) -> bytes:
 
 
 def _is_like(key: Any, *kinds: type) -> bool:
-    """Whether *key* compares as the objects of one of these classes do."""
+    """Whether *key* is compared like the instances of one of these classes."""
     kind = type(key)
     return any(
         isinstance(key, base)
@@ -110,8 +110,8 @@ def _joined(parts: Iterable[bytes]) -> bytes:
 
 
 def _pickled(key: Any) -> bytes:
-    """Return a pickle in which nothing refers back: equal parts that are one object, or two,
-    make no difference."""
+    """Return a pickle without back references, so that it is the same whether equal parts are
+    one object or several."""
     file = io.BytesIO()
     pickler = pickle.Pickler(file, _PROTOCOL)
     pickler.fast = True
@@ -126,7 +126,7 @@ def _pickled(key: Any) -> bytes:
 
 
 def shown(key: Any) -> str:
-    """Return a key as messages show it."""
+    """Return a key as shown in messages."""
     try:
         text = repr(key)
     except Exception:

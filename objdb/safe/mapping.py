@@ -26,19 +26,18 @@ _MISSING: Any = object()
 
 
 class Safe(MutableMapping[Any, Any]):
-    """A durable dict. Made by `module_safe` and `open_safe`; threads and processes share it.
+    """A durable dict. Opened by `module_safe` and `open_safe`; threads and processes share it.
 
-    What is read is a copy: changing it changes nothing until it is stored again. What is equal as
-    a dict's key is equal here (`objdb.safe.keys` tells of what kinds). Iterating sees all keys
-    that stay, in an order of its own, and perhaps what is added meanwhile.
+    Reading returns a copy: changing it changes nothing until it is stored again. Keys are equal
+    as in a dict (see `objdb.safe.keys`). Iterating yields all keys that stay, in an order of its
+    own, and perhaps keys added meanwhile.
 
-    `path`: the directory; `backend`: what keeps it, `"berkeley"`, `"sqlite"` or `"file"`;
-    `table`: where its rows are.
+    `path`: the directory; `backend`: `"berkeley"`, `"sqlite"` or `"file"`; `table`: its rows.
 
     Any access can raise `StorageClosedError` after close, `CorruptedDataError` for damaged files,
-    `SafeError` when the files may not be written. Writing raises `UnpicklableError`, and nothing
-    was changed; reading `BrokenObjectError` or `DeserializationError` for a value whose class is
-    missing or does not take it, and it stays.
+    `SafeError` if the files are not writable. Writing raises `UnpicklableError`, and changes
+    nothing; reading `BrokenObjectError` or `DeserializationError` for a value whose class is
+    missing or refuses it, and the value stays.
     """
 
     def __init__(self, path: Path, backend: str, table: Table) -> None:
@@ -77,11 +76,11 @@ class Safe(MutableMapping[Any, Any]):
         return f"<Safe {str(self.path)!r} ({self.backend}), {state}>"
 
     def items(self) -> ItemsView[Any, Any]:
-        """The pairs, each as it is when the iteration comes to it."""
+        """The pairs, each as it is when the iteration reaches it."""
         return _Items(self)
 
     def values(self) -> ValuesView[Any]:
-        """The values, each as it is when the iteration comes to it."""
+        """The values, each as it is when the iteration reaches it."""
         return _Values(self)
 
     def update(self, other: Any = (), /, **more: Any) -> None:
@@ -96,7 +95,7 @@ class Safe(MutableMapping[Any, Any]):
         self.table.put_all([], clear=True)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
-        """Return the value at *key*; store *default* if there is none."""
+        """Return the value at *key*; store *default* if the key is missing."""
         row = _row(key, default)
         while True:
             value = self.table.get(row[0])
@@ -106,8 +105,8 @@ class Safe(MutableMapping[Any, Any]):
                 return default
 
     def pop(self, key: Any, default: Any = _MISSING) -> Any:
-        """Remove *key* and return its value; without it, *default*, or KeyError. Of several that
-        try, one gets it."""
+        """Remove *key* and return its value; without it, *default*, or KeyError. Of several
+        concurrent callers, one gets it."""
         encoded = encode(key)
         while True:
             value = self.table.get(encoded)
@@ -120,7 +119,7 @@ class Safe(MutableMapping[Any, Any]):
                 return found
 
     def popitem(self) -> tuple[Any, Any]:
-        """Remove any pair and return it; KeyError if there is none."""
+        """Remove any pair and return it; KeyError if the safe is empty."""
         while rows := self.table.rows(b"", 1):
             row = rows[0]
             key = self._key(row)
@@ -132,12 +131,12 @@ class Safe(MutableMapping[Any, Any]):
     def change(
         self, key: Any, function: Callable[[Any], Any], default: Any = _MISSING
     ) -> Any:
-        """Store `function(value)` in place of the value at *key*, and return it: what others
-        store meanwhile is not lost.
+        """Store `function(value)` in place of the value at *key*, and return it: concurrent
+        changes are not lost.
 
-        Without *key*, the function gets *default*, or KeyError is raised. When another was
-        faster, the function is called again with what that one stored, so it should do nothing
-        but make the new value.
+        Without *key*, the function receives *default*, or KeyError is raised. After a concurrent
+        change, the function is called again with the value stored then, so it should only
+        compute the new value.
         """
         encoded = encode(key)
         if default is not _MISSING:
@@ -153,11 +152,11 @@ class Safe(MutableMapping[Any, Any]):
                 return changed
 
     def import_shelf(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
-        """Store everything that the shelf at *path* has, in one transaction; return how many keys
-        that were. The shelf stays.
+        """Store all items of the shelf at *path*, in one transaction; return the number of keys.
+        The shelf stays.
 
-        A key that has another value here is a `SafeError`, and nothing is stored, unless
-        *overwrite* is true. So is a shelf that cannot be read.
+        A key with another value here raises `SafeError`, and nothing is stored, unless
+        *overwrite* is true. So does a shelf that cannot be read.
         """
         shelf = {key: _row(key, value) for key, value in read_shelf(path)}
         while not overwrite:
@@ -180,11 +179,11 @@ class Safe(MutableMapping[Any, Any]):
 
     @property
     def is_closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether the safe is closed."""
         return self._is_closed
 
     def close(self) -> None:
-        """Let go of the files. A safe that is not closed is so at the program's end."""
+        """Close the files. Safes left open are closed when the program ends."""
         self._is_closed = True
         self.table.close()
 
@@ -220,10 +219,10 @@ class Safe(MutableMapping[Any, Any]):
     def _broken(self, what: str, error: Exception) -> DeserializationError:
         is_missing = isinstance(error, (ImportError, AttributeError))
         kind = BrokenObjectError if is_missing else DeserializationError
-        why = "its class cannot be imported" if is_missing else "its class did not take it"
+        why = "its class cannot be imported" if is_missing else "its class refused the state"
         return kind(
             f"{what} in {self.path} cannot be loaded, {why}: {type(error).__name__}: {error}. It "
-            "stays as it is: bring the class back, or remove it"
+            "stays unchanged: restore the class, or remove the key"
         )
 
 

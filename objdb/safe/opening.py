@@ -1,4 +1,4 @@
-"""Opening safes: who has which, what keeps it, and what a directory has to look like."""
+"""Opening safes: the safe of each module, its backend, and the layout of its directory."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _BACKENDS = {
     "file": ("objdb.safe.file", "FileTable"),
 }
 BACKENDS = tuple(_BACKENDS)
-_MARKER = "safe.json"  # written first, whole or not at all: says which backend; and again when
-# the rest was made, that it is complete
+_MARKER = "safe.json"  # written first, whole or not at all: names the backend; and again when
+# the other files exist, to mark the safe as complete
 _NEW_MARKER = "safe.json.new"
 _LOCK = "lock"  # held while a safe is made or opened
 _FORMAT = 1
@@ -46,7 +46,7 @@ _opening = Lock()  # around _open_safes, and around opening; held over a fork
 
 @dataclass(frozen=True)
 class SafeInfo:
-    """A safe that is in a directory of safes, open or not."""
+    """A safe in a directory of safes, open or not."""
 
     path: Path
     node: str
@@ -61,7 +61,7 @@ class SafeInfo:
 
     @property
     def size_bytes(self) -> int:
-        """The space that its files take."""
+        """The size of its files."""
         return sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
 
 
@@ -72,17 +72,17 @@ def module_safe(
     directory: str | os.PathLike[str] | None = None,
     backend: str | None = None,
 ) -> Safe:
-    """Return the safe of the module that calls: the same open object every time.
+    """Return the safe of the calling module: the same open object every time.
 
-    *cage*: the application's name; *node*: the host's; *directory*: what has the safes (see
-    `objdb.safe.naming` for the defaults). *backend*: what is to keep a new safe, `"berkeley"`,
-    `"sqlite"` or `"file"`; by default OBJDB_SAFE_BACKEND, or Berkeley DB if `berkeleydb` is
-    installed, else SQLite. A safe that is there is opened with what made it.
+    *cage*: the application's name; *node*: the host's; *directory*: that of the safes (see
+    `objdb.safe.naming` for the defaults). *backend*: that of a new safe, `"berkeley"`, `"sqlite"`
+    or `"file"`; by default OBJDB_SAFE_BACKEND, or Berkeley DB if `berkeleydb` is installed, else
+    SQLite. An existing safe is opened with its own backend.
 
-    Raises `UsageError` for other backends, `MissingPackageError`, `SafeError` where there is no
-    permission, or a directory that was not named is somebody else's, `FileFormatError` for a
-    directory of something else, `StorageLockedError` for one of the backend `file` that another
-    process has, `CorruptedDataError`.
+    Raises `UsageError` for other backends, `MissingPackageError`, `SafeError` without permission,
+    or if a directory that was not named belongs to another user, `FileFormatError` for a
+    directory that is not a safe, `StorageLockedError` for the backend `file` if another process
+    has it open, `CorruptedDataError`.
     """
     name = module_name(sys._getframe(1).f_globals["__name__"])
     path = directory_of_safes(directory) / folder_name(node, cage, name)
@@ -93,21 +93,21 @@ def module_safe(
 
 
 def _require_own(folder: Path) -> None:
-    """Raise `SafeError` if a directory that was found, not named, is somebody else's, or everybody
-    can write to it: values in it are unpickled, which runs what they name."""
+    """Raise `SafeError` if a directory that was found, not named, belongs to another user, or is
+    writable by everyone: values in it are unpickled, which runs code that they name."""
     try:
         found = os.stat(folder)
-    except OSError:  # it is made, or opening it tells
+    except OSError:  # it is created, or opening it raises
         return
     if found.st_uid not in (os.geteuid(), 0):
         why = f"belongs to user {found.st_uid}"
     elif found.st_mode & stat.S_IWOTH:
-        why = "can be written by everybody"
+        why = "is writable by everyone"
     else:
         return
     raise SafeError(
-        f"the directory {folder} {why}, and opening a safe in it runs what its values name. Name "
-        "it by OBJDB_SAFE if you trust it, or start the program in another directory",
+        f"the directory {folder} {why}, and opening a safe in it runs code that its values name. "
+        "Name it by OBJDB_SAFE if you trust it, or start the program in another directory",
         path=str(folder),
     )
 
@@ -115,12 +115,12 @@ def _require_own(folder: Path) -> None:
 def open_safe(
     path: str | os.PathLike[str], *, backend: str | None = None, create: bool = True
 ) -> Safe:
-    """Return the safe in the directory *path*, made if there is none and *create* is true.
+    """Return the safe in the directory *path*, created if missing and *create* is true.
     Arguments and errors are those of `module_safe`."""
     folder = Path(os.path.abspath(path_given(path, "safe")))
     backend = backend or os.environ.get("OBJDB_SAFE_BACKEND") or None
     if backend is not None and backend not in _BACKENDS:
-        raise UsageError(f"there is no backend {backend!r}; there are {', '.join(_BACKENDS)}")
+        raise UsageError(f"unknown backend {backend!r}; it can be {', '.join(_BACKENDS)}")
     with _opening:
         safe = _open_safes.get(folder)
         if safe is None or safe.is_closed:
@@ -128,7 +128,7 @@ def open_safe(
                 safe = _open_safes[folder] = _open(folder, backend, create)
             except OSError as error:
                 raise SafeError(
-                    f"the safe {folder} cannot be opened: {error.strerror or error}. See to the "
+                    f"the safe {folder} cannot be opened: {error.strerror or error}. Check the "
                     "permissions, or name another directory by OBJDB_SAFE",
                     path=str(folder),
                 ) from error
@@ -180,8 +180,8 @@ def _is_safe(folder: Path) -> bool:
         return True
     if names - {_LOCK, _NEW_MARKER}:
         raise FileFormatError(
-            f"{folder} is no safe: it has no {_MARKER}, but other files. Move them away, or name "
-            "another directory by OBJDB_SAFE",
+            f"{folder} is not a safe: it has no {_MARKER}, but other files. Move them away, or "
+            "name another directory by OBJDB_SAFE",
             path=str(folder),
         )
     return False
@@ -209,19 +209,19 @@ def _write_marker(folder: Path, backend: str, *, is_complete: bool) -> None:
 
 
 def _read_marker(folder: Path) -> tuple[str, bool]:
-    """Return what keeps the safe, and whether all its files were made."""
+    """Return the safe's backend, and whether all its files were created."""
     path = folder / _MARKER
     try:
         marker = json.loads(path.read_bytes())
         version, backend = marker["format"], marker["backend"]
     except (ValueError, KeyError, TypeError) as error:
         raise FileFormatError(
-            f"{path} is not what a safe has: {error}. Restore it from a backup", path=str(path)
+            f"{path} is damaged: {error}. Restore it from a backup", path=str(path)
         ) from error
     if version != _FORMAT or backend not in _BACKENDS:
         raise FileFormatError(
-            f"{folder} is a safe of format {version}, kept by {backend}; this release knows "
-            f"format {_FORMAT} and {', '.join(_BACKENDS)}. A newer release opens it",
+            f"{folder} is a safe of format {version} with the backend {backend}; this release "
+            f"knows format {_FORMAT} and {', '.join(_BACKENDS)}. A newer release opens it",
             path=str(folder),
         )
     return str(backend), bool(marker.get("complete"))

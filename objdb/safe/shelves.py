@@ -13,17 +13,17 @@ from objdb.errors import SafeError
 
 
 def read_shelf(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the pairs of a shelf; *path* as `shelve.open` takes it.
+    """Yield the pairs of a shelf; *path* as for `shelve.open`.
 
-    Raises `SafeError` if there is none, or a value cannot be loaded.
+    Raises `SafeError` if the shelf cannot be opened, or a value cannot be loaded.
     """
     name = os.fspath(path)
     try:
         shelf = shelve.open(name, "r")
     except dbm.error as error:
         raise SafeError(
-            f"{name} cannot be opened as a shelf: {error}. Give the name that shelve.open was "
-            "given, and the modules of Python it was written with",
+            f"{name} cannot be opened as a shelf: {error}. Give the same name as to shelve.open, "
+            "and use a Python with the dbm module that wrote it",
             path=name,
         ) from error
     with closing(shelf):

@@ -1,6 +1,6 @@
 """A safe in a table of SQLite, with a write-ahead log that is synced at every commit.
 
-SQLite sees to several processes, and to killed ones, by itself.
+SQLite itself handles several processes, and killed ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from objdb.safe.table import Row
 
 FILE_NAME = "safe.sqlite"
 WAIT_SECONDS = 60
-"""How long an access waits for another process that writes."""
+"""Time that an access waits for another process that writes."""
 
 _PUT = (
     "INSERT INTO safe VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
@@ -29,7 +29,7 @@ _PUT = (
 
 
 class SqliteTable:
-    """The table in the directory *folder*; made where there is none."""
+    """The table in the directory *folder*; created if missing."""
 
     file_name = FILE_NAME
 
@@ -102,8 +102,8 @@ class SqliteTable:
                 self._connection = None
 
     def before_fork(self) -> None:
-        # SQLite's own tables, which the child inherits, say that this process has locks, and the
-        # child has none. So there must be no connection at that moment.
+        # SQLite's lock tables, which the child inherits, say that this process has locks, but the
+        # child has none. So no connection may be open during a fork.
         self._lock.acquire()
         if self._connection is not None:
             self._connection.close()
@@ -117,7 +117,7 @@ class SqliteTable:
         with self._lock:
             try:
                 connection = self._connection or self._connect()
-                _roll_back(connection)  # an interrupted access may have come to no end
+                _roll_back(connection)  # an interrupted access may be unfinished
                 try:
                     yield connection
                 finally:
@@ -145,13 +145,13 @@ class SqliteTable:
         path = str(self._path)
         if "locked" in text:
             return SafeError(
-                f"another process kept {path} for itself for {WAIT_SECONDS} seconds. Nothing was "
-                "changed; try again",
+                f"another process locked {path} for {WAIT_SECONDS} seconds. Nothing was changed; "
+                "try again",
                 path=path,
             )
         if "readonly" in text or "unable to open" in text:
             return SafeError(
-                f"SQLite may not write {path}: {text}. See to the permissions of the file and its "
+                f"SQLite may not write {path}: {text}. Check the permissions of the file and its "
                 "directory",
                 path=path,
             )
@@ -166,7 +166,7 @@ class SqliteTable:
 
 @contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Commit what the block does; what it does not come to the end of is rolled back."""
+    """Commit the changes of the block; roll them back if it raises."""
     connection.execute("BEGIN IMMEDIATE")
     yield
     connection.execute("COMMIT")

@@ -1,7 +1,7 @@
-"""What a safe is kept in: a table of bytes, whose every access is a durable transaction.
+"""The contract of a safe's backend: a table of bytes; each access is a durable transaction.
 
 Each backend has one: `berkeley.py`, `sqlite.py`, `file.py`. A row is (key, original, value):
-the bytes that find it, the pickle of the key where those do not tell it (else empty), and the
+the bytes to look it up, the pickle of the key if those do not determine it (else empty), and the
 pickle of the value.
 """
 
@@ -15,54 +15,55 @@ Row = tuple[bytes, bytes, bytes]
 
 
 class Table(Protocol):
-    """A table, open in this process. Any thread may call; a forked child may go on with it.
+    """A table, open in this process. Any thread may call it; a forked child may go on using it.
 
-    `file_name`: the file in the directory of the safe that has the rows.
+    `file_name`: the file with the rows, in the directory of the safe.
     """
 
     file_name: ClassVar[str]
 
     def get(self, key: bytes) -> Any:
-        """Return the value at *key*, bytes or a view of some, or None."""
+        """Return the value at *key*, bytes or a memoryview, or None."""
 
     def has(self, key: bytes) -> bool:
         """Whether there is a row at *key*."""
 
     def put(self, row: Row) -> None:
-        """Write a row. One that is there keeps its original."""
+        """Write a row. An existing row keeps its original."""
 
     def put_all(
         self, rows: Iterable[Row], *, clear: bool = False, new_only: bool = False
     ) -> bool:
-        """Write several rows, all or none; say whether. *clear* removes first what is there; with
-        *new_only*, none is written if there is one at a key already."""
+        """Write several rows, all or none; return whether they were written. *clear* first
+        removes all rows; with *new_only*, none is written if one of the keys exists."""
 
     def swap(self, row: Row, expected: bytes | None) -> bool:
-        """Write a row if the value at its key is *expected*, None for none; say whether."""
+        """Write a row if the value at its key is *expected* (None: no row); return whether it was
+        written."""
 
     def delete(self, key: bytes, expected: bytes | None = None) -> bool:
-        """Remove the row at *key*, if there is one and its value is *expected*, or that is None;
-        say whether."""
+        """Remove the row at *key*, if it exists and its value is *expected*, or *expected* is
+        None; return whether it was removed."""
 
     def rows(self, after: bytes, limit: int) -> list[Row]:
         """Return up to *limit* rows in the order of their keys, from the first one after *after*
-        on. They are of one moment."""
+        on, from one snapshot."""
 
     def count(self) -> int:
-        """Return the number of rows. Takes time in proportion to it."""
+        """Return the number of rows. The time is proportional to it."""
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close the table."""
 
     def before_fork(self) -> None:
-        """Get ready for a fork of this process; `after_fork` follows in both."""
+        """Prepare for a fork of this process; `after_fork` follows in parent and child."""
 
     def after_fork(self, in_child: bool) -> None:
-        """Go on after a fork; the child forgets what is the parent's."""
+        """Go on after a fork; the child abandons the parent's handles."""
 
 
 def abandon(*handles: Any) -> None:
-    """Keep objects of C libraries from ever being closed: to do so would write to files that are
-    another process's now."""
+    """Keep objects of C libraries from ever being closed: closing them would write to files that
+    belong to another process now."""
     for handle in handles:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))

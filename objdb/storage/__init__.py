@@ -1,7 +1,7 @@
 """Bytes to revisions; knows oid, tid and bytes, never a class.
 
-Reading order: `memory` (the contract at its plainest), `commit` (who commits, which phase),
-`revisions` (conflict checks over a few primitives), `undo`, `copying`, `packing`, `durability`
-(group commit), `file`, `files` (the seam to the operating system), `tables` (storages of rows),
-`sql`, `berkeley`.
+Reading order: `engine` (the contract), `memory` (the simplest engine), `storage` (two phases over
+any engine), `commit` (the commit slot, phases), `committer` and `durability` (group commit),
+`conflicts`, `versions`, `undo`, `history`, `packing`, `copying`, `file`, `files` (the seam to the
+operating system), `sql`, `berkeley`.
 """

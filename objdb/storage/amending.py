@@ -1,6 +1,6 @@
-"""Changing rows of transactions that are committed: for packs, and to prune what is old.
+"""Changing rows of committed transactions: for packs, and to prune old revisions.
 
-Nobody commits meanwhile, nobody plans, and iterators go on showing what was there.
+Commits and planning wait meanwhile, and iterators go on showing the old rows.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from threading import get_ident
 from typing import Any
 from weakref import WeakSet
 
-from objdb.errors import PackError
+from objdb.errors import PackError, StorageFailedError
 from objdb.ids import NO_TID, Oid, Tid, tid_after
 from objdb.storage.commit import CommitSlot
-from objdb.storage.engine import IOwnPack, IPackedTid, IShared
+from objdb.storage.engine import IOwnPack, IPackedTid, IPrunable, IShared
 from objdb.storage.history import View
 from objdb.storage.holding import held_for
 from objdb.storage.rows import Row, TransactionRow
@@ -26,8 +26,8 @@ Transactions = dict[Tid, "TransactionRow | None"]
 
 
 class Amender:
-    """Amends the rows of *engine*, whose commits go through *slot*. `count` is how often it has
-    removed revisions. `lock` is held while requests are planned; who amends takes it first, and
+    """Amends the rows of *engine*, whose commits go through *slot*. `count` is the number of times
+    it has removed revisions. `lock` is held while requests are planned; amending takes it first,
     then the slot."""
 
     def __init__(self, engine: Any, slot: CommitSlot) -> None:
@@ -36,28 +36,28 @@ class Amender:
         self.count = 0
         self.pruned_tid: Tid = NO_TID
         self._pack_lock = threading.Lock()
-        self._packer = 0  # the thread that packs
+        self._packer = 0  # the id of the packing thread
         self._slot = slot
         self._is_shared = IShared.providedBy(engine)
         self._notes_packs = IPackedTid.providedBy(engine)
         self._views: WeakSet[View] = WeakSet()
         self._packed_tid = NO_TID  # since the storage was opened
-        self._packed_earlier: Tid | None = None  # before that; looked for when somebody asks
+        self._packed_earlier: Tid | None = None  # before that; looked up on first use
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep everybody else from committing and planning."""
+        """Keep other threads from committing and planning."""
         exclusive = self.engine.exclusive if self._is_shared else nullcontext
         with self.lock, self._slot.held(), exclusive():
             yield
 
     @contextmanager
     def packing(self) -> Iterator[None]:
-        """Keep other packs away. Raises `PackError` if there is one."""
+        """Exclude other packs. Raises `PackError` if one is running."""
         with held_for(self._pack_lock, 0) as is_held:
             if not is_held:
                 raise PackError(
-                    f"{self.engine.name} is being packed already. Wait until that has ended"
+                    f"{self.engine.name} is being packed already. Wait until that pack has ended"
                 )
             try:
                 self._packer = get_ident()
@@ -73,17 +73,17 @@ class Amender:
 
     @contextmanager
     def rewriting(self, get_ready: Callable[[], None]) -> Iterator[None]:
-        """Keep everybody else away while an engine that packs itself changes its rows: see
+        """Exclude commits and planning while an engine that packs itself changes its rows: see
         `IOwnPack`. *get_ready* is called first."""
         with self.alone():
             get_ready()
             try:
                 yield
-            finally:  # it may be interrupted behind the moment that counts
+            finally:  # an interrupt may come after the pack took effect
                 self.count += 1
 
     def amend(self, rows: Rows, transactions: Transactions) -> None:
-        """Change rows as `IEngine.amend` says. Called inside `alone`."""
+        """Change rows: see `IEngine.amend`. Called inside `alone`."""
         if not rows and not transactions:
             return
         engine, views = self.engine, list(self._views)
@@ -96,16 +96,27 @@ class Amender:
         engine.amend(rows, transactions)
 
     def watch(self, view: View) -> None:
-        """Let *view* keep what is changed from now on."""
+        """Let *view* keep the old rows of all changes from now on."""
         with self.lock:
             self._views.add(view)
 
-    def prune(self, db: Any, keep_seconds: float) -> None:
-        """Remove old revisions that nobody reads, of an engine without history (called now and
-        then).
+    def tick(self, db: Any, *, may_prune: bool) -> None:
+        """Maintain the engine, and prune it for the database *db* (called now and then)."""
+        if self._slot.failure is None:
+            try:
+                self.engine.tick()
+            except StorageFailedError as error:
+                self._slot.fail(str(error))
+                self._slot.require_not_failed()
+            if IPrunable.providedBy(self.engine) and may_prune and not self.engine.keeps_history:
+                self.prune(db, self.engine.keep_seconds)
 
-        What is read is what connections of *db*, this process's database, see; and, in other
-        processes, what they have seen for at most *keep_seconds*.
+    def prune(self, db: Any, keep_seconds: float) -> None:
+        """Remove old revisions that no view needs, of an engine without history (called
+        periodically).
+
+        A view is one of the connections of *db*, this process's database; or, in another process,
+        one that is at most *keep_seconds* old.
         """
         horizon: Tid = self.engine.visibility.tid
         if keep_seconds:
@@ -127,8 +138,8 @@ class Amender:
         return max(self._packed_tid, self._packed_earlier, noted)
 
     def _last_packed(self) -> Tid:
-        """Return the tid of the last transaction that is packed, zeros if none is; they are the
-        first ones."""
+        """Return the tid of the last packed transaction, zeros if none is packed; the packed ones
+        are the first ones."""
         engine = self.engine
         if IOwnPack.providedBy(engine):
             return NO_TID
@@ -139,7 +150,7 @@ class Amender:
         return next((row.tid for row in found if row.status == "p"), NO_TID)
 
     def note_packed(self, tid: Tid) -> None:
-        """Say that revisions up to *tid* may be gone, before they are. Called inside `alone`."""
+        """Note, in advance, that revisions up to *tid* may be gone. Called inside `alone`."""
         self._packed_tid = max(self._packed_tid, tid)
         if self._notes_packs:
             self.engine.note_packed(tid)

@@ -1,11 +1,11 @@
-"""An engine over a mapping of bytes to bytes: a dict, or what somebody wrote in its place.
+"""An engine over a mapping of bytes to bytes: a dict, or an application's own mapping.
 
     data      oid + tid -> the bytes of a revision's row      tid -> those of a transaction's
     _chains   oid -> [tid, ...]                               oldest first
     _tids     [tid, ...]                                      of the transactions, oldest first
 
-A transaction's own row is written last, and commits it: rows of revisions without that were never
-committed, and are removed when the mapping is opened.
+A transaction's own row is written last, and commits it: revisions without it were never committed,
+and are removed when the mapping is opened.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Written(NamedTuple):
 
 @implementer(IEngine)
 class BytesEngine:
-    """Keeps rows in *data*. Raises `UsageError` if that is no mapping, and `FileFormatError` if
-    something else is in it."""
+    """Keeps rows in *data*. Raises `UsageError` if that is not a mapping, and `FileFormatError` if
+    it has other items."""
 
     keeps_history = True
     has_checksums: bool | None = None
@@ -58,13 +58,13 @@ class BytesEngine:
         self._in_versions: dict[Oid, Current] = {}
         self._had_versions = False
         self._size = 0
-        self._undecided: list[bytes] = []  # keys of rows that are written, and not committed
+        self._undecided: list[bytes] = []  # keys of rows written but not committed
         keys = list(data.keys())
         for key in keys:
             if not isinstance(key, bytes) or len(key) not in (8, 16):
                 raise FileFormatError(
-                    f"{name}: the mapping has the key {key!r}, which no storage has put there. "
-                    "Give an empty mapping, or one that a MappingStorage filled", path=name,
+                    f"{name}: the mapping has the key {key!r}, which no storage wrote. Give an "
+                    "empty mapping, or one that a MappingStorage filled", path=name,
                 )
         self._tids = sorted(key for key in keys if len(key) == 8)
         committed = set(self._tids)
@@ -80,7 +80,7 @@ class BytesEngine:
 
     def _add(self, oid: Oid, row: Row) -> None:
         chain = self._chains.setdefault(oid, [])
-        if chain[-1:] != [row.tid]:  # else this was interrupted
+        if chain[-1:] != [row.tid]:  # else a previous call was interrupted
             chain.append(row.tid)
             self._size += len(row.data or b"")
         self._in_versions.pop(oid, None)
@@ -116,12 +116,12 @@ class BytesEngine:
             self._require_other_chain(oid, chain, chain[i])
 
     def _require_other_chain(self, oid: Oid, chain: Sequence[Tid], tid: Tid) -> None:
-        """Raise `CorruptedDataError` for a row that is missing, unless a pack has removed it just
-        now: then the object has another chain."""
+        """Raise `CorruptedDataError` for a missing row, unless a pack has just removed it: then
+        the object has another chain."""
         if self._chains.get(oid) is chain:
             raise CorruptedDataError(
                 f"{self.name}: the revision {format_tid(tid)} of object {format_oid(oid)} is "
-                f"missing: somebody removed {(oid + tid)!r} from the mapping. Put it back, or "
+                f"missing: the key {(oid + tid)!r} was removed from the mapping. Put it back, or "
                 "restore the mapping from a copy", oid=oid,
             )
 
@@ -181,7 +181,7 @@ class BytesEngine:
             self.data[tid] = encode_transaction(token.transaction)
         except Exception as error:
             raise StorageFailedError(
-                f"the mapping did not take a transaction ({error!r})"
+                f"the mapping refused a transaction ({error!r})"
             ) from error
         self._undecided = []
         for oid, row in token.rows:
@@ -239,4 +239,4 @@ class BytesEngine:
         return len(self._chains)
 
     def close(self) -> None:
-        """Leave the mapping to whoever gave it."""
+        """Leave the mapping unchanged."""

@@ -1,4 +1,4 @@
-"""Something that is done every so often, in a thread."""
+"""A periodic action, in a thread."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ logger = logging.getLogger("objdb.storage")
 
 
 class Clock:
-    """Calls *action* every *seconds*, until it is stopped; never, if they are too many to wait
-    for. `error` is what the last call raised; the first of several in a row is logged."""
+    """Calls *action* every *seconds*, from being started until it is stopped; never, if they are
+    too many to wait for. `error` is what the last call raised; the first of several in a row is
+    logged."""
 
     def __init__(self, seconds: float, action: Callable[[], None], name: str) -> None:
         self._seconds = min(seconds, threading.TIMEOUT_MAX)
@@ -19,6 +20,9 @@ class Clock:
         self.error: Exception | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
         self._thread.start()
 
     def _run(self) -> None:
@@ -26,13 +30,13 @@ class Clock:
             try:
                 self._action()
                 self.error = None
-            except Exception as error:  # noqa: BLE001  it may go better the next time
+            except Exception as error:  # noqa: BLE001  the next call may succeed
                 if self.error is None:
                     logger.warning("%s: %s", self._thread.name, error)
                 self.error = error
 
     def stop(self, seconds: float | None = None) -> None:
-        """Return when no call is under way, and none will be; or after *seconds*, when only the
-        latter is sure."""
+        """Prevent further calls, and wait, at most *seconds*, until the current one has ended."""
         self._stopping.set()
-        self._thread.join(seconds)
+        if self._thread.ident is not None:
+            self._thread.join(seconds)

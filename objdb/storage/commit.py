@@ -1,4 +1,4 @@
-"""Who commits, and which phase each transaction is in; shared by all storages.
+"""The commit slot, and the phase of each transaction; shared by all storages.
 
            tpc_begin         tpc_vote                tpc_finish
     (none) ────────► BEGUN ───────────► VOTED ───────────────► (gone, committed)
@@ -6,7 +6,7 @@
                        └── tpc_abort ─────┴───────► (gone, nothing happened)
 
 Any number of transactions can be BEGUN: they stage their writes without a lock. One at a time
-is VOTED: it holds the *commit slot* from the first conflict check until its outcome is decided.
+is VOTED: it holds the *commit slot* from the first conflict check until it is committed or aborted.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from objdb.storage.holding import held_for, hold, let_go
 
 
 class TransactionMetaData:
-    """What a storage is told about a transaction.
+    """The metadata of a transaction, for a storage.
 
-    *user* and *description* are text or UTF-8 bytes, and bytes when they are asked for; *extension*
-    is a dict of further facts, or its pickle, which stays as it is as long as the dict does.
+    *user* and *description* are set as text or UTF-8 bytes, and read as bytes; *extension* is a
+    dict of further facts, or its pickle, which is kept unchanged as long as the dict is.
     `data(key)` and `set_data(key, value)` keep a storage's or connection's own facts.
 
-    `later` is a list if whoever commits waits by itself: then `tpc_finish` may return when the
-    outcome is decided, having added a function that returns when the data is durable, or raises.
+    `later` is a list if the caller itself waits for durability: then `tpc_finish` may return when
+    the transaction is committed, after appending a function that returns when it is durable, or
+    raises.
     """
 
     def __init__(
@@ -49,36 +50,36 @@ class TransactionMetaData:
         self.user = user
         self.description = description
         self._pickled = b""
-        self._extension: Any = None  # a dict, or None until somebody asks for it
-        self._as_pickled: dict[Any, Any] = {}  # the dict that `_pickled` is of
+        self._extension: Any = None  # a dict, or None until first used
+        self._as_pickled: dict[Any, Any] = {}  # the dict whose pickle is `_pickled`
         self.extension = extension
         self.later: list[Callable[[], None]] | None = None
         self._data: dict[Any, Any] = {}
 
     @property
     def user(self) -> bytes:
-        """Who made the transaction."""
+        """The user of the transaction."""
         return self._user
 
     @user.setter
     def user(self, user: str | bytes) -> None:
-        """Set it; `UsageError` for text that has no UTF-8."""
+        """Set the user; `UsageError` for text that UTF-8 cannot encode."""
         self._user = _as_bytes("user", user)
 
     @property
     def description(self) -> bytes:
-        """What the transaction was for."""
+        """The description of the transaction."""
         return self._description
 
     @description.setter
     def description(self, description: str | bytes) -> None:
-        """Set it; `UsageError` for text that has no UTF-8."""
+        """Set the description; `UsageError` for text that UTF-8 cannot encode."""
         self._description = _as_bytes("description", description)
 
     @property
     def extension(self) -> dict[Any, Any]:
-        """Further facts, see `objdb.storage.extension`; `CorruptedDataError` where the bytes are
-        no pickle of a dict."""
+        """Further facts, see `objdb.storage.extension`; `CorruptedDataError` if the bytes are not
+        the pickle of a dict."""
         if self._extension is None:
             self._extension = loads_extension(self._pickled)
             self._as_pickled = dict(self._extension)
@@ -87,7 +88,7 @@ class TransactionMetaData:
 
     @extension.setter
     def extension(self, extension: dict[Any, Any] | bytes | None) -> None:
-        """Set it, as a dict or its pickle."""
+        """Set the extension, as a dict or its pickle."""
         is_pickled = isinstance(extension, bytes)
         self._pickled = extension if isinstance(extension, bytes) else b""
         self._extension = None if is_pickled else extension or {}
@@ -95,7 +96,7 @@ class TransactionMetaData:
 
     @property
     def extension_bytes(self) -> bytes:
-        """The extension as storages keep it: pickled, empty when there is none."""
+        """The extension as storages keep it: pickled, b"" if there is none."""
         if self._extension is None or self._extension == self._as_pickled:
             return self._pickled
         self._pickled = dumps_extension(self._extension)
@@ -103,7 +104,7 @@ class TransactionMetaData:
         return self._pickled
 
     def data(self, key: Any) -> Any:
-        """Return what `set_data` kept for *key*; KeyError if nothing."""
+        """Return the value that `set_data` kept for *key*, or raise KeyError."""
         return self._data[id(key)]
 
     def set_data(self, key: Any, value: Any) -> None:
@@ -119,24 +120,24 @@ def _as_bytes(what: str, text: str | bytes) -> bytes:
     except UnicodeEncodeError as error:
         raise UsageError(
             f"the {what} of the transaction cannot be stored: {text[:80]!a} has half a surrogate "
-            f"pair at {error.start}, as names of files that are no UTF-8 have. Give it as bytes, "
-            "or replace these characters"
+            f"pair at {error.start}, as in file names that are not UTF-8. Give it as bytes, or "
+            "replace these characters"
         ) from error
 
 
 class Phase(enum.Enum):
-    """How far a transaction has come."""
+    """The phase of a transaction."""
 
     BEGUN = "begun"
     VOTED = "voted"
     COMMITTED = "committed"
-    UNKNOWN = "committed or not: nobody knows"
+    UNKNOWN = "in an unknown state: committed or not"
 
 
 class Access:
-    """Whether the storage *name* can be used: by whom, and for what.
+    """Whether the storage *name* can be used for reading or writing, in this process.
 
-    `is_closed` is set when closing begins, `is_released` when the engine is closed, too.
+    `is_closed` is set when closing begins, `is_released` when the engine is closed too.
     """
 
     def __init__(self, name: str, is_read_only: bool) -> None:
@@ -152,16 +153,16 @@ class Access:
 
     @property
     def is_limited(self) -> bool:
-        """Whether it is closed or read-only; a fork is not looked for."""
+        """Whether the storage is closed or read-only; forks are not checked."""
         return self.is_read_only or self.is_closed
 
     @property
     def is_fork(self) -> bool:
-        """Whether the process that opened it was forked, and this is the child."""
+        """Whether this process is a forked child of the one that opened the storage."""
         return self._pid != os.getpid()
 
     def require_open(self) -> None:
-        """Raise `StorageClosedError` if it is closed."""
+        """Raise `StorageClosedError` if the storage is closed."""
         if self.is_closed:
             raise StorageClosedError(f"{self._name} is closed. Open it again to use it")
 
@@ -174,18 +175,18 @@ class Access:
             raise ReadOnlyError(f"{self._name} is open for reading only. Open it for writing")
         if self._pid != os.getpid():
             raise StorageForkedError(
-                f"{self._name} was opened by process {self._pid}, of which this one is a fork. "
+                f"{self._name} was opened by process {self._pid}, and this is a forked child. "
                 "Open the storage in the child"
             )
 
 
 class CommitSlot:
-    """Knows every transaction that has begun, and lets one at a time decide its outcome.
+    """Knows every transaction that has begun, and lets one at a time vote and commit.
 
     `_lock` is held from `take` to `release` by one transaction; `_staged` maps a
-    transaction's identity to its staged writes (each entry is touched by its own thread only).
-    `resolving` is the thread that is in an application's code with the lock held, or 0. `failure`
-    says why nobody commits any more; None as long as somebody may.
+    transaction's identity to its staged writes (each entry is used by its own thread only).
+    `resolving` is the thread that runs application code with the lock held, or 0. `failure` is
+    the reason why the storage refuses to commit, or None.
     """
 
     def __init__(self, name: str) -> None:
@@ -196,8 +197,8 @@ class CommitSlot:
         self.failure: str | None = None
 
     def begin(self, transaction: Any, staged: Any) -> None:
-        """Register *transaction*, and what it stages. Raises `StorageTransactionError` if it has
-        begun already, `StorageFailedError` after a failure."""
+        """Register *transaction* with its staged writes. Raises `StorageTransactionError` if it
+        has begun already, `StorageFailedError` after a failure."""
         self.require_not_failed()
         if id(transaction) in self._staged:
             raise StorageTransactionError(
@@ -206,7 +207,7 @@ class CommitSlot:
         self._staged[id(transaction)] = staged
 
     def fail(self, reason: str) -> None:
-        """Let nobody commit any more, since the outcome of a commit is unknown. A second reason
+        """Refuse all further commits, since the outcome of a commit is unknown. A second reason
         is ignored."""
         if self.failure is None:
             self.failure = reason
@@ -215,7 +216,7 @@ class CommitSlot:
         """Raise `StorageFailedError` after `fail`."""
         if self.failure is not None:
             raise StorageFailedError(
-                f"{self._name} commits no more, since {self.failure}. Close the storage, check "
+                f"{self._name} refuses to commit, since {self.failure}. Close the storage, check "
                 "the disk, and reopen it: it then shows what was committed"
             )
 
@@ -224,20 +225,20 @@ class CommitSlot:
         staged: Any = self._staged.get(id(transaction))
         if staged is None:
             raise StorageTransactionError(
-                f"{self._name}: this transaction has not begun here (or has ended). Call "
-                "tpc_begin first, and pass the same transaction to every call"
+                f"{self._name}: this transaction has not begun here, or has ended. Call tpc_begin "
+                "first, and pass the same transaction to every call"
             )
         if staged.phase is not phase:
             raise StorageTransactionError(
-                f"{self._name}: this transaction is {staged.phase.value}, which the call does "
-                f"not fit: it takes one that is {phase.value}"
+                f"{self._name}: this transaction is {staged.phase.value}, but the call requires "
+                f"one that is {phase.value}"
             )
         return staged
 
     def take(self, staged: Any) -> None:
         """Wait for the slot, and hold it: `staged.held` has the lock then. Raises
         `StorageFailedError` after a failure, and `StorageTransactionError` inside
-        `_p_resolveConflict`, which would wait for ever."""
+        `_p_resolveConflict`, where waiting would never end."""
         self._require_outside()
         hold(self._lock, staged.held)
         if self.failure is not None:
@@ -252,17 +253,17 @@ class CommitSlot:
         if self.resolving == get_ident():
             raise StorageTransactionError(
                 f"{self._name}: a transaction cannot be committed, nor the storage packed, from "
-                "inside _p_resolveConflict, which is called in the middle of another one's commit"
+                "inside _p_resolveConflict, which runs during the commit of another transaction"
             )
 
     def release(self, staged: Any) -> None:
-        """Let the next transaction have the slot, if *staged* holds it."""
+        """Release the slot, if *staged* holds it."""
         if staged.held:
             let_go(staged.held)
 
     @contextmanager
     def resolving_in(self, staged: Any) -> Iterator[None]:
-        """Note, if *staged* holds the slot, that this thread is in an application's code."""
+        """Note, if *staged* holds the slot, that this thread runs application code."""
         if not self.is_held_by(staged):
             yield
             return
@@ -274,7 +275,7 @@ class CommitSlot:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the slot, without a transaction: nothing is committed meanwhile. Raises
+        """Hold the slot, without a transaction, so that nothing is committed meanwhile. Raises
         `StorageFailedError` after a failure."""
         self._require_outside()
         with self._lock:
@@ -287,11 +288,11 @@ class CommitSlot:
 
     def quiet(self, seconds: float) -> AbstractContextManager[bool]:
         """Hold the slot, without a transaction, to close the storage; after *seconds*, go on
-        without it (a transaction that voted may never be finished). Gives whether it is held."""
+        without it (a transaction that voted may never be finished). Yields whether it is held."""
         return held_for(self._lock, seconds)
 
     def find(self, transaction: Any) -> Any:
-        """Return what *transaction* has staged, or None if it never began, or has ended."""
+        """Return the staged writes of *transaction*, or None if it never began, or has ended."""
         return self._staged.get(id(transaction))
 
     def end(self, transaction: Any) -> None:

@@ -1,11 +1,11 @@
-"""From the vote to the moment others see it: one transaction at a time, whose outcome is known.
+"""The commit of a transaction that voted, until it is visible.
 
     write ─► commit ─► slot freed ─► sync, shared with others ─► callback ─► publish
                  │
-                 └── raises: the outcome is unknown, and nobody commits any more (`CommitSlot.fail`)
+                 └── raises: the outcome is unknown, and commits are refused (`CommitSlot.fail`)
 
-An engine that does not declare `ISynced` is durable when `commit` returns: then the slot is freed
-last.
+With an engine that does not declare `ISynced`, a transaction is durable when `commit` returns:
+then the slot is freed last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from objdb.storage.staging import Writes
 
 
 class Committer:
-    """Commits to *engine* what holds *slot*; tells *oids* which are taken."""
+    """Commits to *engine* the transaction that holds *slot*; notes used oids in *oids*."""
 
     def __init__(self, engine: Any, slot: CommitSlot, oids: OidSource) -> None:
         self._engine = engine
@@ -36,9 +36,9 @@ class Committer:
         self._last_error: type | None = None  # of the last sync
 
     def commit(self, writes: Writes, finished: Callable[[Tid], object]) -> None:
-        """Commit a transaction that voted; return when it is durable, or, if it waits by itself,
-        when it is committed. Whatever is raised in between, what is committed goes through to its
-        end, and what is not stays as it was at the vote."""
+        """Commit a transaction that voted; return when it is durable, or, if the caller waits for
+        that itself, when it is committed. If an exception interrupts this, a committed transaction
+        still becomes visible, and one not committed stays as it was at the vote."""
         try:
             self._engine.commit(writes.token)
             writes.phase = Phase.COMMITTED
@@ -51,14 +51,14 @@ class Committer:
             raise
 
     def _find_out(self, writes: Writes, error: BaseException) -> None:
-        """See whether the transaction is committed though its commit raised *error*. Raises
-        `StorageFailedError` where that is unknown."""
+        """Find out whether the transaction is committed although its commit raised *error*.
+        Raises `StorageFailedError` if that is unknown."""
         if _is_failure(error):
             writes.phase = Phase.UNKNOWN
             self._fail("a commit could not be finished", error)
             self._slot.require_not_failed()
         if self._engine.is_committed(writes.token):
-            self._engine.commit(writes.token)  # what is left of it
+            self._engine.commit(writes.token)  # its remaining steps
             writes.phase = Phase.COMMITTED
 
     def _is_unsettled(self, writes: Writes) -> bool:
@@ -66,7 +66,7 @@ class Committer:
         return ticket is None or not (ticket.is_settled and (ticket.is_told or ticket.error))
 
     def _settle(self, writes: Writes, finished: Callable[[Tid], object]) -> None:
-        """Make a committed transaction durable and visible. It may have been begun already."""
+        """Make a committed transaction durable and visible. May be called again."""
         assert writes.tid is not None
         ticket = writes.ticket
         if ticket is None:
@@ -78,7 +78,7 @@ class Committer:
         group.join(ticket, waits_at_once=later is None)
         self._engine.visibility.committed_tid = max(
             ticket.tid, self._engine.visibility.committed_tid
-        )  # who sees that, sees the ticket
+        )  # the ticket becomes visible with it
         self._slot.release(writes)
         if later is None:
             self._finish(group, ticket)
@@ -90,12 +90,13 @@ class Committer:
         group.wait(ticket)
         try:
             self._engine.after_commit()
-        except StorageFailedError as error:  # the transaction itself is well
+        except StorageFailedError as error:  # the transaction itself did not fail
             self._slot.fail(str(error))
 
     def adopt(self, tokens: list[Any]) -> Callable[[], None]:
         """Take in transactions that are written and committed already, each a token with its
-        `tid` and `positions`; the slot is held. Return what waits until they are visible."""
+        `tid` and `positions`; the slot is held. Return a function that waits until they are
+        visible."""
         assert self._group is not None
         for token in tokens:
             ticket = Ticket(token.tid, no_callback, token, token.positions)
@@ -104,12 +105,12 @@ class Committer:
         return partial(self._finish, self._group, ticket)
 
     def _sync(self) -> None:
-        """Put what is committed on the medium (called by the leader of a group)."""
+        """Sync all committed transactions (called by the leader of a group)."""
         self._slot.require_not_failed()
         try:
             self._engine.sync()
         except Exception as error:
-            # What comes from outside does not come again; what the medium says does.
+            # An exception from outside does not recur; an error of the disk does.
             is_first = type(error) is not self._last_error
             self._last_error = type(error)
             if is_first and not _is_failure(error):
@@ -123,7 +124,7 @@ class Committer:
         self._slot.fail(str(error) if told else f"{what}: {error!r}")
 
     def _publish(self, ticket: Ticket) -> None:
-        """Let others see a durable transaction (called in tid order, by one thread at a time)."""
+        """Make a durable transaction visible (called in tid order, by one thread at a time)."""
         try:
             if not ticket.is_told:
                 ticket.finished(ticket.tid)
@@ -136,14 +137,14 @@ class Committer:
                 ticket.is_settled = True
 
     def take_back(self, writes: Writes) -> None:
-        """Roll back what the transaction wrote, and free the slot. Where that fails, nobody commits
-        any more; that this transaction is not committed is known."""
+        """Roll back the transaction's writes, and free the slot. If that fails, the storage
+        refuses to commit; this transaction is known not to be committed."""
         if not self._slot.is_held_by(writes):
             return
         try:
             self._roll_back(writes)
         except BaseException:
-            self._roll_back(writes)  # what is left of it
+            self._roll_back(writes)  # the remaining steps
             raise
         finally:
             self._slot.release(writes)
@@ -151,27 +152,27 @@ class Committer:
     def _roll_back(self, writes: Writes) -> None:
         try:
             self._engine.rollback(writes.token)
-        except StorageClosedError:  # closing has taken it back
+        except StorageClosedError:  # closing has rolled it back
             return
         except Exception as error:
             if not _is_failure(error):
                 raise
-            self._fail("an uncommitted transaction could not be taken back", error)
+            self._fail("an uncommitted transaction could not be rolled back", error)
 
     def take_back_and_wait(self, writes: Writes) -> None:
-        """The same after a conflict; return when what was conflicted with is visible: the next
-        try would meet it again otherwise."""
+        """Roll back after a conflict; return when the conflicting transaction is visible:
+        otherwise a retry would meet the same conflict."""
         ticket = self._join()
         self.take_back(writes)
         self._wait(ticket)
 
     def wait_for_all(self) -> None:
-        """Return when all that is committed is durable and visible. The slot is held."""
+        """Wait until all committed transactions are durable and visible. The slot is held."""
         self._wait(self._join())
 
     def _join(self) -> Ticket | None:
-        """Return a ticket to wait with, behind those that are committed and not visible yet; None
-        if there are none. The slot is held."""
+        """Return a ticket to wait with, after those of committed transactions that are not
+        visible yet; None if all are. The slot is held."""
         if self._group is None or not self._group.unpublished:
             return None
         ticket = Ticket(self._engine.visibility.committed_tid, no_callback, None, ())
@@ -184,11 +185,10 @@ class Committer:
 
 
 def _is_failure(error: BaseException) -> bool:
-    """Whether *error* is the engine's, and does not come from outside; a storage that is closed
-    has not failed."""
+    """Whether *error* comes from the engine, not from outside; a closed storage has not failed."""
     is_engines = isinstance(error, (ObjdbError, OSError))
     return is_engines and not isinstance(error, StorageClosedError)
 
 
 def no_callback(tid: Tid) -> None:
-    """Stand for a callback of `tpc_finish`."""
+    """Do nothing: the default callback of `tpc_finish`."""

@@ -1,6 +1,6 @@
-"""What a vote checks: that each write was made from, and each read saw, the current revision.
+"""The checks of a vote: each write is based on, and each read saw, the current revision.
 
-    current of what is written ─► locks of versions ─► reads ─► conflicts, which the class may merge
+    current revisions ─► locks of versions ─► reads ─► conflicts, which the class may merge
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from objdb.storage.engine import IReadChecks
 from objdb.storage.rows import Current
 from objdb.storage.staging import Writes, data_of
 
-# Returns the merged record of (oid, old record or None, committed one, new one, serials); raises
-# `ConflictError`.
+# Returns the merged record for (oid, old record or None, committed record, new record, serials);
+# raises `ConflictError`.
 Merge = Callable[[Oid, "bytes | None", bytes, bytes, "tuple[Tid, Tid]"], bytes]
 
 
 def check_locks(writes: Writes) -> None:
-    """Raise `VersionLockError` if an object is written outside the version that it is in."""
+    """Raise `VersionLockError` if an object is written outside the version it is in."""
     writes.locked = {
         oid: current[1] for oid, current in writes.current.items()
         if current is not None and current[1]
@@ -37,8 +37,8 @@ def check_locks(writes: Writes) -> None:
 
 
 def check_reads(engine: Any, writes: Writes) -> None:
-    """Raise `ReadConflictError`, or `ConflictError` for an object that is written too, if
-    something that the transaction read has changed since."""
+    """Raise `ReadConflictError`, or `ConflictError` for an object that is also written, if an
+    object that the transaction read has changed since."""
     for version, serials in writes.reads.items():
         for oid, current_tid in _find_changed(engine, serials, version).items():
             error = ConflictError if oid in writes.bases else ReadConflictError
@@ -46,14 +46,14 @@ def check_reads(engine: Any, writes: Writes) -> None:
     since = writes.unchanged_since
     if since is not None and engine.visibility.committed_tid != since:
         raise ReadConflictError(
-            "something was committed meanwhile, and the program deactivated objects that it "
-            "may have read, so it is not known whether they were changed. Try the "
-            "transaction again, and leave deactivating to the connection"
+            "other transactions were committed meanwhile, and the program deactivated objects "
+            "that it may have read, so it is not known whether they were changed. Retry the "
+            "transaction, and leave deactivating to the connection"
         )
 
 
 def _find_changed(engine: Any, serials: dict[Oid, Tid], version: str) -> dict[Oid, Tid]:
-    """Return {oid: current tid} of those whose tid, as seen in *version*, is another one."""
+    """Return {oid: current tid} of the objects whose tid, as seen in *version*, differs."""
     if IReadChecks.providedBy(engine):
         changed: dict[Oid, Tid] = engine.changed(serials)
         current = engine.current(changed) if changed else {}
@@ -70,7 +70,7 @@ def _find_changed(engine: Any, serials: dict[Oid, Tid], version: str) -> dict[Oi
 
 
 def _is_seen(engine: Any, oid: Oid, current: Current | None, version: str, tid: Tid) -> bool:
-    """Whether the revision *tid* is what is seen in *version*, while *current* is in another."""
+    """Whether *version* shows the revision *tid*, while *current* is in another version."""
     if current is None or current.version in ("", version):
         return False
     row = engine.row(oid, current.tid)
@@ -78,7 +78,7 @@ def _is_seen(engine: Any, oid: Oid, current: Current | None, version: str, tid: 
 
 
 def resolve_conflicts(engine: Any, writes: Writes, merge: Merge) -> None:
-    """Merge each write that was not made from the current revision. Raises `ConflictError`."""
+    """Merge each write not based on the current revision. Raises `ConflictError`."""
     bases = writes.bases
     for oid, found in writes.current.items():
         base, current_tid = bases[oid], NO_TID if found is None else found[0]

@@ -2,13 +2,13 @@
 
     source.iterator() ─► tpc_begin(tid, status) ─► restore … ─► tpc_vote ─► tpc_finish
 
-Tids, users, notes and extensions stay, and so does which revision repeats the data of which. What
-the source's iterator verifies is verified while copying.
+Tids, users, notes, extensions and back pointers stay. The source's iterator verifies its data
+while they are copied.
 
-A destination that has something already is continued, if its last transaction is the source's as
-well: so a copy that was interrupted goes on, and one of last night is brought up to date. Each
-transaction is complete or absent, whenever the copy ends. Where the destination lets whoever
-commits wait by itself, many transactions wait for the medium together.
+A destination with transactions is continued, if its last one is also in the source: so an
+interrupted copy goes on, and one of last night is brought up to date. Whenever the copy ends, each
+transaction is complete or absent. If the destination lets the caller wait for durability, many
+transactions share a sync.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_WAITING = 64  # transactions
 
 
 class CopyProgress(NamedTuple):
-    """How far a copy has come: transactions and revisions copied, and the last tid."""
+    """The progress of a copy: transactions and revisions copied, and the last tid."""
 
     transactions: int
     revisions: int
@@ -37,11 +37,11 @@ class CopyProgress(NamedTuple):
 def copy_transactions(
     source: Any, destination: Any, progress: Callable[[CopyProgress], object] | None = None
 ) -> int:
-    """Copy what *destination* does not have yet; return the number of transactions.
+    """Copy the transactions missing in *destination*; return their number.
 
-    *progress* is called after each. `StorageError` if the destination has something else;
-    `Unsupported` if it has no versions, and there are changes in one. What was once in a version,
-    and is in none now, is left out then: nobody could see it there.
+    *progress* is called after each. `StorageError` if the destination has other transactions;
+    `Unsupported` if it does not support versions, and the source has changes in one. Earlier
+    changes in versions, since committed or aborted, are then left out: no view shows them.
     """
     if source is destination:
         raise UsageError(f"{destination.getName()} cannot be copied to itself")
@@ -69,7 +69,7 @@ def copy_transactions(
 
 @contextmanager
 def _iterating(source: Any, start: Tid | None, stop: Tid | None = None) -> Iterator[Any]:
-    """Give the source's iterator, and close it if it is one that needs it."""
+    """Yield the source's iterator, and close it if it needs that."""
     iterator = source.iterator(start, stop)
     try:
         yield iterator
@@ -82,9 +82,9 @@ def _require_no_versions(source: Any, destination: Any) -> None:
     found = source.versions() if IStorageVersions.providedBy(source) else ()
     if found:
         raise Unsupported(
-            f"{destination.getName()} has no versions, and {source.getName()} has changes in "
-            f"{', '.join(map(repr, found))}. Commit or abort them first (objdb versions commit, "
-            "objdb versions abort), or copy to a storage that has versions"
+            f"{destination.getName()} does not support versions, but {source.getName()} has "
+            f"changes in {', '.join(map(repr, found))}. Commit or abort them first (objdb versions "
+            "--commit, --abort), or copy to a storage that supports versions"
         )
 
 
@@ -116,8 +116,8 @@ def _copied(transaction: Any, versions: bool) -> Iterator[Any]:
 
 
 def _metadata(transaction: Any) -> TransactionMetaData:
-    """Return what is said of a transaction, its extension byte for byte. What another program has
-    copied from a file of ours has items about its bytes there, which are left out."""
+    """Return a transaction's metadata, its extension byte for byte, but without integrity items
+    that belong to another file, from which another program copied it."""
     pickled = transaction.extension_bytes
     if any(key.encode() in pickled for key in INTEGRITY_KEYS):
         extension = loads_extension(pickled)
@@ -127,7 +127,7 @@ def _metadata(transaction: Any) -> TransactionMetaData:
 
 
 def _wait(waiting: list[Callable[[], None]]) -> None:
-    """Return when all that was copied is durable."""
+    """Wait until all copied transactions are durable."""
     functions = list(waiting)
     waiting.clear()
     for function in functions:
@@ -141,7 +141,7 @@ def _require_same(source: Any, destination: Any, tid: Tid, versions: bool) -> No
         what = "does not have" if found[0] is None else "has another content for"
         raise StorageError(
             f"{destination.getName()} ends with transaction {format_tid(tid)}, which "
-            f"{source.getName()} {what}: it is no earlier copy. Copy to an empty storage"
+            f"{source.getName()} {what}: it is not an earlier copy. Copy to an empty storage"
         )
 
 

@@ -1,15 +1,15 @@
-"""Group commit: transactions that wait for the medium together share one sync.
+"""Group commit: transactions that wait for the disk at the same time share one sync.
 
-    thread A   decide ─ join ─ lead: [ sync ] publish A, hand the lead to B
-    thread B            decide ─ join ─ wait ──────────── lead: [ sync ] publish B, C
-    thread C                decide ─ join ─ wait ───────────────────────────┘
+    thread A   commit ─ join ─ lead: [ sync ] publish A, hand the lead to B
+    thread B            commit ─ join ─ wait ──────────── lead: [ sync ] publish B, C
+    thread C                commit ─ join ─ wait ───────────────────────────┘
 
-The first to join leads: it syncs once for all who have joined by then, publishes them in the
-order they joined, which is tid order, and passes the lead on to one of those who came
-meanwhile. Nobody is published before a sync that began after it was decided has returned.
+The first ticket to join leads: its thread syncs once for all tickets joined by then, publishes
+them in the order they joined, which is tid order, and passes the lead to one that joined
+meanwhile. No transaction is published before a sync that began after its commit has returned.
 
-A thread that decides several transactions joins with each of them, and waits when it has
-decided them all. Until then it does not lead, so nobody waits for it.
+A thread that commits several transactions joins with each of them, and waits when it has
+committed them all. Until then it does not lead, so no other thread waits for it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any, Literal
 from objdb.errors import StorageFailedError
 from objdb.ids import Oid, Tid
 
-# When a commit returns: when it is on the medium, or when the operating system has it.
+# When a commit returns: after a sync, or once the operating system has the data.
 Durability = Literal["sync", "os"]
 
 
-# A thread that is interrupted more often while it waits has another trouble.
+# A thread interrupted more often while it waits has a different problem.
 _MOST_INTERRUPTS = 1000
 
 
 class Ticket:
-    """A committed transaction that waits to be durable. *finished* is called with its tid when it
-    is, before others see it. *token* is the engine's, None for one that only waits; *oids* are what
-    it wrote."""
+    """A committed transaction that waits to be durable. *finished* is then called with its tid,
+    before it becomes visible. *token* is the engine's, None for a ticket that only waits; *oids*
+    are those of its writes."""
 
     __slots__ = ("error", "finished", "is_settled", "is_told", "oids", "tid", "token", "wake")
 
@@ -48,19 +48,19 @@ class Ticket:
         self.error: BaseException | None = None
         self.is_settled = False  # durable and published, or failed
         self.is_told = False  # *finished* was called
-        self.wake: threading.Lock | None = None  # held until there is something to do
+        self.wake: threading.Lock | None = None  # held until the ticket is settled, or leads
 
 
 class GroupCommit:
     """Makes tickets durable in groups.
 
-    *sync* puts everything written so far on the medium; *publish(ticket)* lets others see it: it
-    is called again where it was interrupted. `_mutex` protects `_leader`, the ticket that leads.
+    *sync* makes all earlier writes durable; *publish(ticket)* makes the transaction visible, and
+    is called again if it was interrupted. `_mutex` protects `_leader`, the ticket that leads.
     `unpublished` is replaced, never changed, so it can be read without the lock: tickets leave it
     only after they were published.
 
-    An exception that another thread or a signal raises here waits: what is committed goes through
-    first. So each step can be done again, and leads on from where it was.
+    An exception that another thread or a signal raises here is delayed until the committed
+    transactions are published. So each step can be repeated, and continues from where it was.
     """
 
     def __init__(self, sync: Callable[[], None], publish: Callable[[Ticket], None]) -> None:
@@ -79,7 +79,7 @@ class GroupCommit:
                 self._line_up(ticket)
 
     def _line_up(self, ticket: Ticket) -> None:
-        """Let the ticket lead, or else be woken. `_mutex` is held."""
+        """Let the ticket lead, or wait to be woken. `_mutex` is held."""
         if self._leader is None and not ticket.is_settled:
             self._leader = ticket
         elif ticket.wake is None:
@@ -112,7 +112,7 @@ class GroupCommit:
         while self._leader is not ticket and not ticket.is_settled:
             if ticket.wake is not None:
                 ticket.wake.acquire()  # released by the leader
-                with self._mutex:  # who wakes has not finished before that
+                with self._mutex:  # until then the thread that wakes is not done
                     pass
         if self._leader is ticket:
             self._lead()
@@ -127,7 +127,7 @@ class GroupCommit:
             following = next((each for each in rest if each.wake is not None), None)
             for each in (*group, *(() if following is None else (following,))):
                 if each.wake is not None:
-                    with suppress(RuntimeError):  # it has gone on already
+                    with suppress(RuntimeError):  # woken already
                         each.wake.release()
             self.unpublished = rest
             self._leader = following
@@ -148,7 +148,7 @@ class GroupCommit:
             self._publish(ticket)
         except BaseException:
             try:
-                self._publish(ticket)  # what is left of it
+                self._publish(ticket)  # the remaining steps
             except Exception as error:
                 ticket.error = error
                 return
@@ -157,7 +157,7 @@ class GroupCommit:
 
 def _unknown_outcome(error: BaseException) -> StorageFailedError:
     return StorageFailedError(
-        f"the sync of a commit failed ({error!r}): whether the transaction is on "
-        "the medium is unknown, so the storage commits no more. Close the storage, check the disk, "
-        "and reopen it: it then shows what was committed"
+        f"the sync of a commit failed ({error!r}): it is unknown whether the transaction is "
+        "durable, so the storage refuses to commit. Close the storage, check the disk, and reopen "
+        "it: it then shows what was committed"
     )

@@ -1,26 +1,26 @@
 """The engine contract. An engine keeps rows; `Storage` makes a storage of any engine.
 
-    database ─► Storage ─► engine ─► medium
+    database ─► Storage ─► engine ─► disk
                 two phases, conflicts, versions,      rows of revisions, by oid and tid
                 undo, history, packs, copies          rows of transactions, by tid
 
-An engine knows no two-phase protocol, no conflicts and no versions: it finds rows, and writes the
-rows of one transaction at a time. `memory` is the plainest one; read that next. A transaction goes
-through an engine in three steps:
+An engine does not implement the two-phase protocol, conflicts or versions: it finds rows, and
+writes the rows of one transaction at a time. `memory` is the simplest one; read that next. A
+transaction passes an engine in three steps:
 
     vote     write(transaction, rows) ─► token               everything that can fail
-    finish   commit(token)                                   the transaction is decided
-             publish(token)                                  others see it
-    abort    rollback(token)                                 it never was
+    finish   commit(token)                                   the transaction is committed
+             publish(token)                                  it is visible
+    abort    rollback(token)                                 nothing of it remains
 
-Rows may be on the medium before their transaction is committed: `Storage` bounds every search by
-`visibility`. Reading methods are called by any thread at any time. Writing methods are called by
-one thread at a time; a transaction may be written while the one before it is not published yet.
+Rows may be on disk before their transaction is committed: `Storage` bounds every search by
+`visibility`. Any thread calls reading methods at any time. One thread at a time calls writing
+methods; a transaction may be written before the previous one is published.
 
 An engine that cannot go on raises `StorageFailedError` with the reason, as in "the disk said no":
-`Storage` then commits no more, and says so.
+`Storage` then refuses to commit, with that reason.
 
-What else an engine can do it declares with one of the further interfaces.
+An engine declares further abilities with the further interfaces.
 """
 
 # Methods in an interface have no self, and no bodies.
@@ -39,11 +39,11 @@ from objdb.ids import LAST_TID, NO_TID, Oid, Tid, format_tid, next_tid
 
 
 class Visibility:
-    """How far the transactions of the engine *name* have come.
+    """Which transactions of the engine *name* are committed, and which are visible.
 
-    committed_tid   the last transaction that is committed, whether others see it or not
-    tid             the last one that others see
-    before          the tid after that: what bounds every search
+    committed_tid   the last committed transaction, visible or not
+    tid             the last visible transaction
+    before          the tid after that: the bound of every search
     """
 
     __slots__ = ("_name", "before", "committed_tid", "tid")
@@ -55,8 +55,8 @@ class Visibility:
         self.before: Tid = next_tid(NO_TID)
 
     def show(self, tid: Tid) -> None:
-        """Let others see everything up to the transaction *tid*. Raises `CorruptedDataError` for
-        a tid that no transaction can have."""
+        """Make everything up to the transaction *tid* visible. Raises `CorruptedDataError` for a
+        tid beyond the range of tids."""
         if tid > LAST_TID:
             raise CorruptedDataError(
                 f"{self._name} is damaged: its last transaction has the tid {format_tid(tid)}, "
@@ -71,15 +71,15 @@ class Visibility:
 class IEngine(Interface):
     """Keeps rows (see `objdb.storage.rows`). Oids and tids are 8 bytes."""
 
-    name = Attribute("What messages call it: its path, where it has one.")
+    name = Attribute("The engine's name in messages: its path, if it has one.")
     path = Attribute("The file or directory, an absolute path; None without one.")
     visibility = Attribute("A `Visibility`, which shows the last transaction from the beginning.")
     max_oid = Attribute("The largest oid in it when it was opened, as an int.")
     keeps_history = Attribute("Whether old revisions stay; else see `IPrunable`.")
-    has_checksums = Attribute("Whether rows have checksums; None without a medium.")
+    has_checksums = Attribute("Whether rows have checksums; None for an engine in memory.")
 
     def row(oid, tid):
-        """Return the `Row` of *oid* that the transaction *tid* wrote, or None."""
+        """Return the `Row` of *oid* written by the transaction *tid*, or None."""
 
     def before(oid, tid):
         """Return the last row of *oid* with a smaller tid than *tid*, or None."""
@@ -94,7 +94,7 @@ class IEngine(Interface):
         """Return {oid: `Current`} of the objects whose last committed row is in a version."""
 
     def had_versions():
-        """Return whether any row, old or new, may be in a version: a pack without is faster."""
+        """Return whether any row, old or new, may be in a version: if not, a pack is faster."""
 
     def transaction(tid):
         """Return the `TransactionRow` of *tid*, or None."""
@@ -110,77 +110,77 @@ class IEngine(Interface):
         them; return a token. `rows.replaced` are the oids that have a row already: see
         `objdb.storage.staging.StagedRows`.
 
-        Everything that can fail fails here: `StorageWriteError` for a full disk, say."""
+        Everything that can fail fails here, with `StorageWriteError` for a full disk."""
 
     def commit(token):
-        """Commit what was written. After `StorageFailedError` or OSError the outcome is unknown:
-        the storage commits no more. After anything else, which came from outside, `is_committed`
-        is asked, and `commit` is called again to do what is left."""
+        """Commit the written transaction. After `StorageFailedError` or OSError the outcome is
+        unknown: the storage refuses to commit. After any other exception, which came from outside,
+        the storage calls `is_committed`, and `commit` again for the remaining steps."""
 
     def is_committed(token):
-        """Return whether what was written is committed."""
+        """Return whether the written transaction is committed."""
 
     def publish(token):
-        """Let others see it: `visibility.show(tid)`. Called in the order of the tids, and again
-        where it was interrupted."""
+        """Make the transaction visible: `visibility.show(tid)`. Called in tid order, and again if
+        it was interrupted."""
 
     def rollback(token):
-        """Take back what was written; *token* is None if `write` raised, or was not called.
-        Called again where it was interrupted."""
+        """Roll back the written transaction; *token* is None if `write` raised, or was not called.
+        Called again if it was interrupted."""
 
     def amend(rows, transactions):
-        """Replace rows, a dict by (oid, tid), and transactions, a dict by tid, for a pack; where
-        a value is None, remove it. All of it is done, or nothing."""
+        """Replace rows, a dict by (oid, tid), and transactions, a dict by tid, for a pack; remove
+        those whose value is None. All is done, or nothing."""
 
     def size():
-        """Return the size of all rows in bytes, about."""
+        """Return the approximate size of all rows in bytes."""
 
     def count():
         """Return the number of objects."""
 
     def close():
-        """Release the medium. In a process that was forked, release only what is its own."""
+        """Close the files. In a forked child, release only its own resources."""
 
 
 class ICurrentLoad(IEngine):
-    """An engine with a fast way to load what is loaded most."""
+    """An engine with a fast path for loading current revisions."""
 
     def load_current(oid, tid, version):
         """Return (record, its tid, None) if the last row of *oid* is visible, smaller than *tid*,
-        in no other version than *version*, and no tombstone; else, or in doubt, None."""
+        in *version* or outside any, and not a tombstone; else, or in doubt, None."""
 
 
 class ISynced(IEngine):
-    """An engine whose `commit` does not wait for the medium: several transactions share a sync."""
+    """An engine whose `commit` does not sync: several transactions share a sync."""
 
     def sync():
-        """Put everything committed on the medium. Whatever this raises, the outcome is unknown."""
+        """Make all committed transactions durable. After any exception the outcome is unknown."""
 
     def after_commit():
-        """Do what is due when a transaction is visible; called by the thread that committed."""
+        """Do periodic work once a transaction is visible; called by the thread that committed."""
 
 
 class IChained(IEngine):
-    """An engine whose rows lead to each other. `write` takes rows that have a back pointer and no
-    data: a transaction that brings old data back does not copy it. It finds by itself what is
-    `outside`."""
+    """An engine whose rows refer to each other. `write` takes rows that have a back pointer and no
+    data: a transaction that restores old data does not copy it. The engine itself finds the
+    revision `outside`."""
 
 
 class IReadChecks(IEngine):
-    """An engine with a fast way to compare many tids."""
+    """An engine with a fast path for comparing many tids."""
 
     def changed(serials):
-        """Return {oid: current tid} of those in *serials*, {oid: tid}, that have another one."""
+        """Return {oid: current tid} of the objects whose tid in *serials*, {oid: tid}, differs."""
 
 
 class IPrunable(IEngine):
-    """An engine that may keep no history: old revisions stay while they are being read."""
+    """An engine that may keep no history: old revisions stay while a view needs them."""
 
     keep_seconds = Attribute("How long revisions stay for readers in other processes.")
 
     def prune(horizon):
         """Remove the rows that were replaced up to the transaction *horizon*, and the transactions
-        up to then but the last one; or a part of that. Return up to which transaction."""
+        up to then except the last one; or a part of that. Return the transaction reached."""
 
 
 class ISelfChecking(IEngine):
@@ -191,33 +191,33 @@ class ISelfChecking(IEngine):
 
 
 class IMaintained(IEngine):
-    """An engine with something to do now and then."""
+    """An engine with periodic work."""
 
-    tick_seconds = Attribute("How often: a number of seconds; 0 for never.")
+    tick_seconds = Attribute("The period in seconds; 0 for never.")
 
     def tick():
-        """Do it. Called by a thread; what it raises is logged."""
+        """Do the work. Called by a thread; exceptions are logged."""
 
 
 class IOidRanges(IEngine):
-    """An engine that has to be asked which oids are free."""
+    """An engine that hands out ranges of free oids."""
 
     def reserve_oids(least, count):
         """Reserve *count* oids larger than *least*; return the last one."""
 
 
 class IPackedTid(IEngine):
-    """An engine that knows up to where revisions may be gone."""
+    """An engine that knows the last transaction whose revisions may be packed away."""
 
     def note_packed(tid):
-        """Tell all processes that revisions up to *tid* may be gone."""
+        """Note, for all processes, that revisions up to *tid* may be gone."""
 
     def packed_tid():
-        """Return the largest tid that was noted, by any process."""
+        """Return the largest tid that any process noted."""
 
 
 class IOwnHistory(IEngine):
-    """An engine that finds what is old in a way of its own."""
+    """An engine that finds old revisions and transactions itself."""
 
     def load_before(oid, tid, version):
         """See `IStorageVersions.loadBefore`."""
@@ -244,23 +244,23 @@ class IOwnPack(IEngine):
 
     def pack(options, alone):
         """Pack as `PackOptions` say, and return a `PackResult`. Inside `alone()`, a context
-        manager, nobody commits or plans, and all that was committed is visible: there the rows
-        change."""
+        manager, no thread commits or plans, and all committed transactions are visible: there the
+        rows change."""
 
 
 class IShared(IOidRanges, IPackedTid):
-    """An engine on a medium that several processes write."""
+    """An engine whose files several processes write."""
 
     def begin_vote():
-        """Keep other processes from writing until `commit` or `rollback`, and take in what they
-        have committed. What this thread reads until `end_vote` is what is committed."""
+        """Keep other processes from writing until `commit` or `rollback`, and take in their
+        commits. Until `end_vote` this thread reads all committed data."""
 
     def end_vote():
-        """Let this thread read as others do again."""
+        """Let this thread read visible data only again."""
 
     def exclusive():
-        """Return a context manager: inside it no process writes but this thread, which may call
-        `amend`, `prune`, `reserve_oids` and `note_packed`."""
+        """Return a context manager: inside it only this thread, of all processes, writes; it may
+        call `amend`, `prune`, `reserve_oids` and `note_packed`."""
 
     def is_foreign(tid):
         """Whether another process committed *tid*, which is not visible here yet."""
@@ -268,7 +268,7 @@ class IShared(IOidRanges, IPackedTid):
 
 def declared(kind: type, engine: Any, without: tuple[Any, ...]) -> Iterable[Any]:
     """Return the interfaces that a storage over *engine*, of the class *kind*, declares besides
-    those of the class; none where the class says by itself that it is a storage."""
+    those of the class; none if the class itself declares that it is a storage."""
     if interfaces.IStorage.implementedBy(kind):
         return ()
     names = [
@@ -284,7 +284,7 @@ def declared(kind: type, engine: Any, without: tuple[Any, ...]) -> Iterable[Any]
 
 
 class NoFastLoad:
-    """Stands for the fast way to load, where an engine has none."""
+    """Stands for the fast path, for an engine without one."""
 
     def load_current(self, oid: Oid, tid: Tid, version: str) -> None:
         """See `ICurrentLoad`: always in doubt."""

@@ -1,10 +1,10 @@
 """A transaction's extension: a pickled dict of further facts about it, read without running code.
 
-Whoever lists, checks or copies transactions reads extensions, also those of files that somebody
-else has written. So they are never unpickled as objects are. What is plain is read: None, numbers,
-text, bytes, lists, tuples, dicts, sets, dates and times. In the place of anything else stands an
-`Unreadable`, which names what the pickle asks for; nothing is imported, nothing called. The bytes
-stay as they are, wherever the transaction is copied to.
+Listing, checking or copying transactions reads extensions, also those of untrusted files. So
+they are never unpickled as objects are. Plain values are read: None, numbers, text, bytes, lists,
+tuples, dicts, sets, dates and times. An `Unreadable` replaces any other value, and names the
+global that the pickle asks for; nothing is imported or called. Copies of the transaction keep the
+bytes unchanged.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any, ClassVar
 
 from objdb.errors import CorruptedDataError, UnpicklableError
 
-# Items that are about the bytes of a transaction in its file (see `file/format`). They do not go
-# where it is copied to.
+# Items about the bytes of a transaction in its file (see `file/format`). They are not copied to
+# other storages.
 INTEGRITY_KEYS = ("_objdb_position", "_crc32")
-UNREADABLE = "unreadable"  # the key of what stands for an extension that is no dict
+UNREADABLE = "unreadable"  # the key of the value that stands for an extension that is not a dict
 _LONGEST_NAME = 80
 
 
 class Unreadable:
     """Stands for a value in an extension that is not plain; `name` is that of the class or function
-    that would have made it."""
+    that would have made the value."""
 
     def __init__(self, name: str) -> None:
         self.name = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
@@ -35,7 +35,7 @@ class Unreadable:
 
 
 def _bytes_of(text: str, encoding: str) -> bytes:
-    """What `_codecs.encode` is in pickles of protocol 2: bytes as text."""
+    """Do what `_codecs.encode` does in pickles of protocol 2: make bytes from text."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"bytes are written as latin1, not as {encoding!r}")
     return text.encode("latin-1")
@@ -47,7 +47,7 @@ def _bytearray_of(data: bytes = b"") -> bytearray:
     return bytearray(data)
 
 
-# The globals that plain values are made with, under each module that pickles name.
+# The globals that make plain values, under each module name that occurs in pickles.
 _PLAIN: dict[tuple[str, str], Any] = {
     (module, name): make
     for module, names in {
@@ -64,7 +64,7 @@ _MAKERS = set(map(id, _PLAIN.values()))
 
 
 class _Reader(pickle._Unpickler):
-    """The unpickler in Python, whose opcodes that call something do so for plain values only."""
+    """The Python unpickler, with opcodes that call only the constructors of plain values."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
@@ -92,13 +92,13 @@ class _Reader(pickle._Unpickler):
             stack[-1] = Unreadable(type(stack[-1]).__name__)
 
     def load_inst(self) -> None:
-        """INST: a class named here, with what is behind the mark ─► value."""
+        """INST: a class named here, with the items after the mark ─► value."""
         name = b".".join(self.readline()[:-1] for _ in range(2))  # type: ignore[attr-defined]
         self.pop_mark()  # type: ignore[attr-defined]
         self.append(Unreadable(name.decode("ascii", "replace")))  # type: ignore[attr-defined]
 
     def load_obj(self) -> None:
-        """OBJ: behind the mark a class, then arguments ─► value."""
+        """OBJ: after the mark a class, then arguments ─► value."""
         found = self.pop_mark()  # type: ignore[attr-defined]
         made = found[0] if found and isinstance(found[0], Unreadable) else Unreadable("OBJ")
         self.append(made)  # type: ignore[attr-defined]
@@ -117,7 +117,7 @@ class _Reader(pickle._Unpickler):
 
 def loads_extension(data: bytes) -> dict[Any, Any]:
     """Return the extension dict pickled in *data*, with an `Unreadable` for each value that is
-    not plain; `CorruptedDataError` when it is no pickle of a dict."""
+    not plain; `CorruptedDataError` if *data* is not the pickle of a dict."""
     if not data:
         return {}
     try:
@@ -127,12 +127,12 @@ def loads_extension(data: bytes) -> dict[Any, Any]:
     if not isinstance(extension, dict):
         if isinstance(extension, Unreadable):
             return {UNREADABLE: extension}
-        raise CorruptedDataError("a transaction's extension is a pickle, and none of a dict")
+        raise CorruptedDataError("a transaction's extension is a pickle, but not of a dict")
     return extension
 
 
 def dumps_extension(extension: dict[Any, Any]) -> bytes:
-    """Return the pickle of an extension; `UnpicklableError` naming the item that has none."""
+    """Return the pickle of an extension; `UnpicklableError` naming the unpicklable item."""
     try:
         return pickle.dumps(extension, 3)
     except MemoryError:
@@ -159,5 +159,5 @@ def _unpicklable_item(extension: dict[Any, Any]) -> tuple[str, Exception] | None
 
 
 def without_integrity(extension: dict[Any, Any]) -> dict[Any, Any]:
-    """Return the extension as applications see it."""
+    """Return the extension without its integrity items, as applications see it."""
     return {key: value for key, value in extension.items() if key not in INTEGRITY_KEYS}

@@ -25,8 +25,7 @@ from objdb.errors import FileFormatError, StorageClosedError, StorageLockedError
 from objdb.forks import Stage, at_fork
 from objdb.storage.libraries import has_locks
 
-# What is added to the name of a backup until it is whole; nothing else is called so, and what is
-# left of one is removed.
+# The suffix of a backup until it is complete. Only backups have it, and leftovers are removed.
 UNFINISHED = ".objdb-unfinished"
 
 
@@ -44,20 +43,20 @@ class File(Protocol):
         """Make the file *size* bytes long."""
 
     def allocate(self, size: int) -> None:
-        """Make the file at least *size* bytes long, with disk space behind all of it."""
+        """Make the file at least *size* bytes long, with disk space allocated for all of it."""
 
     def sync(self) -> None:
-        """Return when everything written so far is on the medium."""
+        """Return when everything written so far is on disk."""
 
     def size(self) -> int:
         """Return the file's length."""
 
     def is_in_place(self) -> bool:
-        """Whether no other file has taken the place of this one, at `path`."""
+        """Whether this file is still the one at `path`."""
 
     def map(self, size: int, *, read_only: bool = False) -> Any:
-        """Return the first *size* bytes as a buffer whose changes go to the file (with `sync`,
-        surely), or that cannot be changed."""
+        """Return the first *size* bytes as a buffer whose changes go to the file (by `sync` at
+        the latest), or that is read-only."""
 
     def close(self) -> None:
         """Close the file."""
@@ -67,14 +66,14 @@ class Lock(Protocol):
     """A held lock."""
 
     def hold(self, path: str) -> bool:
-        """Lock the file or directory at *path* itself as well; False if another has it. What was
-        held before stays so until `settle`."""
+        """Lock the file or directory at *path* itself as well; False if another process has it.
+        Files held before stay locked until `settle`."""
 
     def settle(self) -> None:
-        """Let go of the files that were locked by `hold`, but the last."""
+        """Unlock the files locked by `hold`, except the last."""
 
     def release(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
 
 
 class Files(Protocol):
@@ -84,42 +83,41 @@ class Files(Protocol):
         """Open *path*: mode `"r"` to read, `"w"` to read and write, `"c"` also to create,
         `"p"` to create for the owner only, until `keep_mode`.
 
-        A created file survives a loss of power as such, if not what is written to it.
+        A created file survives a loss of power, but its content only after `sync`.
         """
 
     def exists(self, path: str) -> bool:
-        """Whether there is anything at *path*."""
+        """Whether *path* exists."""
 
     def is_directory(self, path: str) -> bool:
         """Whether *path* is a directory."""
 
     def real_path(self, path: str) -> str:
-        """Return where the file is that the symbolic link at *path* leads to; *path* if it is no
-        link."""
+        """Return the target of the symbolic link at *path*; *path* if it is not a link."""
 
     def keep_mode(self, path: str, model: str) -> None:
-        """Give the file at *path* the owner, group and permissions of *model*, if that is there."""
+        """Give the file at *path* the owner, group and permissions of *model*, if that exists."""
 
     def rename(self, old: str, new: str) -> None:
-        """Put *old* in the place of *new*, at once, surviving a crash."""
+        """Replace *new* by *old*, atomically and durably."""
 
     def link(self, path: str, new: str) -> None:
-        """Give the file at *path* the further name *new*, in the place of what has it."""
+        """Give the file at *path* the further name *new*, replacing any file of that name."""
 
     def remove(self, path: str) -> None:
-        """Remove the file, surviving a crash."""
+        """Remove the file, durably."""
 
     def free_space(self, path: str) -> int:
-        """Return how many bytes can be written beside *path*."""
+        """Return the free bytes on the disk of *path*."""
 
     def lock(self, path: str, content: str) -> Lock | str:
         """Take the lock file *path* and write *content* into it.
 
-        Returns the lock, or, when another holds it, the content of the file.
+        Returns the lock, or, if another process holds it, the content of the file.
         """
 
 
-# What is made has a name that anybody can foretell: a link that was put there is not followed.
+# Names of new files are predictable: a link placed there by an attacker is not followed.
 _MADE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
 _FLAGS = {"r": os.O_RDONLY, "w": os.O_RDWR, "c": _MADE, "p": _MADE}
 _KINDS = {
@@ -129,15 +127,15 @@ _KINDS = {
 
 
 def require_regular(path: str) -> None:
-    """Raise `FileFormatError` if there is something at *path* that is no regular file: to open it
-    might wait for ever."""
+    """Raise `FileFormatError` if *path* exists and is not a regular file: opening it might wait
+    forever."""
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
-    except OSError:  # told, if it matters, by opening it
+    except OSError:  # opening it raises, if it matters
         return
     if kind != stat.S_IFREG:
         raise FileFormatError(
-            f"{path} is {_KINDS.get(kind, 'something')}, and no regular file. Name another one",
+            f"{path} is {_KINDS.get(kind, 'something')}, not a regular file. Name another one",
             path=path,
         )
 
@@ -145,14 +143,14 @@ def require_regular(path: str) -> None:
 def _require_no_locks(path: str, where: str) -> None:
     if has_locks(where):
         raise FileFormatError(
-            f"{path} is open in this process as an SQLite database: name it sqlite:{path}",
+            f"{path} is open in this process as an SQLite database: open it as sqlite:{path}",
             path=path,
         )
 
 
 def require_no_link(path: str) -> None:
-    """Raise `FileFormatError` if *path*, the name of a file that is made here, is a symbolic link,
-    or no regular file: somebody else put it there."""
+    """Raise `FileFormatError` if *path*, the name of a file to be created, is a symbolic link, or
+    not a regular file: another user may have put it there."""
     if os.path.islink(path):
         raise FileFormatError(
             f"{path} is a symbolic link, which is not followed. Remove it", path=path
@@ -161,8 +159,8 @@ def require_no_link(path: str) -> None:
 
 
 def open_new(path: str, bits: int = 0o644) -> IO[str]:
-    """Return the file at *path*, made or emptied, to write text to, with these permissions if it
-    is new. OSError if *path* is a symbolic link."""
+    """Return the file at *path*, created or emptied, to write text to, with these permissions if
+    it is new. OSError if *path* is a symbolic link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     return open(os.open(path, flags, bits), "w", encoding="utf-8")
 
@@ -177,16 +175,17 @@ class OSFile:
         require_regular(where)
         _require_no_locks(path, where)
         flags, bits = _FLAGS[mode] | os.O_CLOEXEC | os.O_NONBLOCK, 0o600 if mode == "p" else 0o644
-        # One step, so that no interrupt leaves it open: see docs/architecture/interrupts.md.
-        (self._fd,) = map(_Descriptor, map(os.open, (where,), (flags,), (bits,)))
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # it has just been put there
-            raise FileFormatError(f"{path} is no regular file", path=path)
+        self._fd = open_descriptor(where, flags, bits)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # it was replaced just now
+            raise FileFormatError(f"{path} is not a regular file", path=path)
         self.read_at: Callable[[int, int], bytes] = functools.partial(os.pread, self._fd)
 
     def write_at(self, data: Any, position: int) -> None:
-        while (written := os.pwrite(self._fd, data, position)) < len(data):
+        written = os.pwrite(self._fd, data, position)
+        while written < len(data):
             data = memoryview(data)[written:]
             position += written
+            written = os.pwrite(self._fd, data, position)
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._fd, size)
@@ -197,9 +196,10 @@ class OSFile:
             os.posix_fallocate(self._fd, current, size - current)
 
     def sync(self) -> None:
-        descriptor = self._fd
-        os.fstat(descriptor)  # OSError if it is closed, for which the next raises ValueError
-        os.fdatasync(descriptor)
+        try:
+            os.fdatasync(self._fd)
+        except ValueError:  # -1, which stands for no file
+            raise StorageClosedError(f"{self.path} was closed during a sync") from None
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
@@ -217,32 +217,38 @@ class OSFile:
 
     def close(self) -> None:
         self.read_at = self._read_closed
-        self._fd = _NO_FILE
+        self._fd = NO_FILE
 
     def _read_closed(self, size: int, position: int) -> bytes:
         raise StorageClosedError(f"{self.path} was closed during a read. Open it again")
 
 
-class _Descriptor(int):
-    """The number of an open file, which is closed when nobody holds it any more: neither the
-    file nor a read under way in another thread. So no read meets the number of another file."""
+class Descriptor(int):
+    """A file descriptor, closed when it is no longer referenced, neither by the file nor by a
+    read in another thread. So no read uses a descriptor that was reused for another file."""
 
     def __del__(self) -> None:
         if self >= 0:
             os.close(self)
 
 
-_NO_FILE = _Descriptor(-1)
+NO_FILE = Descriptor(-1)
+
+
+def open_descriptor(path: str, flags: int, bits: int = 0o644) -> Descriptor:
+    """Open a file, in one step: no interrupt leaves it open."""
+    (descriptor,) = map(Descriptor, map(os.open, (path,), (flags,), (bits,)))
+    return descriptor
 
 
 class OSFiles:
-    """The operating system's file system. Relative paths stay relative to what was the current
-    directory when this was made, wherever the process goes."""
+    """The operating system's file system. Relative paths stay relative to the current directory
+    at its creation, even if the process changes directory."""
 
     def __init__(self) -> None:
         try:
             self._folder = os.getcwd()
-        except FileNotFoundError:  # it was removed; absolute paths do not need it
+        except FileNotFoundError:  # the directory was removed; absolute paths do not need it
             self._folder = ""
 
     def _at(self, path: str) -> str:
@@ -300,51 +306,43 @@ class OSFiles:
 
 
 class OSLock:
-    """A lock file, locked by the operating system for as long as this process lives. A forked
-    child lets go of it, and has no say in it."""
+    """A lock file, locked by the operating system as long as this process lives. A forked child
+    closes it, and cannot unlock it."""
 
     def __init__(self, lock: Any, at: Callable[[str], str]) -> None:
         self._lock = lock
         self._at = at
-        # Of the locked files themselves. An flock belongs to what was opened here, unlike a lock
-        # of fcntl, which ends when anybody in the process closes the file.
-        self._held: list[int] = []
+        # Of the locked files themselves. An flock belongs to the open file, unlike a lock of
+        # fcntl, which ends when any code in the process closes the file.
+        self._held: list[Descriptor] = []
         _locks.add(self)
 
     def hold(self, path: str) -> bool:
         where = self._at(path)
         _require_no_locks(path, where)
         kind = os.O_RDONLY if os.path.isdir(where) else os.O_RDWR
-        descriptor = os.open(where, kind | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = open_descriptor(where, kind | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException as error:
-            os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                return False
-            raise
+        except BlockingIOError:
+            return False
         self._held.append(descriptor)
         return True
 
     def settle(self) -> None:
-        self._let_go(self._held[:-1])
-
-    def _let_go(self, held: list[int]) -> None:
-        for descriptor in held:
-            self._held.remove(descriptor)
-            os.close(descriptor)
+        del self._held[:-1]
 
     def leave_to_parent(self) -> None:
-        """Close the file in the child, without unlocking it: else the lock would be held for as
+        """Close the file in the child, without unlocking it: otherwise the lock would be held as
         long as the child lives."""
         self._lock._fp.close()
-        self._lock._fp = None  # what zc.lockfile takes for unlocked
-        self._let_go(list(self._held))
+        self._lock._fp = None  # unlocked, to zc.lockfile
+        self._held.clear()
 
     def release(self) -> None:
         _locks.discard(self)
-        self._let_go(list(self._held))
-        # The file stays: removing it could remove the one that the next opener has locked.
+        self._held.clear()
+        # The file stays: removing it could remove a file that the next opener has locked.
         self._lock.close()
 
 
@@ -361,7 +359,7 @@ at_fork(Stage.FILES, in_child=_leave_locks_to_parent)
 
 
 def path_given(path: str | bytes | os.PathLike[Any], what: str) -> str:
-    """Return the path of *what* as text; `UsageError` if it is empty, or nothing can have it."""
+    """Return the path of *what* as text; `UsageError` if it is empty or not valid."""
     text = os.fsdecode(path)
     if not text:
         raise UsageError(f"the path of the {what} is empty")
@@ -370,26 +368,26 @@ def path_given(path: str | bytes | os.PathLike[Any], what: str) -> str:
     except UnicodeEncodeError:
         is_possible = False
     if not is_possible:
-        raise UsageError(f"{text!r} is no path: it has a character that no name of a file has")
+        raise UsageError(f"{text!r} is not a path: it has a character that a file name cannot have")
     return text
 
 
 def require_folder(path: str, what: str) -> None:
-    """Raise FileNotFoundError unless the folder of *path* is there."""
+    """Raise FileNotFoundError unless the folder of *path* exists."""
     folder = os.path.dirname(path)
     if folder and not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, f"the folder of the {what} does not exist", folder)
 
 
 def free_bytes(folder: str) -> int:
-    """Return how much can be written in a directory."""
+    """Return the free bytes on the disk of a directory."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
 
 
 def keep_mode(path: str, model: str) -> None:
-    """Give the file at *path* the owner, group and permissions of *model*, as far as this process
-    may, if that is there."""
+    """Give the file at *path* the owner, group and permissions of *model*, if that exists, as far
+    as this process may."""
     try:
         like = os.stat(model)
     except FileNotFoundError:
@@ -400,13 +398,13 @@ def keep_mode(path: str, model: str) -> None:
         try:
             os.chown(path, like.st_uid, like.st_gid)
         except PermissionError:
-            mode &= ~0o070  # of a group that is another one
+            mode &= ~0o070  # the file has another group
     os.chmod(path, mode)
 
 
 def make_private(path: str) -> None:
-    """Let nobody but the owner read a new database: the directory, or the file and what is beside
-    it. Does nothing for what is no path; what others own stays as it is."""
+    """Make a new database readable by its owner only: the directory, or the file and the files
+    beside it. Does nothing for a name that is not a path, or files of other users."""
     if os.path.isdir(path):
         found, mode = [path], 0o700
     else:
@@ -418,28 +416,20 @@ def make_private(path: str) -> None:
 
 
 def sync_path(path: str) -> None:
-    """Make what was written to a file, or made, renamed and removed in a directory, survive a loss
-    of power."""
-    opened: list[int] = []
-    try:
-        opened.extend(map(os.open, (path,), (os.O_RDONLY,)))  # one step, as in `OSFile`
-        os.fsync(opened[0])
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
+    """Make writes to a file durable, or files created, renamed and removed in a directory."""
+    os.fsync(open_descriptor(path, os.O_RDONLY))
 
 
 def what_is_gone(files: Files, path: str, file: File) -> str | None:
-    """Return what has become of the file at *path*, which is open as *file*, if another one, or
-    none, is there."""
+    """Return a clause about the file *file*, if it is no longer the one at *path*; else None."""
     if not files.exists(path):
         return f"{path} was removed while it was open"
     return None if file.is_in_place() else f"{path} was replaced by another file while it was open"
 
 
 def write_file(files: Files, path: str, content: bytes, model: str | None = None) -> None:
-    """Make *content* all that the file at *path* has, on the medium; *model*: the file whose owner
-    and mode it gets. Not all at once."""
+    """Write *content* to the file at *path*, durably but not atomically; *model*: the file whose
+    owner and mode it gets."""
     file = files.open(path, "c" if model is None else "p")
     try:
         if model is not None:
@@ -452,18 +442,18 @@ def write_file(files: Files, path: str, content: bytes, model: str | None = None
 
 
 def why_locked(pid: int | None) -> str:
-    """Return what often is the reason why *pid* has the lock of a file, as sentences."""
+    """Return the usual reason why *pid* has the lock of a file, as sentences."""
     if pid == os.getpid():
         return "The program opens it twice: one DB is enough for all its threads."
     return (
         "That is often a web server's reloader, which runs the program twice, or another worker "
-        "of the server, each with a DB of its own; SQLite lets several processes write (sqlite:)."
+        "of the server, each with its own DB; SQLite allows several writing processes (sqlite:)."
     )
 
 
 def take_lock(files: Files, path: str, itself: str | None = None) -> Lock:
-    """Take the lock of the file, and lock *itself* (default: the file, if it is there), which has
-    one lock under all its names; `StorageLockedError` says who has it."""
+    """Take the lock of the file, and lock *itself* (default: the file, if it exists), which has
+    one lock under all its names; `StorageLockedError` names the holder."""
     host = socket.gethostname()
     lock = files.lock(path + ".lock", f"{os.getpid()};{host}")
     if not isinstance(lock, str):
@@ -485,8 +475,8 @@ def take_lock(files: Files, path: str, itself: str | None = None) -> Lock:
 
 
 def hold_or_release(lock: Lock, path: str) -> None:
-    """Lock the file at *path* itself; let go of *lock* and raise `StorageLockedError` if another
-    has it."""
+    """Lock the file at *path* itself; release *lock* and raise `StorageLockedError` if another
+    process has it."""
     is_held = False
     try:
         is_held = lock.hold(path)
@@ -495,6 +485,6 @@ def hold_or_release(lock: Lock, path: str) -> None:
             lock.release()
     if not is_held:
         raise StorageLockedError(
-            f"{path} is open for writing already, under another name of it (a link), or with its "
-            ".lock removed. Close it there, or open it here with read_only=True", path=path,
+            f"{path} is open for writing already, under another name (a link), or with its .lock "
+            "removed. Close it there, or open it here with read_only=True", path=path,
         )

@@ -1,8 +1,8 @@
-"""Storages and wrappers that were written for ZODB: what they can do, and how it is asked for.
+"""Storages and wrappers written for ZODB: their features, and how to call them.
 
-They declare interfaces of ZODB's, or none, and have methods of ZODB's signatures. A wrapper may
-declare what the storage under it does, ours included, and registers itself there in the place of
-the database (`untransform_record_data`).
+They declare ZODB's interfaces, or none, and have methods with ZODB's signatures. A wrapper may
+declare the interfaces of the storage under it, including objdb's, and registers itself there in
+place of the database (`untransform_record_data`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from objdb.interfaces import (
 )
 from objdb.storage.packing import PackResult
 
-# The method that a storage of ZODB's has if it can do what an interface of ours is about.
+# The method by which a ZODB storage supports an interface of objdb.
 _METHODS = {
     IStorageHistory: "history", IStorageIteration: "iterator", IStoragePackable: "pack",
     IStorageUndoable: "undo",
@@ -41,12 +41,12 @@ Resolve = Callable[[Oid, "bytes | None", bytes, bytes, tuple[Tid, Tid]], bytes]
 
 
 def is_foreign(storage: Any) -> bool:
-    """Whether a storage was written for ZODB, and not for objdb."""
+    """Whether a storage was written for ZODB, not for objdb."""
     return not IStorage.providedBy(storage)
 
 
 def provides(storage: Any, interface: Any) -> bool:
-    """Whether a storage can do what *interface*, one of objdb's, is about."""
+    """Whether a storage supports *interface*, one of objdb's."""
     if interface.providedBy(storage):
         return True
     method = _METHODS.get(interface)
@@ -54,8 +54,8 @@ def provides(storage: Any, interface: Any) -> bool:
 
 
 def require_servable(storage: Any) -> Any:
-    """Return *storage*; `UsageError` for one that wants an instance for each connection: through
-    a single one, connections would never see what other processes commit."""
+    """Return *storage*; `UsageError` for one that needs an instance for each connection: through
+    a single instance, connections would never see the commits of other processes."""
     names = {each.__name__ for each in providedBy(storage).flattened()}
     if is_foreign(storage) and (
         "IMVCCStorage" in names or callable(getattr(storage, "poll_invalidations", None))
@@ -74,24 +74,24 @@ def require_servable(storage: Any) -> Any:
 def pack_storage(
     storage: Any, moment: Tid, references: Any, gc: bool, **options: Any
 ) -> PackResult:
-    """Pack a storage up to the tid *moment*, also one that knows fewer arguments than objdb's do.
-    `Unsupported` where leaving one out would do something else."""
+    """Pack a storage up to the tid *moment*, also one whose `pack` takes fewer arguments.
+    `Unsupported` if omitting an argument would change the result."""
     known, takes_all = _arguments_of(storage.pack)
     unknown = {name: value for name, value in options.items() if name not in known}
     if not takes_all and unknown:
         for name in ("dry_run", "keep_old"):
             if unknown.get(name):
-                raise Unsupported(f"{storage.getName()}: its pack knows no {name}")
+                raise Unsupported(f"{storage.getName()}: its pack takes no argument {name}")
         if gc and any(unknown.get("roots", tuple)()):
             raise Unsupported(
-                f"{storage.getName()} would drop what other databases of its group refer to, since "
-                "its pack cannot be told of that. Pack it with gc=False"
+                f"{storage.getName()} would drop objects that other databases of its group refer "
+                "to, since its pack takes no further roots. Pack it with gc=False"
             )
         options = {name: value for name, value in options.items() if name in known}
     if "gc" in known or takes_all:
         options["gc"] = gc
     elif not gc:
-        raise Unsupported(f"{storage.getName()}: its pack knows no gc")
+        raise Unsupported(f"{storage.getName()}: its pack takes no argument gc")
     before = storage.getSize(), len(storage)
     until: Any = time_from_tid(moment) + _TICK_SECONDS if is_foreign(storage) else moment
     result = storage.pack(until, references, **options)
@@ -104,14 +104,14 @@ def _arguments_of(function: Any) -> tuple[set[str], bool]:
     """Return the names of a function's arguments, and whether it takes any others."""
     try:
         found = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # it is wrapped in something that hides them
+    except (TypeError, ValueError):  # a wrapper hides them
         return {"gc"}, False
     return set(found), any(each.kind is each.VAR_KEYWORD for each in found.values())
 
 
 def hooks_of(storage: Any) -> tuple[Hook | None, Hook | None]:
-    """Return what is to be called before a connection looks which transaction is the last, if
-    others may commit; and when a transaction of a connection has ended."""
+    """Return the function to call before a connection looks up the last transaction, if others
+    may commit; and the one to call after a transaction of a connection has ended."""
     if is_foreign(storage):
         return getattr(storage, "sync", None), getattr(storage, "afterCompletion", None)
     if IStorageShared.providedBy(storage) or (
@@ -122,9 +122,9 @@ def hooks_of(storage: Any) -> tuple[Hook | None, Hook | None]:
 
 
 def preview_undo_in(storage: Any, transaction_ids: Iterable[Any]) -> Iterator[Any]:
-    """Yield what undoing transactions would change; `Unsupported` where the storage cannot say."""
+    """Yield what undoing transactions would change; `Unsupported` if the storage cannot tell."""
     if not callable(getattr(storage, "preview_undo", None)):
-        raise Unsupported(f"{storage.getName()} cannot say what undoing would change")
+        raise Unsupported(f"{storage.getName()} cannot tell what undoing would change")
     plain = getattr(storage, "untransform_record_data", bytes)  # of a wrapper
     for found in storage.preview_undo(transaction_ids):
         now, then = found.now and plain(found.now), found.then and plain(found.then)
@@ -132,7 +132,7 @@ def preview_undo_in(storage: Any, transaction_ids: Iterable[Any]) -> Iterator[An
 
 
 def undo_in(storage: Any, transaction_id: Any, transaction: Any) -> Iterable[Oid]:
-    """Have a storage undo a transaction; return the oids that this changes."""
+    """Undo a transaction in a storage; return the oids that this changes."""
     if is_foreign(storage):
         if isinstance(transaction_id, bytes) and len(transaction_id) == 8:
             transaction_id = base64.b64encode(transaction_id)
@@ -144,8 +144,8 @@ def undo_in(storage: Any, transaction_id: Any, transaction: Any) -> Iterable[Oid
 
 
 def readable(storage: Any, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the entries of an undo log or a history with texts as text, which storages of ZODB's
-    list as bytes."""
+    """Return the entries of an undo log or a history with texts as str, which ZODB storages list
+    as bytes."""
     entries = list(entries)
     if is_foreign(storage):
         for entry in entries:
@@ -163,8 +163,8 @@ def readable(storage: Any, entries: Iterable[dict[str, Any]]) -> list[dict[str, 
 
 @implementer(IDatabaseForStorage)
 class ForeignDatabase:
-    """Stands for what a storage is registered with if that is no database of objdb's: None, a
-    database of ZODB's, or a wrapper, which keeps records in a form of its own. Conflicts in those
+    """Stands for the database if a storage is registered with something else than one of objdb's:
+    None, a ZODB database, or a wrapper, which keeps records in its own format. Conflicts in those
     are resolved with the database's function, once that is known (`give_resolver`)."""
 
     def __init__(self, db: Any = None) -> None:
@@ -207,12 +207,12 @@ class ForeignDatabase:
             self._db.invalidateCache()
 
     def oldest_view(self) -> Tid:
-        """See `IDatabaseForStorage`: nobody is known to read what is old."""
+        """See `IDatabaseForStorage`: no view is known."""
         return MAX_TID
 
 
 def database_of(db: Any) -> Any:
-    """Return *db*, an `IDatabaseForStorage`, or what stands for it."""
+    """Return *db*, an `IDatabaseForStorage`, or its stand-in."""
     return db if IDatabaseForStorage.providedBy(db) else ForeignDatabase(db)
 
 

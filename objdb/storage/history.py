@@ -1,7 +1,7 @@
-"""What is old: revisions, transactions in order, the undo log; over any engine.
+"""Old revisions, transactions in order, the undo log; over any engine.
 
-An iterator goes on showing the transactions as they were when it began. A pack changes rows while
-somebody iterates; before it does, it gives what was there to each `View` that is in use.
+An iterator goes on showing the transactions as they were when it began. A pack may change rows
+during an iteration; before it does, it passes the old rows to each `View` in use.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ RowKey = tuple[Oid, Tid]
 
 
 def require_history(engine: Any, what: str) -> None:
-    """Raise `Unsupported` if *engine* keeps no history; *what* is impossible then."""
+    """Raise `Unsupported` if *engine* keeps no history, so that *what* follows."""
     if not engine.keeps_history:
         raise Unsupported(
-            f"{engine.name} keeps no history, so {what}. Copy it to a storage with "
-            "history=True to have that from then on"
+            f"{engine.name} keeps no history, so {what}. Copy it to a storage with history=True "
+            "to keep it from then on"
         )
 
 
 class RowHistory:
-    """What is old, found row by row in *engine*, for those that do not declare `IOwnHistory`.
+    """The history of *engine*, found row by row, for engines that do not declare `IOwnHistory`.
     `watch(view)` is called with each view that is iterated over."""
 
     def __init__(self, engine: Any, watch: Callable[[View], None]) -> None:
@@ -73,12 +73,12 @@ class RowHistory:
         return data, seen.tid, until
 
     def _require_object(self, oid: Oid, visible_before: Tid) -> None:
-        """Raise `POSKeyError` if there is no such object, now or at an earlier moment."""
+        """Raise `POSKeyError` if the object does not exist, now or at an earlier moment."""
         engine = self._engine
         first = engine.after(oid, NO_TID)
         if first is not None and first.tid < visible_before:
             return
-        # Another process may have packed away what is visible here.
+        # Another process may have packed away a revision visible here.
         if first is None or not (IShared.providedBy(engine) and engine.is_foreign(first.tid)):
             raise POSKeyError(oid, database=engine.name)
 
@@ -101,7 +101,7 @@ class RowHistory:
             raise POSKeyError(oid, database=engine.name)
         while row is not None and len(entries) < size:
             transaction = engine.transaction(row.tid)
-            if transaction is not None:  # else a pack removed it just now
+            if transaction is not None:  # else a pack has just removed it
                 entries.append(history_entry(row.tid, transaction, row.size, row.version))
             row = engine.before(oid, row.tid)
         return entries
@@ -131,18 +131,18 @@ class RowHistory:
 
 
 class RecordWalk:
-    """Answers `record_iternext` for *storage*: each call says which object the next one is about,
-    and is given that again. A walk that goes on where the last call was takes a step; another one
-    looks from the beginning. `iter_oids()` yields the oids of all objects."""
+    """Implements `record_iternext` for *storage*: each call returns the oid to pass to the next.
+    A call that continues the last one takes a step; any other searches from the beginning.
+    `iter_oids()` yields the oids of all objects."""
 
     def __init__(self, storage: Any, iter_oids: Callable[[], Iterator[Oid]]) -> None:
         self._storage = storage
         self._iter_oids = iter_oids
-        self._ahead: tuple[Oid, Iterator[Oid]] | None = None  # what comes next, and then
+        self._ahead: tuple[Oid, Iterator[Oid]] | None = None  # the next oid, and those after
 
     def step(self, oid: Oid | None) -> tuple[Oid, Tid, bytes, Oid | None]:
-        """Return (oid, tid, record, following oid or None) of *oid*, None: of the first object.
-        Raises `POSKeyError` if there is none."""
+        """Return (oid, tid, record, next oid or None) of *oid* (None: of the first object). Raises
+        `POSKeyError` if there is no object."""
         ahead, self._ahead = self._ahead, None
         if ahead is None or ahead[0] != oid:
             oids = self._existing()
@@ -158,7 +158,7 @@ class RecordWalk:
         return oid, tid, record, following
 
     def _existing(self) -> Iterator[Oid]:
-        """Yield the oids of the objects that have a record outside of versions."""
+        """Yield the oids of the objects that have a record outside any version."""
         for oid in self._iter_oids():
             try:
                 self._storage.load(oid)
@@ -182,7 +182,7 @@ def undo_log(
     past: Any, first: Any, last: Any, filter: Filter | None
 ) -> list[dict[str, Any]]:
     """See `IStorageUndoable.undoLog`; *past* is an `IOwnHistory` or a `RowHistory`. Raises
-    `UsageError` for bounds that make no sense."""
+    `UsageError` for bounds that are not valid."""
     wanted = span(first, last)
     entries: list[dict[str, Any]] = []
     position = 0
@@ -203,7 +203,7 @@ def undo_log(
 
 
 def having(items: dict[str, Any] | None) -> Filter | None:
-    """Return the filter for entries that have all *items*; None if there are none."""
+    """Return the filter for entries that have all *items*; None without items."""
     if not items:
         return None
     wanted, missing = items.items(), object()
@@ -224,7 +224,7 @@ class View:
         self._tids: list[Tid] = []  # the keys of `_transactions`
 
     def keep(self, rows: dict[RowKey, Row], transactions: dict[Tid, TransactionRow]) -> None:
-        """Go on showing these, which are about to be changed."""
+        """Go on showing these rows, which are about to change."""
         for key, row in rows.items():
             self._rows.setdefault(key, row)
         for tid, transaction in transactions.items():
@@ -256,7 +256,7 @@ class View:
             elif not self._is_packed(row):
                 raise CorruptedDataError(
                     f"{self._engine.name} is damaged: transaction {format_tid(row.tid)} "
-                    f"changed object {format_oid(oid)}, and its revision is missing. Restore a "
+                    f"changed object {format_oid(oid)}, but its revision is missing. Restore a "
                     "backup", path=self._engine.name, oid=oid,
                 )
         record = TransactionRecord.of(row.tid, row.status, row, records)
@@ -264,26 +264,26 @@ class View:
         return record
 
     def _is_packed(self, row: TransactionRow) -> bool:
-        """Whether revisions of a transaction may be gone; another process may have packed it
-        just now."""
+        """Whether revisions of a transaction may be gone; another process may have just packed
+        it."""
         if row.status == "p":
             return True
         now = self._engine.transaction(row.tid)
         return now is None or now.status == "p"
 
     def _row(self, oid: Oid, tid: Tid) -> Row | None:
-        # In this order: a pack keeps a row here first, and removes it then.
+        # In this order: a pack first keeps a row here, then removes it.
         found: Row | None = self._engine.row(oid, tid)
         return self._rows.get((oid, tid), found)
 
     def _pointed_at(self, oid: Oid, tid: Tid | None) -> Tid | None:
-        """Return the tid of a revision that a back pointer leads to, if it is there."""
+        """Return the tid of the revision that a back pointer refers to, if it exists."""
         return None if tid is None or self._row(oid, tid) is None else tid
 
 
 class CurrentView(View):
-    """The same of an engine without history: the last revision of each object, in the transaction
-    that wrote it; and the last transaction, which a copy is continued after. Takes some memory for
+    """The view of an engine without history: the last revision of each object, in the transaction
+    that wrote it; and the last transaction, from which a copy is continued. Takes some memory for
     every object."""
 
     def __iter__(self) -> Iterator[TransactionRecord]:
@@ -302,5 +302,5 @@ class CurrentView(View):
                 row = TransactionRow(tid, "p", b"", b"", b"", [], 0)
             yield self._record(row._replace(oids=[oid for _, oid in group]))
         if last is not None and not (found and found[-1][0] >= last.tid):
-            yield self._record(last._replace(oids=[]))  # it changed nothing
+            yield self._record(last._replace(oids=[]))  # without revisions
 

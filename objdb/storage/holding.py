@@ -1,14 +1,14 @@
-"""Locks that are held across several calls, whatever is raised in between.
+"""Locks held across several calls, safe against exceptions in between.
 
-An exception can be raised between any two bytecodes: by a signal, by another thread, for want
-of memory. Were a lock acquired by one, and noted as held by the next, it could stay locked for
-ever. So both are one call of C, in which nothing is raised:
+An exception can be raised between any two bytecodes: by a signal, by another thread, for lack of
+memory. If one bytecode acquired a lock and the next noted it as held, the lock could stay locked
+forever. So both happen in one C call, in which nothing is raised:
 
     hold     held.extend(… lock.acquire() …)     the lock is acquired, and in the list
     let_go   … held.pop().release() …            it is out of the list, and released
 
-What was interrupted is done again: `let_go` of an empty list does nothing. A lock that is acquired
-and released in one function is held by `with`, which has no such gap.
+Interrupted calls are repeated: `let_go` of an empty list does nothing. A lock acquired and
+released in one function is held by `with`, which has no such gap.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def hold(lock: Any, held: list[Any]) -> None:
 
 
 def hold_for(lock: Any, seconds: float, held: list[Any]) -> None:
-    """The same, unless that takes more than so many seconds."""
+    """Acquire *lock* within *seconds*, and add it to *held*; else do nothing."""
     held.extend(compress((lock,), map(lock.acquire, _ONCE, (seconds,))))
 
 
 @contextmanager
 def held_for(lock: Any, seconds: float) -> Iterator[bool]:
-    """Hold *lock* inside `with`, unless that takes more than so many seconds; give whether it is
-    held."""
+    """Hold *lock* inside `with`, unless acquiring it takes longer than *seconds*; yield whether
+    it is held."""
     held: list[Any] = []
     try:
         hold_for(lock, seconds, held)
@@ -46,7 +46,7 @@ def held_for(lock: Any, seconds: float) -> Iterator[bool]:
         try:
             let_go(held)
         except BaseException:
-            let_go(held)  # what is left of it
+            let_go(held)  # the remaining locks
             raise
 
 
@@ -56,6 +56,6 @@ def let_go(held: list[Any]) -> None:
 
 
 def call_each(items: list[Any], call: Any) -> None:
-    """Remove each of *items*, the last first, and call *call* with it; both in one call of C."""
-    items.insert(0, None)  # where it ends
+    """Remove each of *items*, the last first, and call *call* with it; both in one C call."""
+    items.insert(0, None)  # the end mark
     deque(map(call, iter(items.pop, None)), 0)

@@ -1,4 +1,4 @@
-"""What a storage's `iterator()` yields: transactions, and the revisions in them."""
+"""The transactions that a storage's `iterator()` yields, and their revisions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class _Revision(NamedTuple):
 
 
 class RevisionRecord(_Revision):
-    """One revision in a transaction. `data` is None where the object was un-created;
-    `data_txn` is the tid of the revision whose data this one repeats, if it does.
+    """One revision in a transaction. `data` is None for a tombstone; `data_txn` is the back
+    pointer: the tid of the revision whose data this one has, or None.
 
-    Fields can be set, as wrappers written for ZODB do; as a tuple it stays what it was.
+    Fields can be set, as wrappers written for ZODB do; the tuple itself does not change.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -33,7 +33,7 @@ class RevisionRecord(_Revision):
 
 
 class _ChangedRecord(RevisionRecord):
-    """One of which fields were set; others need not look for that."""
+    """A `RevisionRecord` with fields set; others need not check for that."""
 
 
 def _changed(index: int, name: str) -> property:
@@ -48,10 +48,9 @@ for _index, _name in enumerate(_Revision._fields):
 class TransactionRecord:
     """One transaction: iterating over it yields its `RevisionRecord`s.
 
-    `status` is one character: space, or `p` for one that has been packed. `user` and
-    `description` are bytes (UTF-8), `extension_bytes` the pickled dict of further facts.
-    `has_checksum` says whether the medium has one for the transaction, which was verified then;
-    None where there is no medium that could be damaged.
+    `status` is one character: space, or `p` for a packed transaction. `user` and `description`
+    are bytes (UTF-8), `extension_bytes` the pickled dict of further facts. `has_checksum` says
+    whether the transaction has a checksum, which was then verified; None for a storage in memory.
     """
 
     tid: Tid
@@ -81,7 +80,7 @@ class TransactionRecord:
 
 
 def in_range(tid: Tid, start: Tid | None, stop: Tid | None) -> bool:
-    """Whether *start* <= *tid* <= *stop*, where None leaves that end open."""
+    """Whether *start* <= *tid* <= *stop*; None leaves that end open."""
     return (start is None or start <= tid) and (stop is None or tid <= stop)
 
 

@@ -1,9 +1,9 @@
-"""Files that a library has open in this process, with locks of fcntl on them.
+"""Files that a library has open in this process, with fcntl locks on them.
 
-Such locks of a process end when anything in it closes the file, even if it was opened only to be
-looked at. So nobody opens these files here but the library: who wants to look at one holds
-`looking` from asking `has_locks` to closing it, and who lets the library open one holds it while he
-notes that, which is before the library does.
+Such locks of a process end when any code in it closes the file, even if it opened it only for
+reading. So only the library opens these files: code that reads one holds `looking` from calling
+`has_locks` until closing it, and code that lets the library open one holds `looking` while it
+calls `note_locks`, before the library opens it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from itertools import count
 from objdb.forks import Stage, at_fork
 
 looking = threading.Lock()
-# (device, number, of whom): a set, so that what is collected as garbage can let go without a lock.
+# (device, inode, owner): a set, so that an owner collected as garbage can remove itself without a
+# lock.
 _held: set[tuple[int, int, int]] = set()
 _holders = count()
 
 
 def note_locks(path: str) -> Callable[[], None]:
-    """Open the file at *path* here no more, for the sake of the locks on it, until the function
-    that is returned is called."""
+    """Prevent other code from opening the file at *path*, to keep the locks on it, until the
+    returned function is called."""
     there = os.stat(path)
     hold = there.st_dev, there.st_ino, next(_holders)
     _held.add(hold)
@@ -32,7 +33,7 @@ def note_locks(path: str) -> Callable[[], None]:
 
 
 def has_locks(path: str) -> bool:
-    """Whether opening and closing the file at *path* would free locks that this process has."""
+    """Whether opening and closing the file at *path* would release locks of this process."""
     if not _held:
         return False
     try:

@@ -1,4 +1,4 @@
-"""The plainest engine: rows in memory. Read this after `engine`.
+"""The simplest engine: rows in memory. Read this after `engine`.
 
     _chains         oid -> [Row, ...]           oldest first
     _transactions   [TransactionRow, ...]       oldest first
@@ -73,7 +73,7 @@ class MemoryEngine:
         return dict(self._in_versions)
 
     def had_versions(self) -> bool:
-        """See `IEngine`: nobody keeps count."""
+        """See `IEngine`: always true, since versions are not counted."""
         return True
 
     def transaction(self, tid: Tid) -> TransactionRow | None:
@@ -101,7 +101,7 @@ class MemoryEngine:
         """See `IEngine`."""
         for oid, row in token.rows:
             chain = self._chains.setdefault(oid, [])
-            if not chain or chain[-1] is not row:  # else this was interrupted
+            if not chain or chain[-1] is not row:  # else a previous call was interrupted
                 chain.append(row)
                 self._size += len(row.data or b"")
             self._in_versions.pop(oid, None)
@@ -157,15 +157,15 @@ class MemoryEngine:
         return len(self._chains)
 
     def close(self) -> None:
-        """Keep the rows: a storage in memory can be looked at after its database closed."""
+        """Keep the rows: a storage in memory can be read after its database is closed."""
 
 
 class MappingStorage(Storage):
     """Keeps every revision in memory, or in *data*, a mapping of bytes to bytes.
 
-    *name* is what errors and statistics call it. *data* may have what a storage put there before;
-    it belongs to one storage at a time. What the mapping keeps is as durable as the mapping.
-    Raises `FileFormatError` if it has something else, `UsageError` if it is no mapping.
+    *name* is its name in errors and statistics. *data* may have the rows of an earlier storage; it
+    belongs to one storage at a time. The rows are as durable as the mapping. Raises
+    `FileFormatError` if it has other items, `UsageError` if it is not a mapping.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Handing out oids: numbers in a row, each to one object only."""
+"""Allocating oids: consecutive numbers, each for one object only."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from objdb.storage.amending import Amender
 from objdb.storage.engine import IOidRanges
 
 _LAST_OID = 2**64 - 1
-_FIRST_OIDS, _MOST_OIDS = 50, 12_800  # how many oids are reserved at a time
+_FIRST_OIDS, _MOST_OIDS = 50, 12_800  # number of oids reserved at a time
 
 
 class OidSource:
-    """Hands out the oids behind the largest one of *engine*. Where that has to be asked, some are
-    reserved at a time, through *amender*.
+    """Hands out oids after the largest one of *engine*. For an engine that declares `IOidRanges`,
+    ranges of them are reserved, through *amender*.
 
-    `_lock` covers `_last` and `_until`, `_reserving` all else.
+    `_lock` covers `_last` and `_until`, `_reserving` everything else.
     """
 
     def __init__(self, engine: Any, amender: Amender) -> None:
@@ -28,13 +28,13 @@ class OidSource:
         self._has_ranges = IOidRanges.providedBy(engine)
         self._lock = threading.Lock()
         self._reserving = threading.Lock()
-        self._last: int = engine.max_oid  # handed out, or known from elsewhere
+        self._last: int = engine.max_oid  # the last oid handed out or noted
         self._until = 0 if self._has_ranges else _LAST_OID
         self._at_a_time = _FIRST_OIDS
 
     @property
     def locks(self) -> tuple[threading.Lock, ...]:
-        """What has to be held during a fork."""
+        """The locks to hold during a fork."""
         return self._reserving, self._lock
 
     def take(self) -> Oid | None:
@@ -46,11 +46,11 @@ class OidSource:
         return number.to_bytes(8, "big")
 
     def reserve(self) -> None:
-        """Reserve some for this process. Raises `StorageError` where there are none left."""
+        """Reserve oids for this process. Raises `StorageError` if none are left."""
         if not self._has_ranges:
             raise StorageError(
                 f"{self._engine.name} has no oids left: there is an object with the last one, "
-                "0xffffffffffffffff. Copy what is reachable to a new storage"
+                "0xffffffffffffffff. Copy the reachable objects to a new storage"
             )
         with self._reserving:
             if self._last < self._until:
@@ -64,7 +64,7 @@ class OidSource:
             self._at_a_time = min(wanted * 2, _MOST_OIDS)
 
     def note(self, oids: Iterable[Oid]) -> None:
-        """Never hand out *oids*, which may come from elsewhere."""
+        """Never hand out *oids*, which another storage may have assigned."""
         number = int_from_oid(max(oids, default=bytes(8)))
         if number > self._last:
             with self._lock:

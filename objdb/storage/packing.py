@@ -1,16 +1,16 @@
-"""Packing: what stays, and how to work without being in the way.
+"""Packing: which revisions stay, and how to pack without delaying other threads.
 
     ──────────── transactions up to T ────────────│──── later ones ───►
-      of each object that is reached: its last      all of them, as they are
+      of each reachable object: its last            all of them, unchanged
       revision, if it exists there
 
-An object is reached from the root, from every object that a later transaction changed, and from
-every reference in later revisions. So whatever a revision that stays refers to stays as well,
-and each later transaction finds what it was made from: it can still be undone.
+An object is reachable from the root, from every object that a later transaction changed, and from
+every reference in later revisions. So every object that a staying revision refers to stays too,
+and each later transaction finds the revision it is based on: it can still be undone.
 
-A later transaction that undoes the end of a version brings an older revision back. That stays too,
-with the one that was outside then, which is outside again. They are *orphans*: nothing of the
-object's chain leads to them.
+A later transaction that undoes the commit or abort of a version restores an older revision. That
+stays too, with the one that was outside then, which is outside again. They are *orphans*: the
+object's chain does not reach them.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Progress = Callable[[str, int, int], object]
 Elsewhere = Callable[[Oid], bool]
 # Tids are finer than the times people give.
 _RESOLUTION_SECONDS = 2e-6
-# How long the interpreter is kept at a time, while others want it and while they do not; and how
-# long it is left to them.
+# How long a slice of work is, while other threads use the processor and while they do not; and
+# how long the sleep after it.
 _SHORT_SECONDS, _LONG_SECONDS, _PAUSE_SECONDS = 0.00005, 0.002, 0.00005
 _BUSY_SECONDS = 0.00001
 _BETWEEN_REPORTS_SECONDS = 0.05
-# How often it is planned what stays, when others meanwhile make more stay; then, once more, all
+# How often it is planned which objects stay, if others make more reachable; then, once more, all
 # that exists.
 MOST_PLANS = 3
 _PAGE_BITS = 10
@@ -44,7 +44,8 @@ _IN_PAGE = _PAGE - 1
 
 
 class PackResult(NamedTuple):
-    """What a pack did, or would do: size in bytes and number of objects, before and after it."""
+    """The result of a pack, or of a dry run: size in bytes and number of objects, before and
+    after."""
 
     size_before: int
     size_after: int
@@ -53,7 +54,7 @@ class PackResult(NamedTuple):
 
 
 class PackOptions(NamedTuple):
-    """What is asked of a pack: see `IStoragePackable.pack`. `require_wanted()` raises what ends
+    """The options of a pack: see `IStoragePackable.pack`. `require_wanted()` raises to cancel
     it."""
 
     moment: Any
@@ -69,22 +70,22 @@ class PackOptions(NamedTuple):
 
 def pack_tid(moment: Any, last: Tid) -> Tid:
     """Return the last tid that belongs to *moment*, seconds since 1970 or a tid; *last* is the
-    last tid there is, which the future stands for. `UsageError` for what is no moment."""
+    storage's last tid, also for moments in the future. `UsageError` for any other value."""
     if isinstance(moment, bytes) and len(moment) == 8:
         return min(moment, last)
     if isinstance(moment, bool) or not isinstance(moment, (int, float)):
-        raise UsageError(f"{moment!r} is no time to pack to: give seconds since 1970, or a tid")
+        raise UsageError(f"{moment!r} is not a time to pack to: give seconds since 1970, or a tid")
     if moment > time.time():
         return last
     try:
         found = tid_after(NO_TID, max(moment, 0) + _RESOLUTION_SECONDS)
     except (ValueError, OverflowError, OSError):
-        raise UsageError(f"{moment} is no time that a transaction can have") from None
+        raise UsageError(f"{moment} is beyond the range of tids") from None
     return found
 
 
 class OidSet:
-    """A set of oids: a byte for each, in pages, since most oids are numbers in a row."""
+    """A set of oids: a byte for each, in pages, since most oids are consecutive numbers."""
 
     def __init__(self) -> None:
         self._pages: dict[int, bytearray] = {}
@@ -119,7 +120,7 @@ class OidTable:
         return 0 if page is None else page[number & _IN_PAGE]
 
     def set_once(self, oid: Oid, value: int) -> bool:
-        """Set the number of an oid, if it has none; return whether that was so."""
+        """Set the number of an oid, if it has none; return whether it was set."""
         number = int.from_bytes(oid, "big")
         page = self._pages.get(number >> _PAGE_BITS)
         if page is None:
@@ -131,15 +132,13 @@ class OidTable:
 
 
 class Pacer:
-    """Lets other threads have the interpreter, as often as they use it; tells how far things
-    are; and stops when it is no longer wanted.
+    """Yields the interpreter lock periodically, so that short work in other threads does not wait
+    for CPython's 5 ms switch interval; reports progress; and stops when the work is cancelled.
 
-    Somebody who has a short piece of work to do, between two calls to the operating system,
-    would wait for each until a busy thread is made to let go, which is 5 ms in Python. So this
-    thread sleeps after each slice of work. If others used the processor while it slept, the next
-    slice is short, else long.
+    The thread sleeps after each slice of work. If other threads used the processor while it
+    slept, the next slice is short, else long.
 
-    *require_wanted* raises what ends the work.
+    *require_wanted* raises to cancel the work.
     """
 
     def __init__(
@@ -152,7 +151,7 @@ class Pacer:
         self._report_at = 0.0
 
     def pace(self) -> None:
-        """Sleep, if it is time (called after each bit of work)."""
+        """Sleep, if it is time (called after each step of the work)."""
         if time.perf_counter() >= self._until:
             self._rest()
 
@@ -168,17 +167,17 @@ class Pacer:
         self._until = time.perf_counter() + self._slice
 
     def require_wanted(self) -> None:
-        """Raise what ends the work, if it is no longer wanted."""
+        """Raise if the work is cancelled."""
         if self._require_wanted is not None:
             self._require_wanted()
 
     def hurry(self) -> None:
-        """Work twice as long at a time from now on, however much others want to."""
+        """Double the slice of work from now on, even if other threads are busy."""
         self._short *= 2
 
     @contextmanager
     def without_rest(self) -> Iterator[None]:
-        """Do not sleep: others are waiting for this thread."""
+        """Do not sleep inside: other threads are waiting for this one."""
         until, self._until = self._until, math.inf
         try:
             yield
@@ -186,7 +185,7 @@ class Pacer:
             self._until = until
 
     def report(self, phase: str, done: int, total: int) -> None:
-        """Tell how far a phase is, not too often; the end of one is always told."""
+        """Report the progress of a phase, at intervals, and always its end."""
         if self._progress is None:
             return
         now = time.perf_counter()
@@ -196,25 +195,25 @@ class Pacer:
 
 
 def require_none_missing(name: str, missing: list[Oid]) -> None:
-    """Raise `PackError` if a pack of the storage *name* has met references to objects that do not
-    exist: what those referred to is not known, and would be dropped as garbage."""
+    """Raise `PackError` if a pack of the storage *name* has met references to missing objects:
+    the objects reachable only through them would be removed as garbage."""
     if not missing:
         return
     shown = ", ".join(map(format_oid, sorted(missing)[:5]))
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
     raise PackError(
-        f"{name} was not packed: {shown}{more} are referred to, and do not exist. Were they lost, "
-        "what only they refer to would be dropped as garbage, for good. See objdb check for who "
-        "refers to them; restore them, or remove the references; or pack with gc=False, which "
-        "drops old revisions only"
+        f"{name} was not packed: {shown}{more} are referred to, but do not exist. If they were "
+        "lost, a pack would remove objects reachable only through them. See objdb check for the "
+        "objects that refer to them; restore them, or remove the references; or pack with "
+        "gc=False, which removes old revisions only"
     )
 
 
 def nowhere_else(oid: Oid) -> bool:
-    """No object is in another storage that this one is laid over."""
+    """Return False: no object is in another storage under this one."""
     return False
 
 
 def no_roots() -> Iterable[Oid]:
-    """Nothing elsewhere refers to anything here."""
+    """Return no roots: no other database refers to objects here."""
     return ()

@@ -1,11 +1,11 @@
-"""A storage in memory that is written to a file, whole, after each commit: for prototypes.
+"""A storage in memory, written to a file as a whole after each commit: for prototypes.
 
     magic 16   CRC-32 of the rest 4   length of the rest 8   pickle of a dict: see `bytesmap`
 
     vote     the dict with the transaction in it ─► PATH.new ─► sync
     finish   PATH.new ─► PATH
 
-The time and the disk space that a commit takes grow with the whole database.
+The time and the disk space of a commit grow with the whole database.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from objdb.storage.files import (
     what_is_gone,
     write_file,
 )
+from objdb.storage.owning import drops_what_it_opened
 from objdb.storage.packing import PackResult
 from objdb.storage.rows import Row, TransactionRow, encode_transaction
 from objdb.storage.storage import Storage
@@ -56,24 +57,27 @@ LARGE_BYTES = 50_000_000
 
 
 class LargePickleWarning(UserWarning):
-    """The file of a `PickledMappingStorage` has become so large that commits take long."""
+    """The file of a `PickledMappingStorage` is so large that commits are slow."""
 
 
 @implementer(IMaintained)
 class PickledEngine(BytesEngine):
     """Keeps rows in a dict that is written to the file *path*; see `PickledMappingStorage`.
 
-    `_changing` is held while rows of committed transactions change, and while they are copied to
-    be written; `_saving` while the file is written and replaced.
+    `_changing` is held while rows of committed transactions change, and while they are copied for
+    writing; `_saving` while the file is written and replaced.
     """
 
+    _lock: Lock | None = None
+    _file: File | None = None  # the one at the path, if there is one
+
+    @drops_what_it_opened
     def __init__(
         self, path: str | os.PathLike[str], every_seconds: float, read_only: bool, files: Files
     ) -> None:
         self._files = files
         path = files.real_path(path_given(path, "file"))
         self._is_large = False
-        self._file: File | None = None  # the one at the path, if there is one
         if files.is_directory(path):
             raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
         folder = os.path.dirname(path)
@@ -85,17 +89,14 @@ class PickledEngine(BytesEngine):
         self._pid = os.getpid()
         self._changing = threading.Lock()
         self._saving = threading.Lock()
-        self._changes = self._saved = 0  # how many there were, and are in the file
+        self._changes = self._saved = 0  # number of changes made, and of those in the file
         self._error: Exception | None = None  # of the last tick
         self._is_closed = False
-        self._lock: Lock | None = None if read_only else take_lock(files, path)
-        try:
-            super().__init__(path, self._read(path, must_exist=read_only), path)
-            if not read_only and files.exists(path):
-                self._note_file()
-        except BaseException:
-            self._let_go()
-            raise
+        if not read_only:
+            self._lock = take_lock(files, path)
+        super().__init__(path, self._read(path, must_exist=read_only), path)
+        if not read_only and files.exists(path):
+            self._note_file()
 
     def _read(self, path: str, *, must_exist: bool) -> dict[bytes, bytes]:
         if not must_exist and not self._files.exists(path):
@@ -135,14 +136,14 @@ class PickledEngine(BytesEngine):
         self, rows: dict[tuple[Oid, Tid], Row | None],
         transactions: dict[Tid, TransactionRow | None],
     ) -> None:
-        """See `IEngine`; the file is written by `save`, which whoever packs calls at its end."""
+        """See `IEngine`; `save` writes the file, called at the end of a pack."""
         with self._changing:
             super().amend(rows, transactions)
             self._changes += 1
 
     def save(self) -> None:
-        """Write what there is, if it is not written yet. Nobody votes, or transactions are not
-        written one by one."""
+        """Write all rows, if there are unsaved changes. No transaction is voting, or they are
+        not written one by one."""
         with self._changing:
             if self._changes == self._saved or self._is_closed:
                 return
@@ -153,7 +154,7 @@ class PickledEngine(BytesEngine):
             self._saved = changes
 
     def tick(self) -> None:
-        """See `IMaintained`: write what was committed."""
+        """See `IMaintained`: write the committed rows."""
         self._error = None
         try:
             self.save()
@@ -169,16 +170,16 @@ class PickledEngine(BytesEngine):
         gone = self._what_is_gone()
         if gone is not None:
             raise StorageError(
-                f"{gone}. Nothing was committed. Close the storage, and check the file"
+                f"{gone}. Nothing was committed. Close the storage and check the file"
             )
         if len(content) > LARGE_BYTES and not self._is_large:
             self._is_large = True
             warnings.warn(
-                f"{path} is {len(content) / 1e6:.0f} MB, which are written anew at each "
-                "commit. Move to a FileStorage: objdb migrate does it", LargePickleWarning,
+                f"{path} is {len(content) / 1e6:.0f} MB, all written again at each commit. Move "
+                "to a FileStorage: objdb migrate does it", LargePickleWarning,
                 stacklevel=2,
             )
-        # A new file is for the same people as the lock, which was made first.
+        # A new file gets the permissions of the lock file, which was created first.
         model = path if self._files.exists(path) else path + ".lock"
         try:
             write_file(self._files, path + ".new", content, model)
@@ -189,7 +190,7 @@ class PickledEngine(BytesEngine):
             ) from error
 
     def _note_file(self) -> None:
-        """Remember which file is the one that was read, or written."""
+        """Open the file that was just read or written, to detect its replacement."""
         if self._file is not None:
             self._file.close()
         self._file = self._files.open(self.name, "r")
@@ -198,14 +199,14 @@ class PickledEngine(BytesEngine):
         if self._file is not None:
             return what_is_gone(self._files, self.name, self._file)
         if self._files.exists(self.name):
-            return f"{self.name} was made by somebody else while it was open"
+            return f"{self.name} was created by another program while it was open"
         return None
 
     def _remove_new(self) -> None:
         try:
             if self._files.exists(self.name + ".new"):
                 self._files.remove(self.name + ".new")
-        except OSError:  # the next one is written over it
+        except OSError:  # the next write replaces it
             return
 
     def _replace(self) -> None:
@@ -218,23 +219,24 @@ class PickledEngine(BytesEngine):
             self._note_file()
         except OSError as error:
             raise StorageFailedError(
-                f"the file could not be replaced by what was written ({error}): whether the last "
-                "transaction is on the medium is unknown"
+                f"the file could not be replaced by the new one ({error}): it is unknown whether "
+                "the last transaction is durable"
             ) from error
 
     def close(self) -> None:
         """See `IEngine`."""
-        if self._pid != os.getpid():  # a fork's copy: file and lock are the parent's
+        if self._pid != os.getpid():  # a forked child: file and lock are the parent's
             return
         try:
-            if self.tick_seconds:
+            if self.tick_seconds and not self._is_closed:
                 self.save()
         finally:
             self._is_closed = True
             with self._saving:
-                self._let_go()
+                self.drop_opened()
 
-    def _let_go(self) -> None:
+    def drop_opened(self) -> None:
+        """Close the file and let go of the lock (see `owning`)."""
         if self._file is not None:
             self._file.close()
         if self._lock is not None:
@@ -245,10 +247,9 @@ class PickledMappingStorage(Storage):
     """Keeps everything in memory, and writes it to the file *path*, for prototypes and tests.
 
     The file is read when the storage is opened, and replaced as a whole: after each commit; or,
-    with *every_seconds*, so often if there were commits, and when it is closed. Then a crash
-    loses what was committed since the last time. Above 50 MB it warns (`LargePickleWarning`):
-    move to a FileStorage. *read_only*: take no lock and no transactions. *files*: the file
-    system.
+    with *every_seconds*, at that interval if there were commits, and on close. Then a crash loses
+    the commits since the last write. Above 50 MB it warns (`LargePickleWarning`): move to a
+    FileStorage. *read_only*: take no lock and no transactions. *files*: the file system.
 
     Raises `FileFormatError`, `CorruptedDataError`, `StorageLockedError`, or OSError from the
     operating system.
@@ -256,12 +257,13 @@ class PickledMappingStorage(Storage):
 
     engine: PickledEngine
 
+    @drops_what_it_opened
     def __init__(
         self, path: str | os.PathLike[str], *, every_seconds: float = 0, read_only: bool = False,
         files: Files | None = None,
     ) -> None:
         if not (isinstance(every_seconds, (int, float)) and every_seconds >= 0):
-            raise UsageError(f"every_seconds is {every_seconds!r}; it is a number, 0 or more")
+            raise UsageError(f"every_seconds is {every_seconds!r}; it must be a number, 0 or more")
         engine = PickledEngine(path, every_seconds, read_only, files or OSFiles())
         super().__init__(engine, read_only=read_only)
 
@@ -280,11 +282,11 @@ def _encode(data: dict[bytes, bytes]) -> bytes:
 
 
 def _decode(path: str, content: bytes) -> dict[bytes, bytes]:
-    """Return the dict in a file's content; `FileFormatError` if it is another kind of file,
-    `CorruptedDataError` if it is damaged."""
+    """Return the dict in a file's content; `FileFormatError` for another kind of file,
+    `CorruptedDataError` for a damaged one."""
     if not content:
         raise FileFormatError(
-            f"{path} is empty, so it is no database. Remove it to let a new one be made", path=path
+            f"{path} is empty, so it is not a database. Remove it to create a new one", path=path
         )
     if content[: len(MAGIC)] != MAGIC[: len(content)]:
         raise FileFormatError(
@@ -296,7 +298,7 @@ def _decode(path: str, content: bytes) -> dict[bytes, bytes]:
     if len(content) >= _HEADER.size:
         _, crc, length = _HEADER.unpack_from(content)
     if length != len(body):
-        raise _damaged(path, len(content), f"it is cut off: {len(body)} bytes of {length}")
+        raise _damaged(path, len(content), f"it is truncated: {len(body)} bytes of {length}")
     if zlib.crc32(body) != crc:
         raise _damaged(path, _HEADER.size, "its checksum is wrong")
     try:
@@ -304,19 +306,19 @@ def _decode(path: str, content: bytes) -> dict[bytes, bytes]:
     except Exception as error:
         raise _damaged(path, _HEADER.size, str(error)) from error
     if not isinstance(data, dict):
-        raise _damaged(path, _HEADER.size, "it has no dict in it")
+        raise _damaged(path, _HEADER.size, "it does not contain a dict")
     return data
 
 
 def _damaged(path: str, position: int, what: str) -> CorruptedDataError:
     return CorruptedDataError(
-        f"{path} is damaged: {what}. Nothing was changed. Put back a copy of it",
+        f"{path} is damaged: {what}. Nothing was changed. Restore a copy of it",
         path=path, position=position,
     )
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Loads dicts and bytes, and nothing that runs code."""
+    """Loads dicts and bytes only, so that no code runs."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in this file")
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in this file")

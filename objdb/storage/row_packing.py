@@ -1,12 +1,12 @@
-"""Packing rows: what stays is marked, then the rest is removed, a batch at a time.
+"""Packing rows: mark the rows that stay, then remove the others, a batch at a time.
 
-    mark      everything that is reached: of each object, the row that was current at the pack time
-    status    transactions up to then are packed: they can be undone no more
-    remove    the other rows up to then; between two batches others commit, and what those reach
-              is marked as well
-    forget    transactions that have nothing left
+    mark      everything reachable: of each object, the row that was current at the pack time
+    status    transactions up to then become packed: they cannot be undone any more
+    remove    the other rows up to then; between two batches others commit, and objects reachable
+              from those transactions are marked too
+    forget    transactions without rows
 
-Stopped anywhere, a database is left that holds together, with some garbage for the next pack.
+Stopped anywhere, a pack leaves a consistent database, with some garbage for the next one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Chain = list[tuple[Tid, int]]
 
 
 def pack_rows(amender: Amender, options: PackOptions) -> PackResult:
-    """Pack what *amender* amends."""
+    """Pack the engine of *amender*."""
     engine = amender.engine
     if options.keep_old:
         raise Unsupported(
@@ -51,8 +51,8 @@ def pack_rows(amender: Amender, options: PackOptions) -> PackResult:
 
 
 class _Marks:
-    """What stays of the revisions up to *pack_to*. `reached` has the oids, `beside` what stays of
-    an object besides the row that was current then."""
+    """The revisions up to *pack_to* that stay. `reached` has the oids, `beside` the rows that stay
+    of an object besides the one that was current then."""
 
     def __init__(self, engine: Any, pack_to: Tid, references: References | None) -> None:
         self._engine = engine
@@ -62,10 +62,10 @@ class _Marks:
         self.reached = OidSet()
         self.count = 0
         self.beside: dict[Oid, set[Tid]] = {}
-        self.missing: list[Oid] = []  # what is referred to, and does not exist
+        self.missing: list[Oid] = []  # referenced objects that do not exist
 
     def reach(self, oids: Iterable[Oid], pacer: Pacer | None = None) -> None:
-        """Mark these objects, and what can be reached from them."""
+        """Mark these objects, and all objects reachable from them."""
         waiting = list(oids)
         while waiting:
             oid = waiting.pop()
@@ -81,15 +81,15 @@ class _Marks:
                 pacer.pace()
 
     def referred(self, row: Row) -> Iterable[Oid]:
-        """Return what a row refers to."""
+        """Return the oids that a row refers to."""
         data = row.data
         if data is None or self._references is None:
             return ()
         return self._references(data)
 
     def _staying(self, oid: Oid) -> list[Row]:
-        """Return the rows that stay of an object: the one that was current; if that is in a
-        version, the one that is seen outside; and orphans."""
+        """Return the rows that stay of an object: the current one; if that is in a version, the
+        one seen outside; and orphans."""
         row = self._engine.before(oid, self._bound)
         if not self._has_versions:
             return [] if row is None else [row]
@@ -104,7 +104,7 @@ class _Marks:
         return [found for found in rows if found is not None]
 
     def _orphans(self, oid: Oid, row: Row | None) -> set[Tid]:
-        """Return the rows that later ones bring back to a version, and what was outside."""
+        """Return the rows that later ones restore to a version, and those outside then."""
         found: set[Tid] = set()
         before, later = row, self._engine.after(
             oid, NO_TID if row is None else row.tid
@@ -123,8 +123,8 @@ class _Marks:
         return set() if outside is None or not outside.exists else {outside.tid}
 
     def stays(self, oid: Oid, chain: list[Tid], exists: bool) -> set[Tid]:
-        """Return which of the revisions in *chain*, those up to the pack time, stay; *exists*:
-        whether the last of them is data."""
+        """Return the revisions in *chain*, those up to the pack time, that stay; *exists*: whether
+        the last of them has data."""
         if oid not in self.reached:
             return set()
         beside = self.beside.get(oid, set())
@@ -132,14 +132,14 @@ class _Marks:
 
 
 class RowPack:
-    """One pack through *amender*, up to *pack_to*; without *references* it keeps all objects that
-    exist."""
+    """One pack through *amender*, up to *pack_to*; without *references* it keeps all existing
+    objects."""
 
     def __init__(
         self, amender: Amender, pack_to: Tid, references: References | None, pacer: Pacer,
         elsewhere: Elsewhere,
     ) -> None:
-        from BTrees.QQBTree import QQTreeSet  # not before somebody packs
+        from BTrees.QQBTree import QQTreeSet  # imported only for a pack
 
         self._amender = amender
         self._engine = amender.engine
@@ -149,8 +149,8 @@ class RowPack:
         self._pacer = pacer
         self._elsewhere = elsewhere
         self._seen = pack_to  # the last transaction whose objects are marked
-        self._had_some = QQTreeSet()  # transactions that had revisions when this began
-        self._lost_some: set[Tid] = set()  # those that have lost some
+        self._had_some = QQTreeSet()  # transactions that had revisions at the start of the pack
+        self._lost_some: set[Tid] = set()  # transactions that have lost revisions
 
     def run(self, roots: Callable[[], Iterable[Oid]]) -> PackResult:
         """Pack; *roots* gives further oids that stay."""
@@ -167,7 +167,7 @@ class RowPack:
             self._pacer.report("copy", done, before[1])
             self._pacer.pace()
         self._pacer.report("copy", before[1], before[1])
-        # From here on it goes through to its end.
+        # From here on the pack is not cancelled.
         with self._amender.alone():
             self._amender.note_packed(self._pack_to)
         self._mark_packed()
@@ -177,7 +177,7 @@ class RowPack:
         return PackResult(before[0], engine.size(), before[1], engine.count())
 
     def estimate(self, roots: Callable[[], Iterable[Oid]]) -> PackResult:
-        """Return about what `run` would."""
+        """Return an estimate of the result of `run`."""
         engine = self._engine
         size, count = engine.size(), engine.count()
         self._mark(roots)
@@ -198,8 +198,8 @@ class RowPack:
         self._pacer.report("mark", marks.count, marks.count)
 
     def _drops(self, chain: Chain, going: Chain) -> bool:
-        """Return whether an object goes wholly; `PackError` if it exists and something else is
-        missing, which may have led to it."""
+        """Return whether all of an object is removed; `PackError` if it exists and another object
+        is missing, from which it may have been reachable."""
         goes = len(going) == len(chain)
         if goes and chain[-1][1] > 0 and self._collects:
             missing = [oid for oid in self._marks.missing if not self._elsewhere(oid)]
@@ -207,7 +207,7 @@ class RowPack:
         return goes
 
     def _mark_later(self) -> None:
-        """Mark what transactions after the pack time changed, and what they refer to."""
+        """Mark the objects that transactions after the pack time changed or refer to."""
         engine, marks = self._engine, self._marks
         for transaction in engine.transactions(next_tid(self._seen), b"\xff" * 8):
             for oid in transaction.oids:
@@ -216,9 +216,9 @@ class RowPack:
             self._seen = transaction.tid
 
     def _mark_packed(self) -> None:
-        """Let no transaction up to the pack time be undone any more."""
+        """Set the transactions up to the pack time to packed, so that they cannot be undone."""
         packed: Transactions = {}
-        # The oldest first: wherever this is stopped, those before a packed one are packed.
+        # The oldest first: wherever this stops, all transactions before a packed one are packed.
         for transaction in self._engine.transactions(NO_TID, self._pack_to):
             if transaction.status == "p":
                 continue
@@ -236,7 +236,7 @@ class RowPack:
         return [entry for entry in upto if entry[0] not in stays]
 
     def _remove(self, oids: Iterable[Oid]) -> None:
-        """Remove of these objects what does not stay, as things are now."""
+        """Remove the rows of these objects that do not stay, by their current state."""
         with self._amender.alone():
             self._mark_later()
             edits: Rows = {}
@@ -247,8 +247,8 @@ class RowPack:
         self._lost_some.update(tid for (_, tid), row in edits.items() if row is None)
 
     def _edits(self, oid: Oid) -> Rows:
-        """Return what removing an object's rows that go changes: those, and the first after a
-        gap between rows that stay."""
+        """Return the changes that remove an object's rows: of those rows, and of the first row
+        after each gap between rows that stay."""
         engine = self._engine
         rows: list[Row] = []
         row = engine.after(oid, NO_TID)
@@ -272,14 +272,13 @@ class RowPack:
         return edits
 
     def _forget_transactions(self) -> None:
-        """Remove the transactions that have nothing left; the last one up to the pack time
-        stays."""
+        """Remove the transactions without rows; the last one up to the pack time stays."""
         engine = self._engine
         newest = engine.transactions(NO_TID, self._pack_to, newest_first=True)
         last = next(newest, None)
         changed: Transactions = {}
         for row in engine.transactions(NO_TID, self._pack_to):
-            # An earlier pack that was stopped may have left transactions without revisions.
+            # An interrupted pack may have left transactions without revisions.
             had_some = row.oids and int.from_bytes(row.tid, "big") in self._had_some
             if had_some and row.tid not in self._lost_some:
                 continue

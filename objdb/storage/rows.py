@@ -1,4 +1,4 @@
-"""Rows: how an engine keeps revisions and transactions, and their bytes.
+"""Rows: revisions and transactions as an engine keeps them, and their bytes.
 
 A revision, under its oid and tid:
 
@@ -12,7 +12,7 @@ A transaction, under its tid:
 
 Numbers are big-endian; texts are UTF-8. An *outside* of zeros is None.
 
-An engine that keeps rows on a medium adds a CRC-32 to each, behind it (`sealed`) or beside it
+An engine that keeps rows on disk adds a CRC-32 to each, after it (`sealed`) or beside it
 (`row_crc`, `transaction_crc`): of the row's key, which is oid and tid or tid, and its bytes.
 """
 
@@ -27,7 +27,7 @@ from objdb.ids import NO_TID, Oid, Tid, format_oid, format_tid
 from objdb.storage.extension import loads_extension
 
 TOMBSTONE, VERSION, BACK_POINTER, FOLLOWS_GAP = 1, 2, 4, 8
-PLAIN = b"\0"  # the flags of a row with nothing but a record
+PLAIN = b"\0"  # the flags of a row with a record only
 CRC_BYTES = 4
 SOUND = 0x2144DF1C  # the CRC-32 of any bytes that end with their own CRC-32, little-endian
 
@@ -38,9 +38,9 @@ assert _TRANSACTION.size == 25
 
 class Row(NamedTuple):
     """A revision. `data` is None for a tombstone: the object does not exist. `outside` is the tid
-    of the revision that others see while this one, in `version`, is current; `back_pointer` the
-    tid of an older revision that has the same data. `follows_gap`: the revision before this one
-    was packed away."""
+    of the revision visible outside `version` while this one is current; `back_pointer` the tid of
+    an older revision with the same data. `follows_gap`: the revision before this one was packed
+    away."""
 
     tid: Tid
     data: bytes | None
@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
     @property
     def exists(self) -> bool:
-        """Whether it is no tombstone."""
+        """Whether the row is not a tombstone."""
         return self.data is not None
 
     @property
@@ -61,17 +61,17 @@ class Row(NamedTuple):
 
 
 class Current(NamedTuple):
-    """The tid of an object's last revision, and the version that this is in."""
+    """The tid of an object's last revision, and the version of that revision."""
 
     tid: Tid
     version: str = ""
 
 
-new_row = new_current = tuple.__new__  # of all fields at once; in half the time
+new_row = new_current = tuple.__new__  # from all fields at once; in half the time
 
 
 class TransactionRow(NamedTuple):
-    """A transaction: its metadata, the oids that it changed, the size of their records in bytes.
+    """A transaction: its metadata, the oids it changed, the size of their records in bytes.
     `status` is one character: space, `p` (packed) or `u`."""
 
     tid: Tid
@@ -135,13 +135,13 @@ def decode_row(tid: Tid, data: bytes) -> Row:
 
 
 def sealed(key: bytes, value: bytes) -> bytes:
-    """Return *value* with the checksum of *key* and *value* behind it."""
+    """Return *value* followed by the checksum of *key* and *value*."""
     return value + crc32(value, crc32(key)).to_bytes(CRC_BYTES, "little")
 
 
 def unsealed(key: bytes, value: bytes, path: str | None) -> bytes:
-    """Return what *value* was made from with *key* by `sealed`; `CorruptedDataError` if the
-    checksum does not fit. *key* is a tid, or an oid and a tid; *path* is the database's."""
+    """Return *value* without the checksum that `sealed` added; `CorruptedDataError` if the
+    checksum does not match. *key* is a tid, or an oid and a tid; *path* is the database's."""
     if crc32(value, crc32(key)) != SOUND:
         raise damaged_row(key, path)
     return value[:-CRC_BYTES]
@@ -153,7 +153,7 @@ def row_crc(oid: Oid, row: Row) -> int:
 
 
 def plain_crc(oid: Oid, tid: Tid, record: bytes) -> int:
-    """Return the checksum of a revision that has a record, and nothing else."""
+    """Return the checksum of a revision with a record only."""
     return crc32(record, crc32(oid + tid + PLAIN))
 
 
@@ -163,13 +163,13 @@ def transaction_crc(row: TransactionRow) -> int:
 
 
 def damaged_row(key: bytes, path: str | None) -> CorruptedDataError:
-    """Return the error of a row whose checksum does not fit; *key* as for `unsealed`."""
+    """Return the error for a row whose checksum does not match; *key* as for `unsealed`."""
     what = f"transaction {format_tid(key[-8:])}"
     if len(key) == 16:
         what = f"the revision of object {format_oid(key[:8])} in {what}"
     return CorruptedDataError(
-        f"{path}: {what} is damaged: its checksum does not fit. Restore a backup; objdb check "
-        "lists what else is damaged", path=path, oid=key[:8] if len(key) == 16 else None,
+        f"{path}: {what} is damaged: its checksum does not match. Restore a backup; objdb check "
+        "lists all damage", path=path, oid=key[:8] if len(key) == 16 else None,
     )
 
 
@@ -193,7 +193,7 @@ def decode_transaction(tid: Tid, data: bytes) -> TransactionRow:
         raise CorruptedDataError(f"the row of the transaction {tid.hex()}: {error}") from error
     if len(data) != _TRANSACTION.size + sum(lengths) + 8 * count:
         raise CorruptedDataError(
-            f"the row of the transaction {tid.hex()} has {len(data)} bytes, and its lengths add "
+            f"the row of the transaction {tid.hex()} has {len(data)} bytes, but its lengths add "
             f"up to {_TRANSACTION.size + sum(lengths) + 8 * count}"
         )
     texts, at = [], _TRANSACTION.size

@@ -1,10 +1,10 @@
-"""What one transaction writes and checks in a storage, from `tpc_begin` to its end.
+"""The writes and checks of one transaction in a storage, from `tpc_begin` to its end.
 
-    Writes   oid -> record, with the revision that it was made from
-    Plan     what requests make of objects: to undo a transaction, to commit or abort a version
+    Writes   oid -> record, with the revision that it is based on
+    Plan     the results of requests: to undo a transaction, to commit or abort a version
 
-A request is planned when it is made, from what is current then, and planned again at the vote if
-that has changed.
+A request is planned when it is made, from the revisions current then, and again at the vote if
+those have changed.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from objdb.storage.commit import Phase
 from objdb.storage.engine import IChained
 from objdb.storage.rows import Current, Row, TransactionRow, new_row
 
-# A transaction that stages more than this keeps it in a temporary file.
+# A transaction that stages more than this keeps its records in a temporary file.
 SPOOL_BYTES = 32 * 1024 * 1024
 MAX_RECORD_BYTES = 2**31 - 1
 
 
 class Spooled(NamedTuple):
-    """Where a record is in the temporary file of a large transaction."""
+    """The place of a record in the temporary file of a large transaction."""
 
     position: int
     size: int
 
 
 class Plan:
-    """What the requests of a transaction make of objects.
+    """The requests of a transaction, and their results.
 
     requests   functions that stage their results, and return the oids
-    results    of each object with a result, what was current when it was planned
-    emptied    of each version that is committed or aborted, what was current in it
-    planned_at the last transaction committed, and the number of packs, when it was planned
+    results    of each object with a result, the revision current when it was planned
+    emptied    of each version committed or aborted, the revisions current in it
+    planned_at the last committed transaction, and the number of packs, when it was planned
     is_stale   not all results are staged any more
     """
 
@@ -50,34 +50,34 @@ class Plan:
 
 
 class Writes:
-    """One transaction's writes. Where a record is None the object becomes a tombstone; or, with
-    a back pointer, has the data of that revision again."""
+    """One transaction's writes. A record of None stands for a tombstone; or, with a back pointer,
+    for the data of that revision."""
 
     def __init__(self, transaction: Any, tid: Tid | None = None, status: str = " ") -> None:
         self.transaction = transaction
         self.phase = Phase.BEGUN
         self.tid = tid
         self.status = status
-        self.reads: dict[str, dict[Oid, Tid]] = {}  # what was read, by version
+        self.reads: dict[str, dict[Oid, Tid]] = {}  # the tids read, by version
         self.unchanged_since: Tid | None = None  # the tid that must be the last one at the vote
-        # oid -> the tid of the revision that the staged one was made from (`NO_TID`: of a new
+        # oid -> the tid of the revision that the staged one is based on (`NO_TID`: of a new
         # object), or None for a restored revision, which is not checked.
         self.bases: dict[Oid, Tid | None] = {}
         # Two dicts of bytes, unlike one of tuples, give the garbage collector nothing to visit.
         self._records: dict[Oid, bytes | Spooled | None] = {}
         self.record_bytes = 0  # of all records; 8 for each tombstone and back pointer
         self.back_pointers: dict[Oid, Tid] = {}
-        self.pointers_at = 0  # how many packs there were before those of restored records
+        self.pointers_at = 0  # number of packs before the back pointers of restored records
         self.versions: dict[Oid, str] = {}
         self.plan: Plan | None = None
-        # Since the vote: what is current of every object written, and which conflicts were
-        # resolved; the engine's token.
+        # Since the vote: the current revision of every object written, the resolved conflicts,
+        # the engine's token.
         self.current: dict[Oid, Current | None] = {}
-        self.locked: dict[Oid, str] = {}  # of what is current, the versions
+        self.locked: dict[Oid, str] = {}  # the versions of the current revisions
         self.resolved: list[Oid] = []
         self.token: Any = None
         self.held: list[Any] = []  # the commit slot's lock, while this transaction holds it
-        self.ticket: Any = None  # since it is committed, what it waits with
+        self.ticket: Any = None  # its ticket in the group commit, once it is committed
         self._spool: Any = None
 
     def __len__(self) -> int:
@@ -86,7 +86,7 @@ class Writes:
     def write(
         self, oid: Oid, base_tid: Tid | None, record: bytes | None, version: str = ""
     ) -> None:
-        """Stage a revision of *oid*; a second one of the same oid replaces the first."""
+        """Stage a revision of *oid*; a second one for the same oid replaces the first."""
         if oid in self.bases:
             self._drop(oid)
         self.bases[oid] = base_tid
@@ -106,14 +106,14 @@ class Writes:
         self.record_bytes -= 8 if replaced is None else len(replaced)
 
     def point_back(self, oid: Oid, tid: Tid, packs: int) -> None:
-        """Note that the staged record is that of the revision *tid*, too; *packs* is how many
-        packs have changed rows."""
+        """Note that the staged record is also that of the revision *tid*; *packs* is the number
+        of packs that have changed rows."""
         if not self.back_pointers:
             self.pointers_at = packs
         self.back_pointers[oid] = tid
 
     def drop_record(self, oid: Oid) -> None:
-        """Keep the back pointer of *oid* only."""
+        """Drop the record of *oid*, keeping its back pointer."""
         record = self.record(oid)
         if record is not None:
             self.record_bytes -= len(record) - 8
@@ -125,8 +125,8 @@ class Writes:
         self, oid: Oid, current: Current, record: bytes | None, back_pointer: Tid | None,
         version: str,
     ) -> None:
-        """Stage what a request makes of *oid*, of which *current* is current; the result of a
-        further request replaces it."""
+        """Stage the result of a request for *oid*, whose current revision is *current*; the
+        result of a further request replaces it."""
         assert self.plan is not None
         self.plan.results.pop(oid, None)
         self.write(oid, current.tid, record, version)
@@ -137,8 +137,8 @@ class Writes:
     def write_results(
         self, current: dict[Oid, Current], back_pointers: Mapping[Oid, Tid | None], version: str
     ) -> None:
-        """Stage what a request makes of many objects, of which nothing is staged yet: each has
-        the data of an older revision again, or, without a back pointer, becomes a tombstone."""
+        """Stage the results of a request for many objects, none of them staged yet: each gets the
+        data of an older revision again, or, without a back pointer, becomes a tombstone."""
         assert self.plan is not None
         self.plan.results.update(current)
         self.bases.update({oid: found.tid for oid, found in current.items()})
@@ -164,7 +164,7 @@ class Writes:
 
     def require_not_planned(self, oid: Oid) -> None:
         """Raise `UndoError` if this transaction undoes a change of *oid*, or commits or aborts
-        one made in a version."""
+        the version it is in."""
         if self.plan is not None and oid in self.plan.results:
             raise UndoError(
                 f"object {format_oid(oid)} cannot be changed in the transaction that undoes a "
@@ -195,8 +195,8 @@ class Writes:
         return self._from_spool(record) if isinstance(record, Spooled) else record
 
     def records(self) -> Iterable[tuple[Oid, bytes | None]]:
-        """Return (oid, record) in the order they were staged, with one spooled record in memory
-        at a time."""
+        """Return (oid, record) in the order of staging, with one spooled record in memory at a
+        time."""
         if self._spool is None:
             return self._records.items()  # type: ignore[return-value]
         return self._spooled_records()
@@ -218,7 +218,7 @@ class Writes:
 
 def request(engine: Any, writes: Writes, packs: int, make: Callable[[], list[Oid]]) -> list[Oid]:
     """Plan one more request: call *make*, which stages its results and returns their oids.
-    *packs* is how many packs have changed rows so far; none does meanwhile."""
+    *packs* is the number of packs that have changed rows so far; none does meanwhile."""
     plan = writes.plan
     if plan is None:
         plan = writes.plan = Plan((engine.visibility.committed_tid, packs))
@@ -230,7 +230,7 @@ def request(engine: Any, writes: Writes, packs: int, make: Callable[[], list[Oid
 
 
 def plan_again_if_moved(engine: Any, writes: Writes, packs: int) -> None:
-    """Plan all requests again if something that they went by has changed. The slot is held."""
+    """Plan all requests again if their plan is based on outdated revisions. The slot is held."""
     plan = writes.plan
     assert plan is not None
     if plan.is_stale or _has_moved(engine, plan, packs):
@@ -259,7 +259,7 @@ def _plan_again(engine: Any, writes: Writes, plan: Plan, packs: int) -> None:
 
 
 def current_of(engine: Any, writes: Writes) -> dict[Oid, Current | None]:
-    """Return what is current of all that is written. The plan is up to date."""
+    """Return the current revisions of all objects written. The plan is up to date."""
     assert writes.plan is not None
     found: dict[Oid, Current | None] = engine.current(
         writes.bases.keys() - writes.plan.results.keys()
@@ -268,7 +268,7 @@ def current_of(engine: Any, writes: Writes) -> dict[Oid, Current | None]:
     return found
 
 
-# -- what an engine is given
+# -- the rows for an engine
 
 
 def transaction_row(writes: Writes) -> TransactionRow:
@@ -286,8 +286,8 @@ class StagedRows:
 
     `replaced` are the oids that have a row already; `versions` are those of new rows, `locked`
     those of replaced ones, each by oid. For an engine that declares `IChained` rows have no
-    `outside`, and where they have a back pointer (`back_pointers` by oid) they have no data;
-    `records()` gives (oid, record or None) then.
+    `outside`, and rows with a back pointer (`back_pointers` by oid) have no data; `records()`
+    then yields (oid, record or None).
     """
 
     def __init__(self, engine: Any, writes: Writes) -> None:
@@ -316,8 +316,8 @@ class StagedRows:
 
 
 def settle_back_pointers(engine: Any, writes: Writes, packs: int) -> None:
-    """Drop back pointers of records that a pack may have taken the target of; and, for an engine
-    that needs none, the records that have one. *packs* is how many packs have changed rows."""
+    """Drop back pointers whose target a pack may have removed; and, for an engine that follows
+    them, the records that have one. *packs* is the number of packs that have changed rows."""
     if writes.pointers_at == packs and not IChained.providedBy(engine):
         return
     for oid, tid in list(writes.back_pointers.items()):
@@ -331,7 +331,7 @@ def settle_back_pointers(engine: Any, writes: Writes, packs: int) -> None:
 
 
 def data_of(engine: Any, oid: Oid, tid: Tid) -> bytes | None:
-    """Return the record of the revision *tid* of *oid*; None if that is a tombstone, or gone."""
+    """Return the record of the revision *tid* of *oid*; None if that is a tombstone or gone."""
     row = engine.row(oid, tid)
     data: bytes | None = None if row is None else row.data
     return data
@@ -346,8 +346,8 @@ def staged_data(engine: Any, writes: Writes, oid: Oid) -> bytes | None:
 
 
 def _outside_tid(engine: Any, writes: Writes, oid: Oid) -> Tid | None:
-    """Return the tid of what others see when the staged revision, in a version, is current: see
-    `versions`."""
+    """Return the tid of the revision visible outside while the staged one, in a version, is
+    current: see `versions`."""
     current = writes.current.get(oid)
     if current is None:
         return None
@@ -366,7 +366,7 @@ def require_size(oid: Oid, data: bytes) -> None:
         return
     if data:
         raise RecordTooLargeError(
-            f"object {format_oid(oid)} is {len(data)} bytes; a record holds at most "
+            f"object {format_oid(oid)} is {len(data)} bytes; a record can have at most "
             f"{MAX_RECORD_BYTES}. Keep large data in many objects or in a file",
             oid=oid, size=len(data), limit=MAX_RECORD_BYTES,
         )

@@ -1,11 +1,12 @@
 """The storage: the two-phase protocol over any engine. It keeps no rows itself.
 
-    tpc_vote     take the slot ─► plan again what moved ─► check locks and reads
+    tpc_vote     take the slot ─► plan stale requests again ─► check locks and reads
                  ─► resolve conflicts ─► assign the tid ─► engine.write
     tpc_finish   engine.commit ─► free the slot ─► [sync, shared] ─► callback ─► engine.publish
 
-`engine` says what an engine does. Everything between the protocol and the engine is functions, a
-module for each subject: `conflicts`, `versions`, `undo`, `history`, `packing`, `copying`.
+`engine` has the contract of engines. The layer between the protocol and the engine consists of
+functions, a module for each subject: `conflicts`, `versions`, `undo`, `history`, `packing`,
+`copying`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from objdb.storage.foreign import database_of
 from objdb.storage.history import Filter
 from objdb.storage.iteration import TransactionRecord
 from objdb.storage.oids import OidSource
+from objdb.storage.owning import Closing, drops_what_it_opened
 from objdb.storage.row_packing import pack_rows
 from objdb.storage.staging import Writes
 from objdb.storage.times import commit_tid
@@ -40,21 +42,26 @@ from objdb.storage.undo import Undo, UndoneObject, tid_from_id
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_CLOSE_SECONDS = 5.0  # how long closing waits for a transaction that has voted
+_CLOSE_SECONDS = 5.0  # the time that closing waits for a transaction that has voted
 _STATUSES = (" ", "p", "u")  # committed, packed, undone (old)
 _count = count()
 
 
 class Storage:
-    """A storage over `engine`. *read_only*: take no transactions. *without*: interfaces that it
+    """A storage over `engine`. *read_only*: refuse transactions. *without*: interfaces that it
     does not declare."""
 
+    _clock: Clock | None = None
+    _closing: Closing
+
+    @drops_what_it_opened
     def __init__(
         self, engine: Any, *, read_only: bool = False, without: tuple[Any, ...] = ()
     ) -> None:
         self.engine = engine
+        self._closing = Closing()
         self._name: str = engine.name
-        # Everybody spells a path alike; without one no two storages of this process are alike.
+        # All processes get the same key for a path; without one, each storage has its own.
         path = engine.path
         self._sort_key = os.path.realpath(path) if path else f"{self._name}:{next(_count)}"
         self._access = Access(self._name, read_only)
@@ -70,30 +77,29 @@ class Storage:
         self._db: Any = database_of(None)
         self._walk = history.RecordWalk(self, self._past.oids)
         directlyProvides(self, *contract.declared(type(self), engine, without))
-        self._clock: Clock | None = None
         self._start_clock()
 
     def getName(self) -> str:
-        """Return the storage's name (a path, where there is one)."""
+        """Return the storage's name (the path, if there is one)."""
         return self._name
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._access}>"
 
     def sortKey(self) -> str:
-        """See `IStorage`: all processes spell it alike for a storage with a path."""
+        """See `IStorage`: for a storage with a path, the same in all processes."""
         return self._sort_key
 
     def isReadOnly(self) -> bool:
-        """Return whether the storage was opened for reading only."""
+        """Return whether the storage is read-only."""
         return self._access.is_read_only
 
     def lastTransaction(self) -> Tid:
-        """Return the tid of the last transaction that others can see."""
+        """Return the tid of the last visible transaction."""
         return bytes(self.engine.visibility.tid)
 
     def getSize(self) -> int:
-        """Return the size in bytes, on the medium where there is one."""
+        """Return the size in bytes, on disk if the storage has files."""
         return int(self.engine.size())
 
     def __len__(self) -> int:
@@ -109,11 +115,11 @@ class Storage:
         return bool(IStorageVersions.providedBy(self))
 
     def registerDB(self, db: Any) -> None:
-        """See `IStorage`; *db* is asked what is being read, too."""
+        """See `IStorage`; *db* also tells the oldest view."""
         self._db = database_of(db)
 
     def new_oid(self) -> Oid:
-        """Return an oid that was never returned before and belongs to no object."""
+        """Return a new oid, never returned before and not in use."""
         if self._access.is_limited:
             self._access.require_writable()
         while (oid := self._oids.take()) is None:
@@ -180,18 +186,18 @@ class Storage:
     # -- staging
 
     def tpc_begin(self, transaction: Any, tid: Tid | None = None, status: str = " ") -> None:
-        """See `IStorage`. Raises `StorageTransactionError` if it has begun already."""
+        """See `IStorage`. Raises `StorageTransactionError` if the transaction has begun already."""
         self._access.require_writable()
         if status not in _STATUSES:
             raise errors.UsageError(
-                f"{status!r} is not the status of a transaction: that is a space, p (packed) or u"
+                f"{status!r} is not a transaction status: a space, p (packed) or u"
             )
         self._slot.begin(transaction, Writes(transaction, tid, status))
 
     def store(
         self, oid: Oid, serial: Tid | None, data: bytes, version: str, transaction: Any
     ) -> None:
-        """Stage the record *data* as a revision of *oid*, made from the revision *serial*."""
+        """Stage the record *data* as a revision of *oid*, based on the revision *serial*."""
         writes = self._slot.staged(transaction)
         if version:
             self._require_version(version)
@@ -282,11 +288,11 @@ class Storage:
             oids = staging.request(self.engine, writes, self._amender.count, make)
         return oids
 
-    _last_name: Any = None  # the last name of a version that was found to be one
+    _last_name: Any = None  # the last version name found to be valid
 
     def _require_version(self, version: str) -> None:
         if version is not self._last_name:
-            history.require_history(self.engine, "there are no versions")
+            history.require_history(self.engine, "it does not support versions")
             if not self.supportsVersions():
                 raise errors.Unsupported(f"{self._name}: versions are not supported")
             self._last_name = versions.require_name(version)
@@ -313,7 +319,7 @@ class Storage:
     def undoLog(
         self, first: Any = 0, last: Any = -20, filter: Filter | None = None
     ) -> list[dict[str, Any]]:
-        """See `IStorageUndoable`. Raises `UsageError` for bounds that make no sense."""
+        """See `IStorageUndoable`. Raises `UsageError` for bounds that are not valid."""
         self._access.require_open()
         return history.undo_log(self._past, first, last, filter)
 
@@ -326,7 +332,7 @@ class Storage:
     # -- committing
 
     def tpc_vote(self, transaction: Any) -> list[Oid]:
-        """See `IStorage`. After a `ConflictError` or its kind nothing is held: abort."""
+        """See `IStorage`. After a `ConflictError` or similar the slot is free: abort."""
         writes: Writes = self._slot.staged(transaction)
         try:
             self._slot.take(writes)
@@ -372,7 +378,7 @@ class Storage:
         self, writes: Writes, oid: Oid, old: bytes | None, committed: bytes, new: bytes,
         serials: tuple[Tid, Tid],
     ) -> bytes:
-        """Let the application merge two changes; the transaction may hold the slot, or not."""
+        """Let the application merge two changes, with or without holding the slot."""
         with self._slot.resolving_in(writes):
             merged: bytes = self._db.resolve(oid, old, committed, new, serials)
             return merged
@@ -389,24 +395,24 @@ class Storage:
             self._end(writes)
         except BaseException:
             if writes.phase is not Phase.VOTED:
-                self._end(writes)  # what is left of it
+                self._end(writes)  # the remaining steps
             raise
         assert writes.tid is not None
         return writes.tid
 
     def tpc_abort(self, transaction: Any) -> None:
-        """See `IStorage`. What is committed stays so."""
+        """See `IStorage`. A committed transaction stays committed."""
         writes: Writes | None = self._slot.find(transaction)
         if writes is None:
             return
         try:
             self._end(writes)
         except BaseException:
-            self._end(writes)  # what is left of it
+            self._end(writes)  # the remaining steps
             raise
 
     def _end(self, writes: Writes) -> None:
-        """Take back what is not committed, and forget the transaction."""
+        """Roll back uncommitted writes, and forget the transaction."""
         if writes.phase in (Phase.BEGUN, Phase.VOTED):
             if self._is_shared:
                 self.engine.end_vote()
@@ -455,28 +461,27 @@ class Storage:
         seconds = self.engine.tick_seconds if contract.IMaintained.providedBy(self.engine) else 0
         if seconds:
             self._clock = Clock(seconds, self._tick, f"{self._name} clock")
+            self._clock.start()
 
     def _tick(self) -> None:
-        """Do what is to be done now and then (called by a thread)."""
-        if self._slot.failure is None:
-            try:
-                self.engine.tick()
-            except errors.StorageFailedError as error:
-                self._slot.fail(str(error))
-                self._slot.require_not_failed()
-            if contract.IPrunable.providedBy(self.engine) and not (
-                self.engine.keeps_history or self._access.is_read_only
-            ):
-                self._amender.prune(self._db, self.engine.keep_seconds)
+        self._amender.tick(self._db, may_prune=not self._access.is_read_only)
+
+    def drop_opened(self) -> None:
+        """Stop the clock, since the storage could not be opened (see `owning`)."""
+        if self._clock is not None:
+            self._clock.stop()
+        if "_closing" in self.__dict__:
+            self._closing.is_over = True
 
     def close(self) -> None:
         """Close the storage. A second call does nothing."""
-        if self._access.is_closed:
-            return
         self._access.is_closed = True
         if self._access.is_fork:
             self.engine.close()  # a fork's copy: who held the slot is not in this process
-            return
+        else:
+            self._closing.run(self._close)
+
+    def _close(self) -> None:
         if self._clock is not None:
             self._clock.stop(_CLOSE_SECONDS)
         self._amender.wait_for_pack(_CLOSE_SECONDS)

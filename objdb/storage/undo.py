@@ -1,11 +1,11 @@
-"""Undoing transactions: for each object that one changed, what a new transaction makes of it.
+"""Undoing transactions: a new transaction restores each object that the undone one changed.
 
     before ───► undone ───► … ───► current
       ▲                                │
       └────────── result ◄─────────────┘
 
     the current data is                   the result is
-    what was undone, or equal to it       what was before; a tombstone where that is nothing
+    the undone data, or equal to them     the data before; a tombstone if there were none
     something else                        _p_resolveConflict(undone, current, before)
     gone, or something else that cannot
       be merged                           an obstacle: `UndoError`, and nothing is changed
@@ -13,8 +13,8 @@
 All objects are planned first, and their results staged if none has an obstacle. At the vote they
 are planned again if one of them was changed meanwhile.
 
-Undoing is a transaction like others, so that undoing it is redoing. Several transactions undone
-in one see what those before them made.
+An undo is a transaction like others, so undoing it is a redo. When one transaction undoes several,
+each undo is based on the results of those before it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _MOST_LISTED = 20  # obstacles in a message
 
 
 class UndoneObject(NamedTuple):
-    """What undoing does to an object: its record now and then (None: there is none), or what
-    prevents it. Without an oid: what prevents it for all objects."""
+    """The effect of an undo on an object: its record before and after it (None: no object), or
+    the reason that prevents it. Without an oid: a reason that prevents the whole undo."""
 
     oid: Oid | None
     now: bytes | None
@@ -46,7 +46,7 @@ class UndoneObject(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """What undoing makes of an object: the arguments of `Writes.write_result` after the oid."""
+    """The result of an undo for an object: the arguments of `Writes.write_result` after the oid."""
 
     current: Current
     record: bytes | None
@@ -70,7 +70,7 @@ def tid_from_id(transaction_id: Any) -> Tid:
     tid = tid_from_text(text) if isinstance(text, str) else None
     if tid is None:
         raise UndoError(
-            f"{transaction_id!r} is not the id of a transaction. Take one from undoLog",
+            f"{transaction_id!r} is not the id of a transaction. Use one from undoLog",
             reason="it is not the id of a transaction",
         )
     return tid
@@ -87,8 +87,8 @@ class Undo:
         self._is_equal = is_equal
 
     def stage(self, tid: Tid) -> list[Oid]:
-        """Stage what undoing the transaction *tid* makes of its objects, all or none; return
-        their oids."""
+        """Stage the undo of the transaction *tid* for all its objects, or none; return their
+        oids."""
         results, obstacles = [], []
         rows = self._rows_of(tid)
         for oid, row in rows:
@@ -105,7 +105,8 @@ class Undo:
         return [oid for oid, _ in rows]
 
     def preview(self, transaction_ids: Iterable[Any]) -> list[UndoneObject]:
-        """Return what undoing these, in this order, would do now. The transaction is a new one."""
+        """Return what undoing these transactions, in this order, would do now. *writes* is of a
+        new transaction."""
         self._writes.plan = Plan((NO_TID, 0))
         found: dict[Oid, UndoneObject] = {}
         impossible: list[UndoneObject] = []
@@ -136,7 +137,7 @@ class Undo:
         if found is None or tid > self._engine.visibility.committed_tid:
             reason = "there is no such transaction (any more)"
         elif found.status == "p":
-            reason = "it was packed: what was before it is gone"
+            reason = "it was packed: the revisions before it are gone"
         elif found.status == "u":
             reason = "it is marked as undone, as ZODB did long ago"
         else:
@@ -150,7 +151,7 @@ class Undo:
     # -- one object
 
     def _result(self, oid: Oid, undone: Row) -> _Result:
-        """Return what undoing the revision *undone* makes of an object."""
+        """Return the result of undoing the revision *undone* for an object."""
         before = self._engine.before(oid, undone.tid)
         current, version, is_undone, data = self._current(oid, undone)
         if is_undone:
@@ -164,8 +165,8 @@ class Undo:
         return _Result(current, merged, None, undone.version)
 
     def _current(self, oid: Oid, undone: Row) -> tuple[Current, str, bool, bytes | None]:
-        """Return what is current, the version of what will be (with what this transaction has
-        staged), whether that is the revision *undone* itself, and else its data."""
+        """Return the current revision; and of the revision with this transaction's staged
+        changes: its version, whether it is the revision *undone* itself, and else its data."""
         writes = self._writes
         assert writes.plan is not None
         if oid in writes.plan.results:
@@ -189,7 +190,7 @@ class Undo:
     def _require_same_version(
         self, oid: Oid, undone: Row, before: Row | None, current: Current
     ) -> None:
-        """Raise `UndoError` where merging would bring an object from one version to another."""
+        """Raise `UndoError` if merging would move an object from one version to another."""
         assert self._writes.plan is not None
         tid, version = undone.tid, undone.version
         if before is not None and before.version not in ("", version):
@@ -198,7 +199,7 @@ class Undo:
             last = self._engine.current([oid])[oid]
             if last is None or last.version != version:
                 raise _obstacle(
-                    tid, oid, f"it comes back to the version {version!r} in this transaction. "
+                    tid, oid, f"it returns to the version {version!r} in this transaction. "
                     "Commit that first"
                 )
 

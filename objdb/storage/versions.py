@@ -3,23 +3,23 @@
     outside ───► r0 ─────────────────────────────────► r4        commitVersion("plan"): r4 has the
                   └──► r1 ──► r2 ──► r3  in "plan" ─────┘        data of r3 again
 
-An object has one chain of revisions, and each revision is in one version, or outside. Who works in
-"plan" sees the last revision that is in "plan" or outside; everybody else sees, while the current
-revision is in "plan", the one outside that was current when it was locked: r0.
+An object has one chain of revisions, and each revision is in one version, or outside. A connection
+in "plan" sees the last revision that is in "plan" or outside; while the current revision is in
+"plan", all other connections see the one outside that was current when it was locked: r0.
 
     the current revision is      storing it outside     storing it in "plan"     in another version
-    outside                      as ever                locks it                 locks it
-    in "plan"                    VersionLockError       as ever                  VersionLockError
+    outside                      as usual               locks it                 locks it
+    in "plan"                    VersionLockError       as usual                 VersionLockError
 
 Committing and aborting a version are transactions like others: they write a revision of every
-object that is in it, which has the data of an earlier one again. So they can be undone, and
-undoing the first change of an object in a version takes it out of the version again.
+object in it, with the data of an earlier one. So they can be undone, and undoing the first change
+of an object in a version removes it from the version.
 
-What is outside while an object is in a version follows from its chain, so that a copy has it too:
+The revision outside, of an object in a version, follows from its chain, also in a copy:
 
-    the revision before is in a version    what is outside of that
-    else, it points back into a version    what is outside of that (the commit, or abort, of a
-                                           version is undone)
+    the revision before is in a version    the revision outside that one
+    else, it points back into a version    the revision outside that one (the commit, or abort, of
+                                           a version is undone)
     else                                   the revision before
 """
 
@@ -32,23 +32,23 @@ from objdb.ids import Oid, Tid, format_oid
 from objdb.storage.rows import Current, Row
 from objdb.storage.staging import Writes
 
-MAX_NAME_BYTES = 0xFFFF  # what the length field of a file's records holds
+MAX_NAME_BYTES = 0xFFFF  # the maximum of the length field in a file's records
 
 
 def require_name(version: Any) -> str:
     """Return *version*. Raises `VersionError` if it cannot be the name of a version."""
     if not isinstance(version, str):
-        raise VersionError(f"{version!r} is not the name of a version: names are text")
+        raise VersionError(f"{version!r} is not a version name; a name is text")
     if not version:
-        raise VersionError("the empty name stands for no version; name one", version="")
+        raise VersionError("the version name is empty; name a version", version="")
     try:
         size = len(version.encode("utf-8"))
     except UnicodeEncodeError as error:
-        raise VersionError(f"{version!r} cannot be the name of a version: {error}") from None
+        raise VersionError(f"{version!r} is not a valid version name: {error}") from None
     if size > MAX_NAME_BYTES:
         raise VersionError(
-            f"the name of a version is {size} bytes long ({version[:20]!r}…); at most "
-            f"{MAX_NAME_BYTES} fit"
+            f"the version name {version[:20]!r}… is {size} bytes long; the maximum is "
+            f"{MAX_NAME_BYTES}"
         )
     return version
 
@@ -59,8 +59,8 @@ def require_two(source: str, destination: str) -> None:
     if not source or source == destination:
         to = repr(destination) if destination else "outside any version"
         raise VersionCommitError(
-            f"{source!r} cannot be committed to {to}: name two different ones, the first of them "
-            "a version", version=source,
+            f"{source!r} cannot be committed to {to}: name a version, and a different destination",
+            version=source,
         )
     require_name(source)
     if destination:
@@ -76,8 +76,8 @@ def modified_in(engine: Any, version: str) -> dict[Oid, Current]:
 
 
 def empty(engine: Any, writes: Writes, version: str, destination: str | None) -> list[Oid]:
-    """Stage what takes every object out of *version*: to *destination*; or, if that is None,
-    back to what others see. Return their oids."""
+    """Stage moving every object out of *version*: to *destination*; or, if that is None, back to
+    its revision outside. Return their oids."""
     modified = modified_in(engine, version)
     both = modified.keys() & writes.bases.keys()
     if both:
@@ -98,15 +98,15 @@ def empty(engine: Any, writes: Writes, version: str, destination: str | None) ->
 
 
 def _outside(engine: Any, oid: Oid, current: Current) -> Tid | None:
-    """Return the tid of the revision that has the data that others see; None if they see none."""
+    """Return the tid of the revision with the data visible outside; None if there is none."""
     row = engine.row(oid, current.tid)
     outside = None if row is None or row.outside is None else engine.row(oid, row.outside)
     return None if outside is None else original(engine, oid, outside)
 
 
 def original(engine: Any, oid: Oid, row: Row) -> Tid | None:
-    """Return the tid of the revision that first had the data of *row*, as far as that is still
-    there; None for a tombstone."""
+    """Return the tid of the first remaining revision with the data of *row*; None for a
+    tombstone."""
     if not row.exists:
         return None
     found: Row | None = row

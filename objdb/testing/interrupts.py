@@ -11,14 +11,16 @@ that are looked at, and raises at one that follows such a place.
 from __future__ import annotations
 
 import dis
+import gc
 import os
 import random
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import transaction
@@ -48,7 +50,7 @@ class Interrupter:
     ) -> None:
         self._at = at
         self._exception = exception
-        self._is_behind: dict[FrameType, bool] = {}  # an opcode of `_LOOKS`
+        self._behind: dict[FrameType, int] = {}  # where the last opcode of `_LOOKS` is; or -1
         self.count = 0
         self.where: str | None = None
 
@@ -58,22 +60,27 @@ class Interrupter:
 
     def __exit__(self, *exception: object) -> None:
         sys.settrace(None)
-        self._is_behind.clear()
+        self._behind.clear()
 
     def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event == "call":
             if frame.f_back is not None:  # it has called Python, not C
-                self._is_behind.pop(frame.f_back, None)
+                self._behind.pop(frame.f_back, None)
             name = frame.f_code.co_filename
-            if not name.startswith(_ROOTS) or name.startswith(_NOT_LOOKED_AT):
+            is_outside = not name.startswith(_ROOTS) or name.startswith(_NOT_LOOKED_AT)
+            # What is raised in a finalizer ends there: Python tells it, and drops it.
+            if is_outside or frame.f_code.co_name == "__del__":
                 return None
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
         elif event == "opcode":
-            if self._is_behind.get(frame):
+            code, at, behind = frame.f_code, frame.f_lasti, self._behind.get(frame, -1)
+            # CPython raises in that opcode; here it is raised at the next one, which another
+            # handler may be for: there nothing can be raised from outside.
+            if behind >= 0 and _handler(code, behind) == _handler(code, at):
                 self._meet(frame)
-            self._is_behind[frame] = frame.f_code.co_code[frame.f_lasti] in _LOOKS
+            self._behind[frame] = at if code.co_code[at] in _LOOKS else -1
         elif event == "return":
-            self._is_behind.pop(frame, None)
+            self._behind.pop(frame, None)
         return self._trace
 
     def _meet(self, frame: FrameType) -> None:
@@ -83,6 +90,17 @@ class Interrupter:
             code = frame.f_code
             self.where = f"{code.co_filename}:{frame.f_lineno} {code.co_name}"
             raise self._exception("raised by the exploration")
+
+
+@cache
+def _handlers(code: CodeType) -> list[Any]:
+    parse: Any = getattr(dis, "_parse_exception_table", None)  # since Python 3.11
+    return [] if parse is None else list(parse(code))
+
+
+def _handler(code: CodeType, at: int) -> int:
+    """Return where what is raised at an offset of *code* is handled; -1 if nowhere in it."""
+    return next((each.target for each in _handlers(code) if each.start <= at < each.end), -1)
 
 
 class Fault(NamedTuple):
@@ -258,6 +276,93 @@ class Exploration:
         self.faults.append(Fault(at, str(where).removeprefix(os.path.dirname(_ROOTS[0])), what))
 
 
+class OpeningExploration:
+    """Interrupts opening a database on what `open_storage(folder)` opens, a commit, and closing it.
+    Whatever was interrupted, and closed if there was something to close, the database can be opened
+    at once, with the commit or without; no file and no thread stays."""
+
+    def __init__(
+        self, open_storage: Callable[[Path], Any], parent: Path,
+        exception: type[BaseException] = KeyboardInterrupt, persists: bool = True,
+    ) -> None:
+        self._open_storage = open_storage
+        self._parent = parent
+        self._folder = Path(tempfile.mkdtemp(dir=parent))
+        self._exception = exception
+        self._persists = persists
+        self.faults: list[Fault] = []
+
+    def run(self, most: int | None = None, seed: int = 0) -> int:
+        """Interrupt at all places, or at *most* random ones; return how many."""
+        self._open_and_commit()
+        with Interrupter() as interrupter:
+            self._open_and_commit()
+        points: Iterable[int] = range(interrupter.count)
+        if most is not None and most < interrupter.count:
+            points = sorted(random.Random(seed).sample(range(interrupter.count), most))
+        number, files, threads = self._read(), _open_files(), threading.active_count()
+        done = 0
+        for at in points:
+            done += 1
+            where, what = self._interrupt(at)
+            try:
+                found = self._read()
+            except Exception as error:  # noqa: BLE001  a fault
+                what.append(f"opening it again: {error!r}"[:300])
+                self._folder = Path(tempfile.mkdtemp(dir=self._parent))
+                self._open_and_commit()
+                found = number = self._read()
+            if self._persists and found not in (number, number + 1):
+                what.append(f"{number} became {found}")
+            number = found
+            gc.collect()  # files that were dropped half open
+            if _open_files() > files:
+                what.append(f"files are left open: {_open_files()}, not {files}")
+            if threading.active_count() > threads:
+                what.append(f"threads go on: {threading.enumerate()}")
+            files, threads = _open_files(), threading.active_count()
+            self.faults += [Fault(at, where, each) for each in what]
+        return done
+
+    def _interrupt(self, at: int) -> tuple[str, list[str]]:
+        """Return where it was interrupted, and what went wrong."""
+        interrupter, what = Interrupter(at, self._exception), []
+        try:
+            with interrupter:
+                self._open_and_commit()
+        except self._exception:
+            pass
+        except Exception as error:  # noqa: BLE001  a fault
+            what.append(f"{error!r}"[:300])
+        where = str(interrupter.where or "not reached")
+        return where.removeprefix(os.path.dirname(_ROOTS[0])), what
+
+    def _open_and_commit(self) -> None:
+        db = None
+        try:
+            db = objdb.DB(lambda: self._open_storage(self._folder))
+            with db.transaction() as connection:
+                root = connection.root()
+                root["number"] = root.get("number", 0) + 1
+        finally:
+            if db is not None:
+                try:
+                    db.close()
+                except BaseException:
+                    db.close()  # it may have been interrupted before it began
+                    raise
+
+    def _read(self) -> int:
+        with objdb.DB(lambda: self._open_storage(self._folder)) as db, db.transaction() as opened:
+            number: int = opened.root().get("number", 0)
+            return number
+
+
+def _open_files() -> int:
+    """Return how many files this process has open, where the system tells."""
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
 # -- operations
 
 
@@ -299,6 +404,40 @@ def abort(db: objdb.DB) -> None:
         _end(manager, connection)
 
 
+def savepoint(db: objdb.DB) -> None:
+    """Change, with savepoints on the way, go back to one, and commit what is left."""
+    manager = transaction.TransactionManager()
+    connection = db.open(transaction_manager=manager)
+    try:
+        root = connection.root()
+        root["cell"].value += 1
+        root["cell"].other = Cell()
+        manager.savepoint()
+        first = manager.savepoint()
+        root["cell"].value += 100
+        root["cell"].more = Cell()
+        manager.savepoint()
+        first.rollback()
+        manager.commit()
+    finally:
+        _end(manager, connection)
+
+
+def poll(db: objdb.DB) -> None:
+    """Change beside a connection whose view then moves on, and that commits, too."""
+    manager = transaction.TransactionManager()
+    connection = db.open(transaction_manager=manager)
+    try:
+        _ = connection.root()["cell"].value
+        _write(db, -1)
+        connection.sync()
+        connection.root()["cell"].value += 1
+        manager.commit()
+        connection.sync()
+    finally:
+        _end(manager, connection)
+
+
 def undo(db: objdb.DB) -> None:
     """Change, and undo that."""
     commit(db)
@@ -330,5 +469,6 @@ def pack(db: objdb.DB) -> None:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "commit": commit, "abort": abort, "undo": undo, "version": version, "pack": pack,
+    "commit": commit, "abort": abort, "savepoint": savepoint, "poll": poll, "undo": undo,
+    "version": version, "pack": pack,
 }

@@ -28,13 +28,13 @@ from objdb.tools.words import DatabaseType
 @click.command(epilog="Example: objdb migrate work.fs file:/backup/work.fs")
 @click.argument("source", type=DatabaseType())
 @click.argument("destination", type=DatabaseType())
-@click.option("--dry-run", is_flag=True, help="Say how much there is to copy, and copy nothing.")
+@click.option("--dry-run", is_flag=True, help="Show how much there is to copy; copy nothing.")
 @click.option("--verify/--no-verify", default=True, help="Check the whole copy at the end.")
 @json_option
 def migrate(source: str, destination: str, dry_run: bool, verify: bool, as_json: bool) -> None:
     """Copy all transactions of SOURCE to DESTINATION, as they are.
 
-    DESTINATION is new, or an earlier copy, which is continued: after an interruption, too.
+    DESTINATION is new, or an earlier copy (interrupted or not), which is continued.
     """
     if os.path.realpath(source) == os.path.realpath(destination):
         raise UsageError(f"{source} is the same file as {destination}")
@@ -59,7 +59,7 @@ def migrate(source: str, destination: str, dry_run: bool, verify: bool, as_json:
 
 
 def _last_in(destination: str) -> Tid:
-    """Return the last transaction of a storage that may not exist."""
+    """Return the tid of the last transaction of a storage that may not exist."""
     try:
         target, _ = open_storage(reading_uri(destination))
     except FileNotFoundError:
@@ -104,7 +104,7 @@ def _copy(origin: Any, target: Any, verify: bool) -> dict[str, Any]:
             progress.update(task, description="checking the copy")
             facts["problems"] = check(target).problems
             if target.lastTransaction() != origin.lastTransaction():
-                facts["not_copied"] = "what was committed to the source meanwhile; copy once more"
+                facts["not_copied"] = "transactions committed to the source meanwhile; copy again"
     return facts
 
 

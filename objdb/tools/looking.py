@@ -1,4 +1,4 @@
-"""Subcommands that look: nothing is changed, and a process that writes can go on."""
+"""Subcommands that only read: a process that writes the database can go on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from objdb.tools.words import MomentType, OidType
 @database_argument
 @json_option
 def info(database: str, as_json: bool) -> None:
-    """Say how large a database is, and when it was last changed."""
+    """Show the size of a database, and when it was last changed."""
     with open_database(database) as db:
         last = db.storage.lastTransaction()
         facts = {
@@ -62,7 +62,7 @@ def info(database: str, as_json: bool) -> None:
 @database_argument
 @json_option
 def check(database: str, as_json: bool) -> None:
-    """Read everything, and say whether it holds together. Exit code 1 if it does not."""
+    """Read everything, and check that it is consistent. Exit code 1 if it is not."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with open_database(database) as db, progress_bar(*columns) as progress:
         task = progress.add_task("reading", total=None)
@@ -89,9 +89,9 @@ def check(database: str, as_json: bool) -> None:
         )
         if report.unverified:
             echo(
-                f"{report.unverified:,} transactions carry no checksum, and could not be verified: "
-                "they were written by ZODB, where objdb pack gives checksums to what it keeps, or "
-                "by objdb 0.1 to SQLite or Berkeley DB, where a copy has some (objdb migrate)"
+                f"{report.unverified:,} transactions have no checksum, and could not be verified: "
+                "ZODB wrote them (objdb pack adds checksums to what it keeps), or objdb 0.1 wrote "
+                "them to SQLite or Berkeley DB (objdb migrate makes a copy with checksums)"
             )
         if report.note:
             echo(escaped(report.note))
@@ -134,7 +134,7 @@ def history(database: str, oid: Oid, limit: int, as_json: bool) -> None:
 def diff(
     database: str, oid: Oid, old: Tid | datetime, new: Tid | datetime | None, as_json: bool
 ) -> None:
-    """Show what was changed in an object after OLD, up to and with NEW (default: all).
+    """Show the changes of an object after OLD, up to and including NEW (default: all).
 
     Both are transactions (`objdb history` lists those that changed the object) or times.
     Attributes and items are shown as they were at OLD, and as they were at NEW.

@@ -1,13 +1,13 @@
-"""The `objdb` command: what an administrator asks of a database, and does to it.
+"""The `objdb` command, with which an administrator examines and changes a database.
 
     look      info, check, history, diff, undolog
     change    undo, versions, migrate, pack
     safes     safe list, safe get, safe set, safe export
     help      uris
 
-Exit codes: 0 done, 1 it could not be done (or `check` found damage), 2 wrong usage, 130 Ctrl-C,
-141 the reader of the output has gone. What is a user's mistake, or the database's state, is told in
-a sentence, without a traceback.
+Exit codes: 0 done, 1 failed (or `check` found damage), 2 wrong usage, 130 Ctrl-C, 141 the output
+pipe was closed. A user's mistake, or the database's state, is reported in a sentence, without a
+traceback.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INTERRUPTED, _PIPE_CLOSED = 130, 141  # as shells say that a signal ended a pro
 
 
 class _Group(click.Group):
-    """Tells errors as messages, and ends as programs of the shell do."""
+    """Prints errors as messages, and exits with the shell's codes."""
 
     def main(self, *arguments: Any, **options: Any) -> NoReturn:
         """Run the command, and exit."""
@@ -58,7 +58,7 @@ class _Group(click.Group):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             if not error.filename:
-                _drop_output()  # it may be the output that cannot be written
+                _drop_output()  # the error may be that of the output itself
             raise click.ClickException(f"{where}{error.strerror or error}") from error
 
 
@@ -70,11 +70,11 @@ def _show(error: click.ClickException) -> None:
 
 
 def _drop_output() -> None:
-    """Let what is still to be written go nowhere, so that the interpreter's end is quiet."""
+    """Discard output not yet written, so that the interpreter exits without an error."""
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-    except (OSError, ValueError, AttributeError):  # it has no descriptor, or is closed
+    except (OSError, ValueError, AttributeError):  # no descriptor, or closed
         pass
 
 
@@ -86,7 +86,7 @@ def _print_version(ctx: click.Context, _: Any, is_asked: bool) -> None:
 
 def _accelerator() -> str:
     if find_spec("objdb._accelerator") is None:
-        return "without the accelerator, which was not built: install a C compiler and objdb anew"
+        return "without the accelerator, which was not built: install a C compiler, then reinstall"
     if os.environ.get("OBJDB_PURE_PYTHON"):
         return "without the accelerator, which OBJDB_PURE_PYTHON switches off"
     return "with the accelerator"
@@ -98,7 +98,7 @@ def _accelerator() -> str:
     help="Print the version, and whether the accelerator is built.",
 )
 def main() -> None:
-    """Look at databases of objects, and administer them.
+    """Examine and administer object databases.
 
     DATABASE is a path or a URI, such as calendar.fs or file:calendar.fs. Times are local, as in
     2026-03-01, "2026-03-01 09:30", yesterday, "2 hours ago"; a transaction is named by its tid, or

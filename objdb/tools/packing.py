@@ -1,4 +1,4 @@
-"""The subcommand that packs: what is old, and what nothing leads to, goes."""
+"""The subcommand that packs: it removes old revisions and unreachable objects."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from objdb.tools.terminal import (
 from objdb.tools.words import MomentType
 
 _PHASES = {
-    "verify": "verifying what there is", "mark": "finding what stays",
+    "verify": "verifying", "mark": "marking reachable objects",
     "copy": "copying what stays",
-    "follow": "copying what was committed meanwhile",
+    "follow": "copying transactions committed meanwhile",
 }
 
 
 @click.command(epilog="Example: objdb pack calendar.fs --days 7")
 @database_argument
 @click.option(
-    "--days", type=click.FloatRange(0), help="Keep all history of so many days (default: 1)."
+    "--days", type=click.FloatRange(0), help="Keep all history of this many days (default: 1)."
 )
 @click.option(
-    "--before", type=MomentType(), help="Keep all history from this time, or transaction, on."
+    "--before", type=MomentType(), help="Keep all history from this time or transaction on."
 )
 @click.option("--now", is_flag=True, help="Keep no history at all.")
-@click.option("--no-gc", is_flag=True, help="Keep objects that nothing leads to.")
-@click.option("--keep-old", is_flag=True, help="Keep the file as it was, as DATABASE.old.")
-@click.option("--dry-run", is_flag=True, help="Say what would be gained, and change nothing.")
+@click.option("--no-gc", is_flag=True, help="Keep unreachable objects.")
+@click.option("--keep-old", is_flag=True, help="Keep the old file as DATABASE.old.")
+@click.option("--dry-run", is_flag=True, help="Show what would be gained; change nothing.")
 def pack(
     database: str, days: float | None, before: Tid | datetime | None, now: bool, no_gc: bool,
     keep_old: bool, dry_run: bool,
 ) -> None:
-    """Forget revisions that are not current, and objects that nothing leads to any more.
+    """Remove revisions that are not current, and unreachable objects.
 
-    The history of the last day stays, or what --days, --before or --now say. What is gone cannot be
-    undone. A program that has the file open packs it itself: db.pack().
+    The history of the last day stays, or as --days, --before or --now say. Packed transactions
+    cannot be undone. A program that has the file open packs it itself: db.pack().
     """
     if (days is not None) + (before is not None) + now > 1:
-        raise UsageError("--days, --before and --now are three ways to say it: give one")
+        raise UsageError("--days, --before and --now exclude each other: give one")
     if before is not None and is_future(before):
-        raise UsageError("--before is in the future. To keep no history, say --now")
+        raise UsageError("--before is in the future. To keep no history, give --now")
     columns = (
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     )
@@ -77,11 +77,11 @@ def pack(
         has_history = provides(db.storage, IStorageHistory)
     echo(_told(result, dry_run))
     if has_history and days:
-        echo(f"the history of {days:g} {'day' if days == 1 else 'days'} stays; --now drops it, too")
+        echo(f"the history of {days:g} {'day' if days == 1 else 'days'} stays; --now drops it too")
 
 
 def _told(result: PackResult, dry_run: bool) -> str:
-    """Return what a pack has done, as a sentence; what others commit meanwhile is in it."""
+    """Return the result of a pack as a sentence; it includes what others committed meanwhile."""
     sizes = (
         f"{show_bytes(result.size_before)} -> {show_bytes(result.size_after)}, "
         f"{result.objects_before:,} -> {result.objects_after:,} objects"
@@ -89,7 +89,7 @@ def _told(result: PackResult, dry_run: bool) -> str:
     gained = result.size_before - result.size_after
     objects = result.objects_before - result.objects_after
     if gained < 0 or objects < 0:
-        return f"Packed; more was committed meanwhile, or stays, than is gone: {sizes}"
+        return f"Packed; more was committed meanwhile, or stays, than was removed: {sizes}"
     what = "About {} and {:,} objects would go" if dry_run else "{} and {:,} objects are gone"
     return f"{what.format(show_bytes(gained), objects)}: {sizes}"
 

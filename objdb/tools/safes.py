@@ -1,4 +1,4 @@
-"""The subcommands for module safes: what there is, one value, all of them."""
+"""The subcommands for module safes: list them, get and set a value, export all."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from objdb.tools.terminal import (
 
 _directory_option = click.option(
     "--directory", type=click.Path(file_okay=False),
-    help="What has the safes; by default OBJDB_SAFE, or ./safe.",
+    help="The directory of the safes; by default OBJDB_SAFE, or ./safe.",
 )
 _SHOWN_KEYS = 10
 
 
 class _Literal(click.ParamType):  # type: ignore[type-arg]
-    """A literal of Python, such as 42 or "[1, 2]"; a word that is none is text."""
+    """A Python literal, such as 42 or "[1, 2]"; any other word is text."""
 
     name = "literal"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return what the word stands for."""
+        """Return the value that the word stands for."""
         try:
             return ast.literal_eval(value)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -45,10 +45,10 @@ class _Literal(click.ParamType):  # type: ignore[type-arg]
 
 @click.group(epilog="Example: objdb safe get shop.prices apple")
 def safe() -> None:
-    """Look into module safes, and change them, beside the programs that use them.
+    """Show and change module safes, also while programs use them.
 
-    SAFE is a name that `objdb safe list` shows, or a module's if no other safe has it. KEY and
-    VALUE are literals of Python, such as 42, "'42'" or "[1, None]"; other words are text.
+    SAFE is a name that `objdb safe list` shows, or a module's name if it is unique. KEY and VALUE
+    are Python literals, such as 42, "'42'" or "[1, None]"; other words are text.
     """
 
 
@@ -56,9 +56,9 @@ def safe() -> None:
 @_directory_option
 @json_option
 def list_(directory: str | None, as_json: bool) -> None:
-    """List the safes: whose they are, what keeps them, how much they have.
+    """List the safes: owner, backend, size.
 
-    The number of keys is not known (?) where a safe cannot be opened; the reason is told.
+    The number of keys is ? if a safe cannot be opened; the reason is printed.
     """
     found = [(info, _count(info)) for info in _safes(directory)]
     if as_json:
@@ -97,7 +97,7 @@ def get(name: str, key: Any, directory: str | None) -> None:
 @click.argument("value", type=_Literal())
 @_directory_option
 def set_(name: str, key: Any, value: Any, directory: str | None) -> None:
-    """Store VALUE at KEY, in a safe that there is."""
+    """Store VALUE at KEY, in an existing safe."""
     with _open(name, directory) as found:
         _hashable(key, found)[key] = value
 
@@ -106,15 +106,15 @@ def set_(name: str, key: Any, value: Any, directory: str | None) -> None:
 @click.argument("name", metavar="SAFE")
 @click.option(
     "--format", "form", type=click.Choice(["python", "json"]), default="python",
-    show_default=True, help="How pairs are written.",
+    show_default=True, help="The output format.",
 )
 @click.option("-o", "--output", type=click.File("w", atomic=True), default="-", help="A file.")
 @_directory_option
 def export(name: str, form: str, output: TextIO, directory: str | None) -> None:
     """Write all pairs, a line for each: (key, value) as Python writes it, or [key, value] as JSON.
 
-    What would not be the same when it is read again is left out and told, and the exit code is 1:
-    objects of classes, and in JSON tuples, sets, bytes and keys that are no text.
+    Pairs that would not be the same when read again are left out and reported, and the exit code
+    is 1: objects of classes, and in JSON tuples, sets, bytes and keys that are not text.
     """
     write = {"python": _as_python, "json": _as_json}[form]
     left_out = []
@@ -126,7 +126,7 @@ def export(name: str, form: str, output: TextIO, directory: str | None) -> None:
             else:
                 output.write(line + "\n")
     for key in left_out:
-        echo(f"left out: {key!r}, which has no form in {form}", err=True)
+        echo(f"left out: {key!r}, which {form} cannot represent", err=True)
     if left_out:
         click.get_current_context().exit(1)
 
@@ -138,7 +138,7 @@ def _as_python(key: Any, value: Any) -> str | None:
 def _as_json(key: Any, value: Any) -> str | None:
     write = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
     text = _same([key, value], write, json.loads)
-    # JSON makes text of the keys of dicts, and numbers of truth values, without an error.
+    # JSON makes text of the keys of dicts, and numbers of bools, without an error.
     is_same = text and repr(json.loads(text)) == repr([key, value])
     return json_escaped(text) if text and is_same else None
 
@@ -156,8 +156,8 @@ def _safes(directory: str | None) -> list[SafeInfo]:
     where = directory_of_safes(directory)
     if not where.is_dir():
         raise click.ClickException(
-            f"there is no directory {where}. Name the one that has the safes by --directory or "
-            "OBJDB_SAFE, or go to where the program runs"
+            f"there is no directory {where}. Name the directory of the safes by --directory or "
+            "OBJDB_SAFE, or change to the program's directory"
         )
     return list_safes(where)
 

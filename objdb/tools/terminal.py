@@ -1,9 +1,9 @@
-"""What the subcommands share: opening, and how things are shown.
+"""What the subcommands share: opening databases, and output.
 
-What comes from a database, such as descriptions, names of classes and values, may have been written
-by somebody who means harm: `escaped` keeps characters that a terminal obeys, or that turn the
-direction of writing, from being printed. `echo` lets no other characters out than those it
-escapes, line ends aside; all output goes through `echo`, `show_table` or `show_json`.
+Text from a database, such as descriptions, class names and values, may be malicious: `escaped`
+replaces control characters and those that change the direction of writing. `echo` prints such
+characters only escaped, line ends aside; all output goes through `echo`, `show_table` or
+`show_json`.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from objdb.tools.words import DatabaseType
 database_argument = click.argument("database", type=DatabaseType())
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 limit_option = click.option(
-    "--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many."
+    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Show at most this many."
 )
 
 
 @contextmanager
 def open_database(where: str, *, read_only: bool = True) -> Iterator[DB]:
-    """Open a database that exists; *read_only*: beside a process that writes it."""
+    """Open an existing database; *read_only*: also while another process writes it."""
     with DB(reading_uri(where) if read_only else _existing(where)) as db:
         yield db
 
 
 def reading_uri(where: str) -> str:
-    """Return the URI that opens what *where* names, which has to exist, for reading only."""
+    """Return the URI that opens the existing database *where* read-only."""
     return with_parameter(with_parameter(where, "create", "false"), "read_only", "true")
 
 
@@ -51,16 +51,16 @@ def _existing(where: str) -> str:
     return with_parameter(where, "create", "false")
 
 
-# Control and format characters, halves of characters (as in names of files that are no text),
-# and other ends of lines; the two joiners are parts of words and pictures.
+# Control and format characters, surrogates (as in file names that are not text), and other line
+# ends; the two joiners are parts of words and pictures.
 _CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _JOINERS = "\u200c\u200d"
 _SUSPECTS = re.compile(r"[^\x20-\x7e]")
 
 
 def escaped(value: Any, keep: str = "") -> str:
-    """Return a value as text without characters that a terminal obeys: those are written as
-    Python does, `\\x1b` and `\\u202e`. Those in *keep* stay."""
+    """Return a value as text, with control characters escaped as Python does, `\\x1b` and
+    `\\u202e`. Those in *keep* stay."""
     return _SUSPECTS.sub(lambda found: _escape(found[0], keep), str(value))
 
 
@@ -73,8 +73,8 @@ def _escape(character: str, keep: str) -> str:
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Print text of one or several lines; what it has from a database is `escaped` before, so
-    that no line is forged."""
+    """Print text of one or several lines; any part from a database is `escaped` first, so that
+    it cannot forge lines."""
     stream = sys.stderr if err else sys.stdout
     text = escaped(text, keep="\n")
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -82,17 +82,17 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def show_time(seconds: float) -> str:
-    """Return a time as it is shown: local, in ISO form, with its zone."""
+    """Return a time as output shows it: local, in ISO form, with its zone."""
     return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
 
 
 def show_tid(tid: Tid) -> str:
-    """Return a tid as it is shown: its digits, as all subcommands take them, and its time."""
+    """Return a tid as output shows it: its digits, as all subcommands take them, and its time."""
     return tid.hex() if tid == NO_TID else f"{tid.hex()} ({show_time(time_from_tid(tid))})"
 
 
 def show_bytes(size: int) -> str:
-    """Return a size as it is shown."""
+    """Return a size as output shows it."""
     amount = float(size)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if amount < 1024 or unit == "GiB":
@@ -102,8 +102,7 @@ def show_bytes(size: int) -> str:
 
 
 def show_table(header: list[str], rows: Iterable[list[Any]]) -> None:
-    """Print rows under a header. On a terminal, long cells are folded; elsewhere a row is a line,
-    however long."""
+    """Print rows under a header. A terminal folds long cells; elsewhere each row is one line."""
     lines = [header, *([_cell(cell) for cell in row] for row in rows)]
     if sys.stdout.isatty():
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -124,7 +123,7 @@ def _cell(value: Any) -> str:
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:
-    """Return a progress bar for long work: on a terminal; elsewhere nothing is shown."""
+    """Return a progress bar for long work, shown on a terminal only."""
     console = Console(stderr=True)
     return Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
@@ -132,13 +131,13 @@ def progress_bar(*columns: ProgressColumn) -> Progress:
 
 
 def show_json(value: Any) -> None:
-    """Print a value as JSON; bytes as hexadecimal digits, what has no form in JSON as text."""
+    """Print a value as JSON; bytes as hexadecimal digits, other values as text if need be."""
     echo(json_escaped(json.dumps(_with_names(value), indent=1, ensure_ascii=False, default=_plain)))
 
 
 def json_escaped(text: str) -> str:
-    """Return JSON without the characters that `escaped` escapes, as `\\u001b`: those that are left
-    in JSON are inside of strings, line ends of the form aside."""
+    """Return JSON with the characters that `escaped` escapes written as `\\u001b`: all are inside
+    strings, line ends of the layout aside."""
     return _SUSPECTS.sub(lambda found: _escape_in_json(found[0]), text)
 
 
@@ -149,7 +148,7 @@ def _escape_in_json(character: str) -> str:
 
 
 def _with_names(value: Any) -> Any:
-    """Return a value in which all keys of dicts are text."""
+    """Return a value with all dict keys converted to text."""
     if isinstance(value, dict):
         return {_name(key): _with_names(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -162,14 +161,14 @@ def _plain(value: Any) -> str:
 
 
 def show_changes(changes: dict[Any, tuple[Any, Any]]) -> None:
-    """Print what attributes were, and are then, a line for each."""
+    """Print the old and new value of each attribute, one a line."""
     for name, values in changes.items():
         before, after = ("(nothing)" if value is ... else repr(value) for value in values)
         echo(f"  {escaped(_name(name))}: {escaped(before)} -> {escaped(after)}")
 
 
 def plain_changes(changes: dict[Any, tuple[Any, Any]]) -> dict[str, list[str | None]]:
-    """Return changes of attributes as JSON has them: values as Python writes them, or null."""
+    """Return attribute changes for JSON: values as Python writes them, or null."""
     return {
         _name(name): [None if value is ... else repr(value) for value in values]
         for name, values in changes.items()

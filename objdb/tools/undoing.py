@@ -1,4 +1,4 @@
-"""Subcommands that list what was done, and undo it."""
+"""Subcommands that list transactions, and undo them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from objdb.tools.words import MomentType, OidType
 
 Condition = Callable[[dict[str, Any]], bool]
 
-# What an expression of --where can call.
+# The functions that an expression of --where can call.
 _FUNCTIONS = {
     "len": len, "min": min, "max": max, "sum": sum, "any": any, "all": all, "sorted": sorted,
     "str": str, "int": int, "float": float, "bool": bool, "abs": abs, "round": round,
@@ -52,8 +52,8 @@ _FUNCTIONS = {
 @click.option(
     "--where", metavar="EXPRESSION",
     help="Only those for which this Python expression is true. It can use id, time, user_name, "
-    "description, size, what is in the transaction's extension, and entry.get('name') for what "
-    "not all have.",
+    "description, size, items of the transaction's extension, and entry.get('name') for items "
+    "that not all have.",
 )
 @limit_option
 @json_option
@@ -61,7 +61,7 @@ def undolog(
     database: str, user: str | None, text: str | None, since: Tid | datetime | None,
     until: Tid | datetime | None, oid: Oid | None, where: str | None, limit: int, as_json: bool,
 ) -> None:
-    """List transactions that can be undone, newest first, with the ids that `objdb undo` takes."""
+    """List transactions that can be undone, newest first, with the ids for `objdb undo`."""
     matches = _condition(where) if where else None
     with open_database(database) as db:
         tids = None if oid is None else _tids_of(db, oid)
@@ -98,7 +98,7 @@ def _seconds(moment: Tid | datetime) -> float:
 
 
 def _is_user(user_name: str, user: str) -> bool:
-    """Whether this is the user; `setUser` puts a path and a space before the name."""
+    """Whether *user_name* is *user*; `setUser` puts a path and a space before the name."""
     return user in (user_name, user_name.partition(" ")[2])
 
 
@@ -107,7 +107,7 @@ def _condition(expression: str) -> Condition:
     try:
         code = compile(expression, "--where", "eval")
     except (SyntaxError, ValueError) as error:
-        raise UsageError(f"--where {expression!r} is no Python expression: {error}") from None
+        raise UsageError(f"--where {expression!r} is not a Python expression: {error}") from None
 
     def matches(entry: dict[str, Any]) -> bool:
         try:
@@ -115,8 +115,8 @@ def _condition(expression: str) -> Condition:
         except Exception as error:
             raise UsageError(
                 f"--where {expression!r} fails with {type(error).__name__}: {error}, for the "
-                f"transaction {entry['id']}, which has {', '.join(entry)}. What not all have is "
-                "entry.get('name')"
+                f"transaction {entry['id']}, which has {', '.join(entry)}. For an item that not "
+                "all have, write entry.get('name')"
             ) from None
 
     return matches
@@ -130,24 +130,23 @@ def _tids_of(db: DB, oid: Oid) -> set[bytes]:
 @click.command(epilog="Example: objdb undo calendar.fs A_8qjh8AAAA= --dry-run")
 @database_argument
 @click.argument("ids", nargs=-1, required=True)
-@click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would change; change nothing.")
 @click.option("--user", default="", help="The user of the new transaction.")
-@click.option("--note", help="Its description (default: what was undone).")
+@click.option("--note", help="Its description (default: the ids undone).")
 @json_option
 def undo(
     database: str, ids: tuple[str, ...], dry_run: bool, user: str, note: str | None, as_json: bool
 ) -> None:
-    """Undo the transactions with these IDs, which `objdb undolog` lists, or tids.
+    """Undo transactions, given by their IDs, which `objdb undolog` lists, or tids.
 
-    What is undone can be redone, by undoing the new transaction. Nothing is changed if one object
-    cannot be undone.
+    To redo them, undo the new transaction. Nothing is changed if one object cannot be undone.
     """
     with open_database(database, read_only=dry_run) as db:
         preview = db.undo_preview(list(ids))
         _show_preview(preview, as_json)
         if preview.obstacles:
             raise UsageError(
-                "this cannot be undone: see above. Undo what came later first, or with it"
+                "this cannot be undone: see above. Undo later transactions first, or with it"
             )
         if dry_run:
             return

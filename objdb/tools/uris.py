@@ -1,4 +1,4 @@
-"""The subcommand that lists what a URI can have: schemes, layers, parameters, options."""
+"""The subcommand that lists the parts of a URI: schemes, layers, parameters, options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def uris(as_json: bool) -> None:
     """List the kinds of storages and layers that a URI can name, their parameters, and the options
     of the database.
 
-    The options are arguments of objdb.DB as well, and can stand in objdb.toml.
+    The options are also arguments of objdb.DB, and can be set in objdb.toml.
     """
     schemes = {**SCHEMES, **added_schemes()}
     if as_json:

@@ -1,4 +1,4 @@
-"""The subcommand about versions: what there are, what is in one, and how it ends."""
+"""The subcommand for versions: list them, show one, commit or abort it."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from objdb.tools.terminal import (
 @click.option("--commit", "is_commit", is_flag=True, help="Commit VERSION.")
 @click.option("--to", "destination", default="", help="Commit it to this version.")
 @click.option("--abort", "is_abort", is_flag=True, help="Drop all changes in VERSION.")
-@click.option("--dry-run", is_flag=True, help="Say what is in it, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what is in it; change nothing.")
 @click.option("--user", default="", help="The user of the new transaction.")
-@click.option("--note", help="Its description (default: what was done).")
+@click.option("--note", help="Its description (default: the action).")
 @json_option
 def versions(
     database: str, version: str | None, is_commit: bool, destination: str, is_abort: bool,
     dry_run: bool, user: str, note: str | None, as_json: bool,
 ) -> None:
-    """List the versions; or show what VERSION changes, and commit or abort it.
+    """List the versions; or show the changes in VERSION, and commit or abort it.
 
-    Both are transactions, which `objdb undo` can undo.
+    Each is a transaction, which `objdb undo` can undo.
     """
     _require_sense(version, is_commit, destination, is_abort)
     changes = is_commit or is_abort
@@ -126,7 +126,7 @@ def _show(found: list[VersionChange], as_json: bool) -> None:
 
 
 def _end(db: DB, version: str, destination: str | None, user: str, note: str | None) -> None:
-    """Commit a version to another ("": none); or, to None, abort it."""
+    """Commit a version to *destination* ("": outside any version), or abort it if that is None."""
     manager = transaction.TransactionManager(explicit=True)
     txn = manager.begin()
     txn.user = user

@@ -1,7 +1,7 @@
-"""What is typed after a subcommand: databases, oids, transactions and times.
+"""The arguments of subcommands: databases, oids, transactions and times.
 
-A transaction is named by its tid, with or without 0x, or by its id in the undo log. Times are local
-ones where they name no zone:
+A transaction is named by its tid, with or without 0x, or by its id in the undo log. Times without
+a zone are local:
 
     2026-03-01    2026-03-01T09:30+01:00    09:30    today    yesterday 18:00
     2 hours ago   90s ago    a week ago     now      1767225600 (seconds since 1970)
@@ -50,7 +50,7 @@ class OidType(click.ParamType):  # type: ignore[type-arg]
         try:
             return oid_from_int(int(value, 0))
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no oid, as 0x2a and 42 are", param, ctx)
+            self.fail(f"{value!r} is not an oid, such as 0x2a or 42", param, ctx)
 
 
 class MomentType(click.ParamType):  # type: ignore[type-arg]
@@ -69,16 +69,16 @@ class MomentType(click.ParamType):  # type: ignore[type-arg]
             return parse_time(value, datetime.now())
         except (ValueError, OverflowError, OSError):
             self.fail(
-                f"{value!r} is no time, as 2026-03-01, '2026-03-01 09:30', yesterday and '2 hours "
-                "ago' are, and no transaction: those are 16 hexadecimal digits, or an id of "
-                "`objdb undolog`",
+                f"{value!r} is neither a time, such as 2026-03-01, '2026-03-01 09:30', yesterday "
+                "or '2 hours ago', nor a transaction: 16 hexadecimal digits, or an id of `objdb "
+                "undolog`",
                 param, ctx,
             )
 
 
 def parse_time(text: str, now: datetime) -> datetime:
     """Return the time that *text* stands for at *now* (local, without zone), with the local zone;
-    ValueError or OverflowError if it stands for none."""
+    ValueError or OverflowError if *text* is not a time."""
     words = " ".join(text.lower().split())
     ago = _AGO.fullmatch(words)
     if ago:
@@ -105,7 +105,7 @@ def _at(day: date, clock: str) -> datetime:
 
 def _ago(count: float, unit: str, now: datetime) -> datetime:
     unit = unit if unit in _SECONDS else unit.removesuffix("s")
-    if unit in _SECONDS:  # so many seconds, whatever the clocks on the wall did
+    if unit in _SECONDS:  # elapsed seconds, across changes of the clock too
         return now.astimezone() - timedelta(seconds=count * _SECONDS[unit])
     if unit in _DAYS:
         return (now - timedelta(days=count * _DAYS[unit])).astimezone()

@@ -25,7 +25,7 @@ import objdb
 from objdb.check import check
 from objdb.connection.isolation import ISOLATIONS
 from objdb.interfaces import IStorageSelfCheck
-from objdb.testing.interrupts import OPERATIONS, Exploration
+from objdb.testing.interrupts import OPERATIONS, Exploration, OpeningExploration
 from objdb.testing.packing_model import pack_at_random
 from objdb.testing.recording import check_isolation
 from tests.campaign.bookings import book_in_processes
@@ -158,12 +158,16 @@ def leaks(directory: Path, seed: int) -> None:
 
 
 def interrupts(directory: Path, seed: int) -> None:
-    """An exception at every place of an operation; in a small run, at some."""
+    """An exception at every place of an operation, or of opening and closing; in a small run, at
+    some."""
     chance = random.Random(seed)
-    kind, name = chance.choice(list(STORAGES)), chance.choice(list(OPERATIONS))
-    exploration = Exploration(
-        STORAGES[kind], directory, OPERATIONS[name], persists=kind not in FORGETFUL
-    )
+    kind, name = chance.choice(list(STORAGES)), chance.choice([*OPERATIONS, "opening"])
+    persists = kind not in FORGETFUL
+    exploration: Exploration | OpeningExploration
+    if name == "opening":
+        exploration = OpeningExploration(STORAGES[kind], directory, persists=persists)
+    else:
+        exploration = Exploration(STORAGES[kind], directory, OPERATIONS[name], persists=persists)
     exploration.run(sized(200) if _share < 1 else None, seed)
     assert exploration.faults == [], f"{kind}, {name}"
 

@@ -167,7 +167,7 @@ def test_changes_by_another_participant(people: objdb.DB, connection: objdb.Conn
     assert (ann.age, connection.root()["new"]) == (11, 1)
     connection.root()["new"] = 2
     transaction.get().join(Meddles("tpc_vote"))
-    with pytest.raises(objdb.ConnectionStateError, match="cannot be changed now"):
+    with pytest.raises(objdb.ConnectionStateError, match="cannot be changed during a vote"):
         transaction.commit()
     transaction.abort()
     assert (ann.age, connection.root()["new"]) == (11, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,27 +145,9 @@ def test_closing_between_vote_and_finish(
         check(again).raise_if_damaged()
 
 
-def test_an_abort_that_meets_a_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An abort, whose files are closed by somebody who has waited long enough, ends quietly, and
-    nothing of the transaction is left."""
-    path = tmp_path / "data.fs"
-    storage = objdb.FileStorage(path, preallocate_bytes=0)
-    put(storage, 0, record(Person, {"name": "before"}))
-    txn = TransactionMetaData()
-    storage.tpc_begin(txn)
-    storage.store(oid(0), storage.getTid(oid(0)), b"x" * 3000, "", txn)
-    storage.tpc_vote(txn)
-    file: Any = storage.engine.generation.file
-    sync = file.sync
-
-    def sync_what_was_closed() -> None:
-        file.close()
-        sync()
-
-    monkeypatch.setattr(file, "sync", sync_what_was_closed)
-    storage.tpc_abort(txn)
-    with suppress(OSError):
-        storage.close()
-    with objdb.FileStorage(path) as again:
-        assert b"before" in again.load(oid(0))[0]
-        check(again).raise_if_damaged()
+def test_a_sync_behind_the_close(tmp_path: Path) -> None:
+    """A sync that comes when the file is closed says so, in an error with a name."""
+    file = OSFiles().open(str(tmp_path / "data"), "c")
+    file.close()
+    with pytest.raises(objdb.StorageClosedError, match="closed during a sync"):
+        file.sync()

@@ -113,7 +113,7 @@ def test_every_scheme(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "two storages": ("file+memory:", "file is no layer"),
+    "two storages": ("file+memory:", "file is not a layer"),
     "parentheses for a file": ("file:(memory:)", "file goes over 0"),
     "open parenthesis": ("file:(memory:", "not closed"),
     "behind parentheses": ("memory:()x", "'x' after"),
@@ -424,7 +424,7 @@ WRONG_LAYERS = {
     "no key": ("encrypted+memory:", "needs a key: key=env:NAME"),
     "a key in the URI": (f"encrypted+memory:?key={KEY}", "a secret is never in a URI"),
     "no such variable": ("encrypted+memory:?key=env:NOT_SET", "NOT_SET.*is not set"),
-    "a short key": ("encrypted+memory:?key=env:SHORT", "5 bytes, which are no key"),
+    "a short key": ("encrypted+memory:?key=env:SHORT", "5 bytes, which are not a key"),
     "nothing below": ("compressed:a.fs", r"compressed\+file:PATH"),
     "unknown layer": ("zipped+memory:", "zipped.*compressed"),
     "no moment": ("before+memory:", "before="),

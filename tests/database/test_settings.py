@@ -103,7 +103,7 @@ def test_the_usual_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 WRONG = {
-    "not TOML": ("[main", "is no TOML"),
+    "not TOML": ("[main", "is not valid TOML"),
     "empty": ("", "no databases"),
     "outside": ('storage = "a.fs"', "outside of a table"),
     "no storage": ("[main]\npool_size = 3", r"\[main\] needs storage"),

@@ -39,7 +39,7 @@ ROWS = {
     "IStorageRestoreable": "take copies of transactions as they are",
     "IStorageUndoable": "undo transactions",
     "IStoragePacked": "tell up to when a pack has taken something away",
-    "IStoragePackable": "forget what is old, and what nothing leads to",
+    "IStoragePackable": "remove old revisions and unreachable objects",
     "IStorageVersions": "work apart in versions",
     "IStorageSelfCheck": "check its own structure",
     "IStoragePolling": "follow another process that writes",

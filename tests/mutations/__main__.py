@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import signal
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import click
 
 from tests.mutations import MUTATIONS
 from tests.mutations.mutation import Mutation
-from tests.mutations.running import Outcome, Runner
+from tests.mutations.running import Outcome, Runner, temporary_folder
 
 
 @click.command(epilog="Example: ./dev mutations savepoint-journal undo-part")
@@ -36,8 +34,8 @@ def main(names: tuple[str, ...], lists: bool, jobs: int) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     begin = time.monotonic()
     with (
-        tempfile.TemporaryDirectory(prefix="objdb-mutations-") as folder,
-        Runner(Path(folder), jobs) as runner,
+        temporary_folder() as folder,
+        Runner(folder, jobs) as runner,
     ):
         survived = run(runner, mutations)
     seconds = time.monotonic() - begin

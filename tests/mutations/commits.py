@@ -58,7 +58,7 @@ COMMITS = (
         """\
         self._engine.visibility.committed_tid = max(
             ticket.tid, self._engine.visibility.committed_tid
-        )  # who sees that, sees the ticket
+        )  # the ticket becomes visible with it
 """,
         "",
         "A commit follows those that are committed and not synced yet, with a larger tid.",

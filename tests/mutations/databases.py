@@ -179,8 +179,8 @@ DATABASES = (
     ),
     Mutation(
         "broken-is-kept", "records/reader.py",
-        "            if not is_broken(found):  # it may become importable\n",
-        "            if found is not None:  # it may become importable\n",
+        "            if not is_broken(found):  # a missing class may become importable\n",
+        "            if found is not None:  # a missing class may become importable\n",
         "A class that was missing is found when it has come back.",
         ("tests/records/test_broken.py::test_a_class_that_comes_back",),
     ),

@@ -55,8 +55,8 @@ ENGINES = (
     ),
     Mutation(
         "aborted-is-left", "storage/file/engine.py",
-        "        if self._writing_to > self.generation.end:  # something was written\n",
-        "        if self._writing_to < self.generation.end:  # something was written\n",
+        "        if self._writing_to > self.generation.end:  # bytes were written\n",
+        "        if self._writing_to < self.generation.end:  # bytes were written\n",
         "A transaction that was aborted leaves nothing behind the log's end.",
         ("tests/storage/test_file_bad_input.py::test_aborted_vote_leaves_zeros",),
     ),
@@ -197,7 +197,7 @@ ENGINES = (
     ),
     Mutation(
         "pickle-runs-code", "storage/pickled.py",
-        '        raise pickle.UnpicklingError(f"{module}.{name} has no place in this file")',
+        '        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in this file")',
         "        return super().find_class(module, name)",
         "Reading a pickled storage runs no code.",
         ("tests/storage/test_pickled.py::test_no_code_runs",),

@@ -11,10 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,6 +180,21 @@ class Runner:
         }
         for run in as_completed(runs):
             yield runs[run], run.result()
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a folder for copies, and remove it; a killed process may write into it until it has
+    ended."""
+    folder = Path(tempfile.mkdtemp(prefix="objdb-mutations-"))
+    try:
+        yield folder
+    finally:
+        for _ in range(100):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(0.1)
 
 
 def _environment(tree: Path, is_pure: bool) -> dict[str, str]:

@@ -138,7 +138,7 @@ def test_default_backend(opened: Open) -> None:
     assert opened("sqlite", name="n.c.b").backend == "sqlite"
     opened(name="n.c.b").close()
     assert opened("file", name="n.c.b").backend == "sqlite"
-    with pytest.raises(UsageError, match="no backend 'gdbm'; there are berkeley, sqlite, file"):
+    with pytest.raises(UsageError, match="backend 'gdbm'; it can be berkeley, sqlite, file"):
         opened("gdbm")
     with pytest.raises(UsageError, match="the cage is ''"):
         module_safe(cage="")
@@ -172,7 +172,7 @@ def test_foreign_directory(opened: Open, tmp_path: Path) -> None:
     folder = tmp_path / "safe" / "n.c.m"
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("mine")
-    with pytest.raises(FileFormatError, match=r"no safe: it has no safe\.json, but other files"):
+    with pytest.raises(FileFormatError, match=r"not a safe: it has no safe\.json, but other files"):
         opened(name="n.c.m")
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
     (tmp_path / "safe" / "n.c.file").write_text("mine")
@@ -273,7 +273,7 @@ def test_damaged(opened: Open, backend: str) -> None:
 @pytest.mark.parametrize("name", ["", "a\0b", "a\ud800"], ids=ascii)
 def test_no_name(name: str) -> None:
     """What no directory can have as its name is refused."""
-    with pytest.raises(UsageError, match=r"is empty|is no path"):
+    with pytest.raises(UsageError, match=r"is empty|is not a path"):
         open_safe(name)
 
 
@@ -343,7 +343,7 @@ def test_missing_logs(opened: Open) -> None:
     (log,) = safe.path.glob("log.*")
     moved = log.rename(safe.path.parent / "log")
     for _ in range(2):
-        with pytest.raises(CorruptedDataError, match="some of them are missing"):
+        with pytest.raises(CorruptedDataError, match="damaged or missing"):
             opened()
     for made in safe.path.glob("log.*"):
         made.unlink()
@@ -370,7 +370,7 @@ def test_a_directory_of_somebody_else(
         monkeypatch.setattr(os, "geteuid", lambda: os.stat(folder).st_uid + 1)
         if os.stat(folder).st_uid == 0:
             os.chown(folder, 12345, -1)
-    with pytest.raises(SafeError, match="runs what its values name"):
+    with pytest.raises(SafeError, match="runs code that its values name"):
         module_safe(cage="cage")
     with module_safe(cage="cage", directory="safe") as safe:
         assert safe["a"] == 1

@@ -52,7 +52,7 @@ def test_directories_of_something_else(tmp_path: Path, path: Path) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "notes.txt").write_text("mine")
-    with pytest.raises(FileFormatError, match=r"something else: it has notes.txt") as caught:
+    with pytest.raises(FileFormatError, match=r"not a database .*it has notes.txt") as caught:
         BerkeleyStorage(foreign)
     assert caught.value.path == str(foreign) and os.listdir(foreign) == ["notes.txt"]
     with pytest.raises(FileFormatError, match="is a file"):
@@ -289,7 +289,7 @@ def _damaged(path: Path) -> Iterator[BerkeleyStorage]:
         try:
             storage.close()
         except CorruptedDataError as error:
-            assert "What was committed is in the log" in str(error)
+            assert "All committed transactions are in the log" in str(error)
 
 
 def _damage(file: Path, page: int, size: int = 100) -> None:
@@ -349,7 +349,7 @@ def test_closing_on_a_full_disk(path: Path) -> None:
     command = [sys.executable, "-c", CLOSED_WHEN_FULL, str(path)]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
-    assert f"{path} was closed on a full disk. What was committed is in the log" in ended.stdout
+    assert f"{path} was closed on a full disk. All committed transactions" in ended.stdout
 
 
 NO_ROOM_FOR_THE_LOG = """
@@ -392,7 +392,7 @@ def test_opening_on_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (path / "current.bdb").rename(path / "kept")
     (path / "current.bdb").write_bytes(b"")
     monkeypatch.setattr("objdb.storage.berkeley.environment.free_bytes", lambda place: 5000)
-    with pytest.raises(StorageWriteError, match=r"disk is full. Make room, and open it again"):
+    with pytest.raises(StorageWriteError, match=r"disk is full. Free disk space and reopen it"):
         BerkeleyStorage(path)
     (path / "kept").rename(path / "current.bdb")
     BerkeleyStorage(path).close()
@@ -404,12 +404,12 @@ def test_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", FULL, str(path)]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
-    assert "full" in ended.stdout and "Make room" in ended.stdout
+    assert "full" in ended.stdout and "Free disk space" in ended.stdout
     with BerkeleyStorage(path) as storage:
         tid, before = storage.getTid(ROOT_OID), contents(storage)
         monkeypatch.setattr("objdb.storage.berkeley.engine.free_bytes", lambda place: 5000)
         storage.engine._look_for_space()
-        with pytest.raises(StorageWriteError, match=r"5000 are free.*Make room"):
+        with pytest.raises(StorageWriteError, match=r"5000 are free.*Free disk space"):
             commit(storage, {ROOT_OID: (tid, b"x")})
         monkeypatch.undo()
         assert contents(storage) == before

@@ -39,7 +39,7 @@ def test_an_error_of_the_engine(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What an engine raises when it commits makes the outcome unknown: the storage says so, shows
-    what was there before, and commits no more."""
+    what was there before, and refuses to commit."""
     storage = STORAGES[kind](tmp_path)
     tid = commit(storage, {ROOT_OID: (NO_TID, b"one")})
 
@@ -47,11 +47,11 @@ def test_an_error_of_the_engine(
         raise OSError("the medium said no")
 
     monkeypatch.setattr(storage.engine, "commit", fail)
-    with pytest.raises(StorageFailedError, match=r"commits no more, since .*said no"):
+    with pytest.raises(StorageFailedError, match=r"refuses to commit, since .*said no"):
         commit(storage, {ROOT_OID: (tid, b"two")})
     monkeypatch.undo()
     assert storage.load(ROOT_OID) == (b"one", tid)
-    with pytest.raises(StorageFailedError, match="commits no more"):
+    with pytest.raises(StorageFailedError, match="refuses to commit"):
         commit(storage, {ROOT_OID: (tid, b"three")})
     storage.close()
 
@@ -97,7 +97,7 @@ def test_a_sync_that_fails_once(
         patch.setattr(storage.engine, "sync", fail)
         with pytest.raises(StorageFailedError, match="said no"):
             commit(storage, {ROOT_OID: (tid, b"two")})
-    with pytest.raises(StorageFailedError, match=r"commits no more, since a sync failed.*said no"):
+    with pytest.raises(StorageFailedError, match=r"refuses to commit, since a sync .*said no"):
         commit(storage, {ROOT_OID: (tid, b"three")})
     assert storage.load(ROOT_OID) == (b"one", tid)
     storage.close()
@@ -113,7 +113,7 @@ def test_a_commit_of_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(StorageFailedError, match=r"a commit failed \(.*disk I/O error"):
             commit(storage, {ROOT_OID: (tid, b"two")})
     assert storage.lastTransaction() == tid and storage.load(ROOT_OID) == (b"one", tid)
-    with pytest.raises(StorageFailedError, match="commits no more, since a commit failed"):
+    with pytest.raises(StorageFailedError, match="refuses to commit, since a commit failed"):
         storage.tpc_begin(TransactionMetaData())
     storage.close()
     with objdb.SQLiteStorage(tmp_path / "data.sqlite") as storage:

@@ -39,7 +39,7 @@ def test_not_a_database(tmp_path: Path, content: bytes) -> None:
     """A file of another kind is refused, and left as it is."""
     path = tmp_path / "data.fs"
     path.write_bytes(content)
-    with pytest.raises(objdb.FileFormatError, match="no database file") as caught:
+    with pytest.raises(objdb.FileFormatError, match="not a database file") as caught:
         objdb.DB(path)
     assert caught.value.path == str(path)
     assert path.read_bytes() == content
@@ -50,7 +50,7 @@ def test_a_database_of_another_kind(tmp_path: Path, scheme: str) -> None:
     """A file that another storage made is refused with the URI that opens it."""
     path = tmp_path / "data"
     objdb.DB(f"{scheme}:{path}").close()
-    with pytest.raises(objdb.FileFormatError, match=f"name it {scheme}:{path}"):
+    with pytest.raises(objdb.FileFormatError, match=f"open it as {scheme}:{path}"):
         objdb.DB(path)
     objdb.DB(f"{scheme}:{path}").close()
 
@@ -271,7 +271,7 @@ def test_damage_stays_damage(tmp_path: Path) -> None:
     damaged = content[:5000] + os.urandom(len(content) - 5000)
     path.write_bytes(damaged)
     for _ in range(3):
-        with pytest.raises(objdb.CorruptedDataError, match="had been committed"):
+        with pytest.raises(objdb.CorruptedDataError, match="was committed to it"):
             FileStorage(path)
         assert path.read_bytes() == damaged
     path.write_bytes(content)
@@ -339,7 +339,7 @@ def test_an_index_entry_beyond_all_files(path: Path) -> None:
     index_of(path).write_bytes(index)
     with FileStorage(path) as storage:
         for use in (storage.load, storage.history, storage.getTid):
-            with pytest.raises(objdb.CorruptedDataError, match=r"removing the index|no file"):
+            with pytest.raises(objdb.CorruptedDataError, match=r"remove the index|maximum"):
                 use(ROOT_OID)
         assert storage.self_check() != []
 

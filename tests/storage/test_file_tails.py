@@ -64,7 +64,7 @@ def require_told(path: Path, count: int) -> None:
     """A check of the file tells how many bytes are no transaction; so does opening it to read."""
     result = CliRunner().invoke(main, ["check", str(path)])
     assert result.exit_code == 1, result.output
-    assert f"{count} bytes behind the last whole transaction" in result.output
+    assert f"{count} bytes after the last whole transaction" in result.output
 
 
 def cut(content: bytes) -> bytes:
@@ -96,7 +96,7 @@ def test_no_transaction(path: Path, damaged: Callable[[bytes], bytes]) -> None:
     content = damaged(path.read_bytes())
     whole = max(end for end in ends(path) if content[:end] == path.read_bytes()[:end])
     path.write_bytes(content)
-    require_refused(path, f"{len(content) - whole} bytes behind the last whole transaction")
+    require_refused(path, f"{len(content) - whole} bytes after the last whole transaction")
     require_told(path, len(content) - whole)
 
 
@@ -112,18 +112,18 @@ def test_cut_anywhere(path: Path, caplog: pytest.LogCaptureFixture) -> None:
                 assert storage.lastTransaction() == whole.get(size, NO_TID)
             path.with_name("data.fs.oidx").unlink(missing_ok=True)
         elif size < first:
-            require_refused(path, "no transaction that is whole")
+            require_refused(path, "no whole transaction")
             path.with_name("data.fs.oidx").unlink(missing_ok=True)
-            with pytest.raises(objdb.CorruptedDataError, match="no transaction that is whole"):
+            with pytest.raises(objdb.CorruptedDataError, match="no whole transaction"):
                 FileStorage(path, read_only=True)
         elif size % 10 == 0:
-            require_refused(path, "bytes behind the last whole transaction")
+            require_refused(path, "bytes after the last whole transaction")
             path.with_name("data.fs.oidx").unlink(missing_ok=True)
             caplog.clear()
             last = max(end for end in whole if end <= size)
             with FileStorage(path, read_only=True) as storage:
                 assert storage.lastTransaction() == whole[last]
-            assert f"{size - last} bytes behind" in caplog.text
+            assert f"{size - last} bytes after" in caplog.text
 
 
 @pytest.mark.parametrize("behind", [b"", bytes(3000)], ids=["at the end", "in allocated space"])
@@ -155,7 +155,7 @@ def check_of(path: Path) -> list[str]:
 
 
 def test_an_undecided_commit_with_others_behind(path: Path) -> None:
-    """A status of a commit that was not decided, before whole transactions, is damage; the error
+    """A status of an uncommitted transaction, before whole transactions, is damage; the error
     says where they are."""
     content = bytearray(path.read_bytes())
     first = min(ends(path))
@@ -204,7 +204,7 @@ def test_a_large_tail_is_searched_with_progress(
     with path.open("ab") as file:
         file.write(os.urandom(9 * 1024 * 1024))
     caplog.set_level(logging.WARNING)
-    require_refused(path, "bytes behind")
+    require_refused(path, "bytes after")
     lines = [line for line in caplog.messages if "looking for transactions" in line]
     assert len(lines) >= 3
     assert any("building the index" in line for line in caplog.messages)
@@ -223,7 +223,7 @@ def test_a_check_beside_a_writer(tmp_path: Path) -> None:
             writer.store(ROOT_OID, writer.lastTransaction(), b"two", "", txn)
             writer.tpc_vote(txn)
             (problem,) = reader.self_check()
-            assert "a commit that was not decided" in problem
+            assert "an uncommitted transaction" in problem
             writer.tpc_finish(txn)
             assert reader.self_check() == []
 

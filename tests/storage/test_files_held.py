@@ -137,18 +137,18 @@ def test_a_file_that_is_not_in_place(gone: str, tmp_path: Path) -> None:
     path.rename(tmp_path / "kept")
     if gone == "replaced":
         path.write_bytes(b"somebody else's")
-    with pytest.raises(StorageError, match=rf"data was {gone}.*no file that has this name"):
+    with pytest.raises(StorageError, match=rf"data was {gone}.*no file of this name"):
         storage.close()
 
 
-@pytest.mark.parametrize("gone", ["removed", "replaced", "made"])
+@pytest.mark.parametrize("gone", ["removed", "replaced", "created"])
 def test_a_pickled_storage_that_is_not_in_place(gone: str, tmp_path: Path) -> None:
     """A commit does not take the place of somebody else's file, nor make one anew that was removed;
     nothing is committed then."""
     path = tmp_path / "data"
     with PickledMappingStorage(path) as storage:
         tid = NO_TID
-        if gone != "made":
+        if gone != "created":
             tid = commit(storage, {ROOT_OID: (NO_TID, b"root")})
             path.rename(tmp_path / "kept")
         if gone != "removed":

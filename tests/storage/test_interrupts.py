@@ -19,7 +19,13 @@ from transaction.interfaces import AlreadyInTransaction
 import objdb
 from objdb.storage.files import sync_path
 from objdb.storage.holding import call_each, hold, hold_for, let_go
-from objdb.testing.interrupts import _ROOTS, OPERATIONS, Exploration, Interrupter
+from objdb.testing.interrupts import (
+    _ROOTS,
+    OPERATIONS,
+    Exploration,
+    Interrupter,
+    OpeningExploration,
+)
 from tests.leftovers import now_open
 from tests.storages import FORGETFUL, STORAGES
 
@@ -41,6 +47,16 @@ def test_interrupts_at_random(tmp_path: Path, kind: str, name: str) -> None:
         STORAGES[kind], tmp_path, OPERATIONS[name], persists=kind not in FORGETFUL
     )
     exploration.run(POINTS, seed)
+    assert exploration.faults == [], f"seed {seed}"
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+def test_opening_and_closing(tmp_path: Path, kind: str) -> None:
+    """Wherever opening or closing a database is interrupted, it can be opened at once, and no file
+    and no thread stays."""
+    seed = random.randrange(10**9)
+    exploration = OpeningExploration(STORAGES[kind], tmp_path, persists=kind not in FORGETFUL)
+    exploration.run(3 * POINTS, seed)
     assert exploration.faults == [], f"seed {seed}"
 
 

@@ -75,7 +75,7 @@ KINDS = [objdb.FileStorage, objdb.SQLiteStorage, objdb.BerkeleyStorage, objdb.Pi
 def test_paths_of_nothing(kind: Any, tmp_path: Path) -> None:
     """What no file can have as its name is refused, and so is a folder that is not there."""
     for name in ("a\0b", "a\ud800b"):
-        with pytest.raises(UsageError, match="is no path"):
+        with pytest.raises(UsageError, match="is not a path"):
             kind(f"{tmp_path}/{name}")
     with pytest.raises(UsageError, match="is empty"):
         kind("")

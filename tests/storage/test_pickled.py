@@ -144,7 +144,7 @@ def test_truncated(tmp_path: Path, cut: int) -> None:
         commit(storage, {ROOT_OID: (NO_TID, b"root")})
     path.write_bytes(path.read_bytes()[:cut])
     before = path.read_bytes()
-    with pytest.raises(CorruptedDataError, match=r"data\.pickle.*cut off.*Put back") as caught:
+    with pytest.raises(CorruptedDataError, match=r"data\.pickle.*truncated.*Restore") as caught:
         PickledMappingStorage(path)
     assert caught.value.path == str(path)
     assert path.read_bytes() == before

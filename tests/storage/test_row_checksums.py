@@ -159,18 +159,18 @@ def test_reads_that_meet_damage(what: str, tmp_path: Path) -> None:
     fill("sqlite", path)
     change(path, DAMAGE[what])
     with opened("sqlite", path) as storage, opened("sqlite", tmp_path / "copy.sqlite") as copy:
-        with pytest.raises(CorruptedDataError, match="checksum does not fit"):
+        with pytest.raises(CorruptedDataError, match="checksum does not match"):
             contents(storage)
-        with pytest.raises(CorruptedDataError, match="checksum does not fit"):
+        with pytest.raises(CorruptedDataError, match="checksum does not match"):
             copy_transactions(storage, copy)
-        with pytest.raises(CorruptedDataError, match="checksum does not fit"):
+        with pytest.raises(CorruptedDataError, match="checksum does not match"):
             for oid in range(100):
                 storage.history(oid.to_bytes(8, "big"), 100)
         if what == "a record":
             with pytest.raises(CorruptedDataError, match=r"object 0x5\b.*checksum") as caught:
                 storage.load(b"\0" * 7 + b"\5")
             assert caught.value.oid == b"\0" * 7 + b"\5" and caught.value.path == str(path)
-            with pytest.raises(CorruptedDataError, match="checksum does not fit"):
+            with pytest.raises(CorruptedDataError, match="checksum does not match"):
                 storage.pack(storage.lastTransaction(), references, gc=False)
 
 
@@ -255,7 +255,7 @@ def test_a_log_that_was_not_synced(
     flip(tmp_path / "data.sqlite-wal", 32 + 3 * (24 + 4096) + 500)
     with objdb.SQLiteStorage(path, durability="os") as storage:
         assert storage.self_check() == []
-    assert "would drop it and what is behind it" in caplog.text
+    assert "would drop it and all later frames" in caplog.text
 
 
 OTHER = """

@@ -50,7 +50,7 @@ def test_files_of_something_else(tmp_path: Path) -> None:
     program.commit()
     program.close()
     (tmp_path / "text").write_text("something else, and long enough to be a header")
-    for name, told in (("foreign.sqlite", "something else"), ("text", "no SQLite database")):
+    for name, told in (("foreign.sqlite", "another program"), ("text", "not an SQLite database")):
         before = (tmp_path / name).read_bytes()
         with pytest.raises(FileFormatError, match=told) as caught:
             SQLiteStorage(tmp_path / name)
@@ -79,7 +79,7 @@ def test_a_database_that_is_gone(path: Path) -> None:
     assert path.read_bytes() == b""
     path.unlink()
     (path.parent / "wal").rename(f"{path}-wal")
-    with pytest.raises(CorruptedDataError, match=r"missing.*-wal.*Put it back"):
+    with pytest.raises(CorruptedDataError, match=r"missing.*-wal.*Restore"):
         SQLiteStorage(path)
     path.write_bytes(kept)
     with SQLiteStorage(path) as storage:
@@ -159,7 +159,7 @@ def test_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with SQLiteStorage(path) as storage:
         tid, before = storage.getTid(ROOT_OID), contents(storage)
         monkeypatch.setattr("objdb.storage.sql.space.free_bytes", lambda place: 5000)
-        with pytest.raises(StorageWriteError, match=r"5000 are free.*Make room"):
+        with pytest.raises(StorageWriteError, match=r"5000 are free.*Free disk space"):
             commit(storage, {ROOT_OID: (tid, b"x")})
         monkeypatch.undo()
         assert contents(storage) == before
@@ -169,7 +169,7 @@ def test_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         writer = storage.engine._writer.connection
         (pages,) = writer.execute("PRAGMA page_count").fetchone()
         writer.execute(f"PRAGMA max_page_count={pages + 2}")
-        with pytest.raises(StorageWriteError, match=r"full.*Make room"):
+        with pytest.raises(StorageWriteError, match=r"full.*Free disk space"):
             commit(storage, {storage.new_oid(): (NO_TID, b"x" * 100_000)})
         assert contents(storage) == before
         writer.execute("PRAGMA max_page_count=1000000")

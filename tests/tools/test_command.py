@@ -202,7 +202,7 @@ def test_migrating_to_what_is_no_copy(terminal: Terminal, tmp_path: Path) -> Non
         connection.root()["mine"] = 1
     before = other.read_bytes()
     result = terminal.run("migrate", str(other))
-    assert result.exit_code == 1 and "no earlier copy" in result.output
+    assert result.exit_code == 1 and "not an earlier copy" in result.output
     assert other.read_bytes() == before
     result = terminal.run("migrate", str(terminal.path))
     assert result.exit_code == 1 and "same file" in result.output
@@ -217,15 +217,15 @@ def test_strange_names(terminal: Terminal, tmp_path: Path) -> None:
 
 WRONG: list[tuple[list[str], int, str]] = [
     (["history"], 2, "Missing argument 'OID'"),
-    (["history", "x"], 2, "is no oid"),
+    (["history", "x"], 2, "is not an oid"),
     (["history", "-1"], 2, ""),
     (["history", "99"], 1, "0x63"),
     (["history", "1", "--limit", "0"], 2, "0"),
     (["diff", "1", "abc", "def"], 2, "16 hexadecimal digits"),
     (["diff", "1", "next week"], 2, "16 hexadecimal digits"),
     (["diff", "1", "00" * 8, "00" * 8], 1, "0x1"),
-    (["undolog", "--since", "soon"], 2, "is no time"),
-    (["undolog", "--where", "size >"], 1, "is no Python expression"),
+    (["undolog", "--since", "soon"], 2, "neither a time"),
+    (["undolog", "--where", "size >"], 1, "is not a Python expression"),
     (["undolog", "--where", "nonsense"], 1, "NameError"),
     (["undolog", "--where", "__import__('os')"], 1, "NameError"),
     (["undo"], 2, "Missing argument"),
@@ -348,7 +348,7 @@ def test_the_end_of_a_version(planned: Terminal) -> None:
         (["next year", "--commit", "--abort"], 2, "exclude"),
         (["nobody's", "--commit"], 1, "'next year'"), (["nobody's", "--abort"], 1, "'next year'"),
         (["next year", "--commit", "--to", "next year"], 1, "different"),
-        (["x" * 70_000], 1, "65535"), (["", "--abort"], 1, "empty name"),
+        (["x" * 70_000], 1, "65535"), (["", "--abort"], 1, "name is empty"),
     ],
 )
 def test_wrong_words_about_versions(

@@ -74,7 +74,7 @@ def test_mistakes(path: Path, tmp_path: Path) -> None:
         ([path, "--days", "1", "--before", "2026-01-01"], "give one", 1),
         ([path, "--days", "1", "--now"], "give one", 1),
         ([path, "--days", "-1"], "--days", 2),
-        ([path, "--before", "soon"], "is no time", 2),
+        ([path, "--before", "soon"], "neither a time", 2),
         ([path, "--before", "2100-01-01"], "future", 1),
         ([tmp_path / "missing.fs"], "missing.fs", 1),
     ):

@@ -168,8 +168,8 @@ def test_a_file_that_is_missing_or_foreign(tmp_path, command):
     text.write_text("my notes")
     folder.mkdir()
     for path, answer in (
-        (tmp_path / "none.fs", "there is no calendar in"), (empty, "it is no database"),
-        (text, "is no database file"), (folder, "is a directory"),
+        (tmp_path / "none.fs", "there is no calendar in"), (empty, "it is not a database"),
+        (text, "is not a database file"), (folder, "is a directory"),
     ):  # fmt: skip
         result = CliRunner().invoke(main, [command, *arguments, "--file", str(path)])
         assert result.exit_code == 1

@@ -126,8 +126,8 @@ def test_without_a_storage_that_stays():
 @pytest.mark.parametrize(("uri", "answer"), [
     ("nosql:cal", "there is no storage 'nosql'; there are file,"),
     ("sqlite:cal.sqlite?histroy=no", "unknown parameter 'histroy'; known are history"),
-    ("sqlite:notes.txt", "is no SQLite database"),
-    ("file+sqlite:cal.sqlite", "file is no layer"),
+    ("sqlite:notes.txt", "is not an SQLite database"),
+    ("file+sqlite:cal.sqlite", "file is not a layer"),
 ])
 def test_wrong_uris(tmp_path, monkeypatch, uri, answer):
     """A URI that makes no sense is one line that says what there is, and nothing is made."""

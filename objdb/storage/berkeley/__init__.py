@@ -1,3 +1,3 @@
-"""A storage in Berkeley DB; reading order: `directory` (what has to be right before it is opened),
-`engine` (what errors mean), `environment` (tables), `change` (a transaction of the engine),
+"""A storage in Berkeley DB; reading order: `directory` (its files, and checks before opening),
+`engine` (rows), `environment` (tables), `change` (a transaction of the engine),
 `reading`, `storage`, `backup`."""

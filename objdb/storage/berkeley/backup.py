@@ -1,7 +1,7 @@
 """Copying a database while others commit to it.
 
-The engine copies the tables page by page, then the log. So the copy is what a crash would leave,
-with pages of different moments; it is recovered where it is, from the whole log, and then is a
+The engine copies the tables page by page, then the log. So the copy is like a database after a
+crash, with pages of different moments; recovery, in place and from the whole log, makes it a
 database of the moment when the log was copied.
 """
 
@@ -18,10 +18,10 @@ _CACHE_BYTES = 16 << 20
 
 
 def back_up(environment: Environment, marker: Marker, directory: str) -> None:
-    """Copy an open environment to the new *directory*, an absolute path. FileExistsError if there
-    is such a one."""
+    """Copy an open environment to the new *directory*, an absolute path. FileExistsError if it
+    exists."""
     if os.path.lexists(directory):
-        raise FileExistsError(17, "there is such a directory already", directory)
+        raise FileExistsError(17, "the directory exists already", directory)
     new = directory + UNFINISHED
     shutil.rmtree(new, ignore_errors=True)
     try:

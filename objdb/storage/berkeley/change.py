@@ -1,17 +1,17 @@
-"""One transaction of the engine, and the facts that it keeps.
+"""One transaction of the engine, and the facts stored with it.
 
     transactions  tid ─► number of objects 8, largest oid 8, bytes of all rows 8, versions 1,
                          transaction, CRC-32 4
     versions      oid ─► tid, name of the version, of each object whose last revision is in one
 
-A row has its checksum behind it too (`rows.sealed`), in databases of format 2.
+In databases of format 2 a row is also followed by its checksum (`rows.sealed`).
 
-What is before a transaction are the facts after it; those of the last one count. `versions` in it
-says whether any revision was ever in one.
+Before each transaction are the facts after it; those of the last one count. `versions` in them
+says whether any revision was ever in a version.
 
-Who reads meanwhile sees each step, so their order matters: a row is in `old` before another one
-takes its place in `current`; what comes after a gap says so before the gap is made; of several
-rows that go the oldest goes first. Taking a transaction back undoes the steps in reverse order.
+Concurrent readers see each step, so the order matters: a row is put in `old` before a new one
+replaces it in `current`; the row after a gap is marked before the gap is made; of several rows to
+remove, the oldest is removed first. A rollback undoes the steps in reverse order.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from objdb.storage.rows import encode_transaction as encoded
 _FACTS = struct.Struct(">QQQB")
 FACTS_BYTES = _FACTS.size
 _PIECE = 500  # rows
-_PRIORITY = 10_000  # in a deadlock with a reader, which has 100, it is the reader that gives way
+_PRIORITY = 10_000  # in a deadlock with a reader, which has 100, the reader gives way
 
 
 class Facts(NamedTuple):
-    """What is known of all rows together, without looking."""
+    """Facts about all rows, kept up to date by each transaction."""
 
     objects: int = 0
     max_oid: int = 0
@@ -65,7 +65,7 @@ def read_facts(environment: Environment) -> tuple[Tid, Facts]:
 
 
 def read_versions(environment: Environment) -> dict[Oid, Current]:
-    """Return what is current of the objects whose last revision is in a version."""
+    """Return {oid: `Current`} of the objects whose last revision is in a version."""
     found: dict[Oid, Current] = {}
     start = b""
     while piece := environment.piece("versions", start, b"\xff" * 8, _PIECE):
@@ -76,10 +76,10 @@ def read_versions(environment: Environment) -> dict[Oid, Current]:
 
 
 class Change:
-    """A transaction of the engine, which begins from *facts*; `facts` are those after it, and
-    `versions` has the objects that come into a version, or out of it (None).
+    """A transaction of the engine, starting from *facts*; `facts` are those after it, and
+    `versions` has the objects that enter a version, or leave it (None).
 
-    Errors are the engine's. It has to be committed or aborted.
+    Errors are the engine's. It must be committed or aborted.
     """
 
     def __init__(self, environment: Environment, facts: Facts) -> None:
@@ -101,23 +101,27 @@ class Change:
         self, transaction: TransactionRow, rows: Iterable[tuple[Oid, Row]],
         replaced: list[Oid], in_versions: dict[Oid, Current],
     ) -> None:
-        """Put a transaction and its rows; *replaced* are the objects that are there already."""
+        """Add a transaction and its rows; *replaced* are the existing objects."""
         for oid in replaced:
             self._keep_old(oid)
-        tid, txn, put = transaction.tid, self._txn, self._environment.current.put
-        head, size, seals = tid + PLAIN, -len(tid) * len(replaced), self._seals
-        for oid, row in rows:
-            data = row.data
-            if data is not None and not row.version and row.back_pointer is None:
-                value = head + data
-            else:
-                value = tid + encode_row(row)
-                if row.version:
-                    self.versions[oid] = Current(tid, row.version)
-            if seals:
-                value = sealed(oid, value)
-            put(oid, value, txn)
-            size += len(value)
+        tid, txn, seals = transaction.tid, self._txn, self._seals
+        head, size = tid + PLAIN, -len(tid) * len(replaced)
+        try:
+            put = self._environment.current.put
+            for oid, row in rows:
+                data = row.data
+                if data is not None and not row.version and row.back_pointer is None:
+                    value = head + data
+                else:
+                    value = tid + encode_row(row)
+                    if row.version:
+                        self.versions[oid] = Current(tid, row.version)
+                if seals:
+                    value = sealed(oid, value)
+                put(oid, value, txn)
+                size += len(value)
+        finally:
+            put = None  # a traceback keeps this frame: no table is in use by that
         for oid in in_versions.keys() & transaction.oids if in_versions else ():
             self.versions.setdefault(oid, None)
         self._put_versions()
@@ -143,7 +147,7 @@ class Change:
         self._environment.old.put(oid + value[:8], value[8:], self._txn)
 
     def amend(self, rows: Rows, transactions: Transactions) -> None:
-        """Change or remove rows and transactions that are there; the last one stays."""
+        """Change or remove existing rows and transactions; the last transaction stays."""
         txn = self._txn
         for (oid, tid), row in rows.items():
             if row is not None:
@@ -185,20 +189,18 @@ class Change:
         return bool(self._environment.current.get(oid, None, self._txn, 0, 8, 0) == tid)
 
     def _replace(self, table: str, key: bytes, value: bytes) -> None:
-        rows = getattr(self._environment, table)
-        replaced = rows.get(key, None, self._txn, bdb.DB_RMW)
+        replaced = getattr(self._environment, table).get(key, None, self._txn, bdb.DB_RMW)
         if replaced is not None:
-            rows.put(key, value, self._txn)
+            getattr(self._environment, table).put(key, value, self._txn)
             self._grow(len(value) - len(replaced))
 
     def _grow(self, size: int) -> None:
         self.facts = self.facts._replace(size=self.facts.size + size)
 
     def _delete(self, table: str, key: bytes) -> None:
-        rows = getattr(self._environment, table)
-        value = rows.get(key, None, self._txn, bdb.DB_RMW)
+        value = getattr(self._environment, table).get(key, None, self._txn, bdb.DB_RMW)
         if value is not None:
-            rows.delete(key, self._txn)
+            getattr(self._environment, table).delete(key, self._txn)
             self._grow(-len(value))
 
     def forget_replaced(self, oids: Iterable[Oid], tid: Tid) -> None:
@@ -212,34 +214,34 @@ class Change:
                     self._grow(-len(found[1]))
                     found = cursor.next()
             except bdb.DBError as error:
-                self._environment.is_damage(error)  # and else the cursor could not be closed
+                self._environment.is_damage(error)  # otherwise the cursor could not be closed
                 raise
             finally:
                 cursor.close()
                 del cursor
 
     def _put_versions(self) -> None:
-        versions = self._environment.versions
         for oid, current in self.versions.items():
             if current is not None:
-                versions.put(oid, current.tid + current.version.encode(), self._txn)
-            elif versions.has_key(oid, self._txn):
-                versions.delete(oid, self._txn)
+                value = current.tid + current.version.encode()
+                self._environment.versions.put(oid, value, self._txn)
+            elif self._environment.versions.has_key(oid, self._txn):
+                self._environment.versions.delete(oid, self._txn)
 
     def commit(self, flags: int) -> None:
-        """Commit all of it."""
+        """Commit all changes."""
         call_each(self._open, methodcaller("commit", flags))
 
     @property
     def is_committed(self) -> bool:
-        """Whether `commit` has returned, or was interrupted behind that."""
+        """Whether the engine's commit has returned, also if `commit` was interrupted after it."""
         return not any(self._open) and not self._is_aborted
 
     def abort(self) -> None:
-        """Take all of it back; nothing is left of that where it was interrupted."""
+        """Roll back all changes; can be called again after an interrupt."""
         self._is_aborted = True
         call_each(self._open, methodcaller("abort"))
 
     def abandon(self) -> None:
-        """Never commit or abort: it is the parent's, in a process that was forked."""
+        """Never commit or abort: in a forked child, the transaction is the parent's."""
         abandon(self._txn)

@@ -1,10 +1,10 @@
-"""The directory of a Berkeley DB storage: what is in it, and what has to be right.
+"""The directory of a Berkeley DB storage: its files, and the checks before opening.
 
     objdb.json           format, and whether it keeps history; written first, and again when the
-                         tables are made
+                         tables are created
     objdb.lock           locked by the process that has it open; has its pid and host
-    DB_CONFIG            settings for the engine's own programs. Of these objdb takes where the log
-                         is, if it is elsewhere; nothing else is obeyed
+    DB_CONFIG            settings for the engine's own programs. objdb reads only the directory of
+                         the log, if that is elsewhere
     current.bdb …        the tables
     log.0000000001 …     the write-ahead log
 """
@@ -43,8 +43,8 @@ _BEFORE = {_LOCK + ".lock", _CONFIG, _MARKER + ".new"}  # may be there before th
 
 
 class Marker(NamedTuple):
-    """What the file `objdb.json` says. Until the directory is complete, tables are made. It keeps
-    the format that it was made in."""
+    """The content of the file `objdb.json`. Until the directory is complete, tables are created.
+    The format is that of its creation."""
 
     history: bool
     is_complete: bool
@@ -52,7 +52,7 @@ class Marker(NamedTuple):
 
     @property
     def has_checksums(self) -> bool:
-        """Whether rows have checksums behind them."""
+        """Whether rows are followed by checksums."""
         return self.format >= _WITH_CHECKSUMS
 
 
@@ -62,9 +62,9 @@ def file_of(table: str) -> str:
 
 
 def lock_directory(path: str, create: bool) -> Lock:
-    """Take the directory for this process, having made it if it is to be made.
+    """Lock the directory for this process, creating it if *create* is true.
 
-    `StorageLockedError` says who has it; `FileFormatError` for what is no directory of a storage;
+    `StorageLockedError` names the holder; `FileFormatError` if it is not a storage's directory;
     FileNotFoundError; `StorageError` without permission.
     """
     try:
@@ -101,8 +101,8 @@ def _require_usable(path: str, create: bool) -> None:
         return
     if names - _BEFORE:
         raise FileFormatError(
-            f"{path} is a directory of something else: it has {min(names - _BEFORE)}, and no "
-            f"{_MARKER}. Nothing was changed; name another one, or one that does not exist",
+            f"{path} is not a database directory: it has {min(names - _BEFORE)}, but no "
+            f"{_MARKER}. Nothing was changed; name another directory, or one that does not exist",
             path=path,
         )
     if not create:
@@ -110,10 +110,10 @@ def _require_usable(path: str, create: bool) -> None:
 
 
 def read_marker(path: str, history: bool | None) -> Marker:
-    """Return what the storage was made as, *history* if it is new. The directory is locked.
+    """Return the storage's marker, one with *history* if it is new. The directory is locked.
 
-    `FileFormatError`, `UsageError` if it cannot be opened so; `CorruptedDataError` if files are
-    missing.
+    `FileFormatError`, `UsageError` if it cannot be opened this way; `CorruptedDataError` if files
+    are missing.
     """
     try:
         with open(os.path.join(path, _MARKER), encoding="utf-8") as file:
@@ -137,8 +137,8 @@ def read_marker(path: str, history: bool | None) -> Marker:
         )
     if history is not None and marker.history is not history:
         raise UsageError(
-            f"{path} was made with history={marker.history}, and that stays. Leave the argument "
-            "out, or copy it to a database made with the other (objdb migrate)"
+            f"{path} was created with history={marker.history}, which cannot change. Omit the "
+            "argument, or copy it to a database created with the other (objdb migrate)"
         )
     for table in TABLES if marker.is_complete else ():
         if not os.path.exists(os.path.join(path, file_of(table))):
@@ -150,7 +150,7 @@ def read_marker(path: str, history: bool | None) -> Marker:
 
 
 def write_marker(path: str, marker: Marker) -> None:
-    """Write what the storage is made as, surviving a crash."""
+    """Write the storage's marker, atomically and durably."""
     said = {"format": marker.format, "history": marker.history, "complete": marker.is_complete}
     new = os.path.join(path, _MARKER + ".new")
     with open_new(new) as file:
@@ -162,15 +162,15 @@ def write_marker(path: str, marker: Marker) -> None:
 
 
 def settle_log_directory(path: str, given: str | None, is_new: bool) -> str:
-    """Return where the log is, noting it if the storage *is_new*. `UsageError` if it is not where
-    it was *given*; `CorruptedDataError` if it is not there."""
+    """Return the directory of the log, noting it if the storage *is_new*. `UsageError` if it is
+    not the *given* one; `CorruptedDataError` if the log is missing."""
     there = _log_directory(path)
     if there is not None and not os.path.isdir(os.path.join(path, there)):
         raise FileNotFoundError(
             errno.ENOENT,
-            f"the log directory of {path} does not exist. Bring its disk back; or, if it was "
-            f"moved, change {_LOG_DIRECTORY} in {path}/{_CONFIG} to the directory that has its "
-            "files log.*; it is", os.path.abspath(os.path.join(path, there)),
+            f"the log directory of {path} does not exist. Mount its disk; or, if it was moved, "
+            f"change {_LOG_DIRECTORY} in {path}/{_CONFIG} to the directory with its files log.*; "
+            "now it is", os.path.abspath(os.path.join(path, there)),
         )
     if given is not None:
         wanted = os.path.abspath(given)
@@ -184,13 +184,13 @@ def settle_log_directory(path: str, given: str | None, is_new: bool) -> str:
             there = wanted
         elif os.path.join(path, there or "") != os.path.join(path, wanted):
             raise UsageError(
-                f"the log of {path} is in {there or path}. Leave log_directory out; or, while the "
+                f"the log of {path} is in {there or path}. Omit log_directory; or, while the "
                 f"database is closed, move the files log.* and change {_LOG_DIRECTORY} in "
                 f"{path}/{_CONFIG}"
             )
     directory = os.path.join(path, there or "")
     if not is_new and not any(name.startswith("log.") for name in os.listdir(directory)):
-        # The engine would begin another one, and believe pages to be newer than they are.
+        # The engine would begin a new log, and take its pages for newer than they are.
         raise CorruptedDataError(
             f"{path}: the files of the log are missing in {directory}. Put them back, or restore "
             "the directory from a backup", path=path,
@@ -204,13 +204,13 @@ def _log_directory(path: str) -> str | None:
         for line in file:
             name, *value = line.split(maxsplit=1) or [""]
             if name == _LOG_DIRECTORY and value:
-                found = value[0].strip()  # the last one counts, as with the engine
+                found = value[0].strip()  # the last one counts, as in the engine
     return found
 
 
 def no_permission(path: str, error: BaseException) -> StorageError:
-    """Return the error that says that the operating system does not let us."""
+    """Return the error for a lack of permission."""
     return StorageError(
-        f"{path} cannot be opened: {error}. See to the permissions of the directory, and of the "
+        f"{path} cannot be opened: {error}. Check the permissions of the directory, and of the "
         "files in it"
     )

@@ -1,9 +1,9 @@
 """BerkeleyEngine: rows in tables of Berkeley DB, beside the log that makes them durable.
 
-    load     one get of the current row; of an older one, a search in `old`
+    load     one get for the current row; a search in `old` for an older one
     write    a transaction of Berkeley DB: replaced rows to `old`, then the new ones
     commit   without a sync
-    sync     of the log, for all that is committed
+    sync     of the log, for all committed transactions
 
 `_writing` is held for each use of `_change`, the transaction of Berkeley DB. Reading takes no lock.
 """
@@ -50,16 +50,17 @@ from objdb.storage.engine import (
     Visibility,
 )
 from objdb.storage.files import free_bytes, require_folder
+from objdb.storage.owning import drops_what_it_opened
 from objdb.storage.rows import CRC_BYTES, SOUND, TransactionRow
 from objdb.storage.staging import StagedRows
 
-_PRUNE_OIDS = 5000  # about how many objects are pruned at a time
-# What a commit of some bytes may take in the log and the tables.
+_PRUNE_OIDS = 5000  # approximate number of objects pruned at a time
+# The space that a commit may take in the log and the tables: fixed, and per byte.
 _BYTES_BESIDE, _TIMES = 1 << 20, 3
 
 
 class _Gone:
-    """In the place of an environment that cannot be used any more."""
+    """Replaces an environment that cannot be used any more."""
 
     def __init__(self, error: Callable[[], ObjdbError]) -> None:
         self._error = error
@@ -68,18 +69,19 @@ class _Gone:
         raise self._error()
 
     def load(self, *args: Any) -> Any:
-        """In the place of the function that gets a row."""
+        """Replaces the function that gets a row."""
         raise self._error()
 
 
 @implementer(ICurrentLoad, ISynced, IPrunable, ISelfChecking, IMaintained)
 class BerkeleyEngine(BerkeleyRows):
-    """Keeps rows in *directory*; see `BerkeleyStorage` for the arguments. *checkpoint*: after how
-    many KiB of the log, and after how many minutes, the tables are put on the medium."""
+    """Keeps rows in *directory*; see `BerkeleyStorage` for the arguments. *checkpoint*: the KiB of
+    log, and the minutes, after which a checkpoint is made."""
 
     tick_seconds = 1.0
     keep_seconds = 0.0  # no other process reads
 
+    @drops_what_it_opened
     def __init__(
         self, directory: str, history: bool | None, create: bool, durability: Durability,
         cache_bytes: int, log_directory: str | None, keep_logs: bool, checkpoint: tuple[int, int],
@@ -100,34 +102,27 @@ class BerkeleyEngine(BerkeleyRows):
         self._change: Change | None = None
         self._pruned_tid: Tid = NO_TID
         self._lock = lock_directory(directory, create)
-        try:
-            self._marker = marker = read_marker(directory, history)
-            self.path = os.path.abspath(directory)
-            self._log_directory = settle_log_directory(
-                self.path, log_directory, not marker.is_complete
-            )
-            self.keeps_history = marker.history
-            self.has_checksums = marker.has_checksums
-            self._open(cache_bytes, keep_logs, marker)
-        except BaseException:
-            self._lock.release()
-            raise
+        self._marker = marker = read_marker(directory, history)
+        self.path = os.path.abspath(directory)
+        self._log_directory = settle_log_directory(
+            self.path, log_directory, not marker.is_complete
+        )
+        self.keeps_history = marker.history
+        self.has_checksums = marker.has_checksums
+        self._open(cache_bytes, keep_logs, marker)
 
     def _open(self, cache_bytes: int, keep_logs: bool, marker: Marker) -> None:
-        self._environment: Any = Environment(
+        self._environment: Any
+        self._environment = self._opened = Environment(
             self.name, log_directory=self._log_directory, cache_bytes=cache_bytes,
             has_checksums=marker.has_checksums, keep_logs=keep_logs,
             create=not marker.is_complete,
         )
-        try:
-            if not marker.is_complete:
-                write_marker(self.name, marker._replace(is_complete=True))
-            self._facts: Facts
-            last, self._facts = read_facts(self._environment)
-            self._in_versions = read_versions(self._environment)
-        except BaseException:
-            self._environment.close_handles(is_written=False)
-            raise
+        if not marker.is_complete:
+            write_marker(self.name, marker._replace(is_complete=True))
+        self._facts: Facts
+        last, self._facts = read_facts(self._environment)
+        self._in_versions = read_versions(self._environment)
         self._get_current = self._environment.current.get
         self.max_oid = self._facts.max_oid
         if last != NO_TID:
@@ -145,7 +140,7 @@ class BerkeleyEngine(BerkeleyRows):
         except bdb.DBError as error:
             self._environment.is_damage(error)
             return None
-        # Of a plain row that is visible, which is almost always, this is all.
+        # A plain, visible row, the usual case, needs no more.
         if found is not None and not found[8]:
             serial = found[:8]
             if serial < tid and serial < self.visibility.before:
@@ -160,7 +155,7 @@ class BerkeleyEngine(BerkeleyRows):
         return self._facts.objects
 
     def size(self) -> int:
-        """See `IEngine`: of all rows. The files are somewhat larger."""
+        """See `IEngine`: the size of all rows. The files are somewhat larger."""
         return self._facts.size
 
     # -- committing
@@ -169,35 +164,35 @@ class BerkeleyEngine(BerkeleyRows):
         """See `IEngine`; the token is the tid."""
         self._require_space(transaction.size)
         with self._writing:
-            self._end_change(None)  # that of a commit that was interrupted
+            self._end_change(None)  # that of an interrupted commit
             try:
                 self._change = Change(self._environment, self._facts)
                 self._change.add(transaction, rows, rows.replaced, self._in_versions)
             except (bdb.DBError, MemoryError) as error:
-                self._environment.is_damage(error)  # and else it could not be taken back
+                self._environment.is_damage(error)  # otherwise it could not be rolled back
                 raise explained(error, self.name) from error
         return transaction.tid
 
     def _require_space(self, size: int) -> None:
-        """Raise `StorageWriteError` if a transaction would fill the disk: at the vote, where
-        nothing is lost by it, rather than later."""
+        """Raise `StorageWriteError` if a transaction would fill the disk: at the vote, when
+        failing is still safe."""
         needed = size * _TIMES + _BYTES_BESIDE
         if needed > self._free_bytes:
             self._look_for_space()
         if needed > self._free_bytes:
             raise StorageWriteError(
-                f"{self.name}: the disk is full: a commit of {size} bytes may need {needed}, and "
-                f"{self._free_bytes} are free; nothing was committed. Make room, and try again"
+                f"{self.name}: the disk is full: a commit of {size} bytes may need {needed}, but "
+                f"{self._free_bytes} are free; nothing was committed. Free disk space and try again"
             )
         self._free_bytes -= size
 
     def _look_for_space(self) -> None:
-        """Note how much can be written (called now and then)."""
+        """Note the free disk space (called periodically)."""
         self._free_bytes = min(free_bytes(self.path), free_bytes(self._log_directory))
 
     def _end_change(self, flags: int | None) -> None:
-        """Commit the transaction of Berkeley DB, or abort it (None), if there is one. `_writing`
-        is held."""
+        """Commit the Berkeley DB transaction, or abort it (None), if there is one. `_writing` is
+        held."""
         change = self._change
         if change is None:
             return
@@ -248,7 +243,7 @@ class BerkeleyEngine(BerkeleyRows):
                 raise StorageFailedError(f"the log could not be synced ({error!r})") from error
 
     def after_commit(self) -> None:
-        """See `ISynced`: nothing is due."""
+        """See `ISynced`: does nothing."""
 
     def publish(self, token: Tid) -> None:
         """See `IEngine`."""
@@ -261,7 +256,7 @@ class BerkeleyEngine(BerkeleyRows):
         self._change_alone(lambda change: change.amend(rows, transactions))
 
     def _change_alone(self, action: Callable[[Change], object]) -> None:
-        """Call *action* with a transaction of Berkeley DB, and commit that. The slot is held."""
+        """Call *action* with a Berkeley DB transaction, and commit that. The slot is held."""
         with self._writing:
             self._end_change(None)
             try:
@@ -301,12 +296,12 @@ class BerkeleyEngine(BerkeleyRows):
         return done
 
     def tick(self) -> None:
-        """See `IMaintained`: put the tables on the medium when it is time."""
+        """See `IMaintained`: make a checkpoint when it is time."""
         self._look_for_space()
         self._environment.checkpoint(*self._checkpoint)
 
     def back_up(self, directory: str) -> None:
-        """Write a copy to the new *directory*, while others work."""
+        """Write a copy to the new *directory*, while others read and commit."""
         from objdb.storage.berkeley.backup import back_up
 
         with self._backup_lock:
@@ -325,28 +320,37 @@ class BerkeleyEngine(BerkeleyRows):
             try:
                 self._end_change(None)
             finally:
-                environment = self._environment
                 self._use_no_more(
                     lambda: StorageClosedError(f"{self.name} is closed. Open it again to use it")
                 )
-                try:
-                    environment.close(in_order=not self._is_failed)
-                finally:
-                    self._lock.release()
+            try:
+                self._opened.close(in_order=not self._is_failed)
+            except ObjdbError:
+                self._lock.release()
+                raise
+            self._lock.release()
+
+    def drop_opened(self) -> None:
+        """Close what the constructor has opened, writing nothing (see `owning`)."""
+        _open_engines.discard(self)
+        if (environment := self.__dict__.get("_opened")) is not None:
+            environment.close_handles(is_written=False)
+        if (lock := self.__dict__.get("_lock")) is not None:
+            lock.release()
 
     def _use_no_more(self, error: Callable[[], ObjdbError]) -> None:
         gone: Any = _Gone(error)
         self._environment, self._facts, self._get_current = gone, gone, gone.load
 
     def leave_to_parent(self) -> None:
-        """Never touch the environment again (called in a process that was forked)."""
+        """Never use the environment again (called in a forked child)."""
         self._environment.abandon()
         if self._change is not None:
             self._change.abandon()
         self._use_no_more(
             lambda: StorageForkedError(
-                f"{self.name} was opened by process {self._pid}, of which this one is a fork. "
-                "One process at a time can have it: use it there"
+                f"{self.name} was opened by process {self._pid}, and this is a forked child. One "
+                "process at a time can have it open: use it there"
             )
         )
 

@@ -5,15 +5,15 @@
     transactions  tid        ─► transaction
     versions      see `change`
 
-Reading takes what is there, decided or not (DB_READ_UNCOMMITTED), so it never waits for a
-transaction; only, for as long as that takes, for one call of the engine that changes the page.
+Reads include uncommitted rows (DB_READ_UNCOMMITTED), so they never wait for a transaction, but
+only for a single engine call that is changing the page.
 
 The environment is private to the process (DB_PRIVATE): its cache and locks are in memory, not in
-files, so a killed process leaves nothing behind but tables and log, and whoever opens them next
-recovers (DB_RECOVER), which after a clean close finds nothing to do.
+files, so a killed process leaves only tables and log, and the next opener recovers (DB_RECOVER),
+which does nothing after a clean close.
 
-A page whose checksum is wrong makes the engine refuse everything from then on; that is taken
-back (DB_PANIC_ENVIRONMENT), since what is on other pages is as good as before.
+A page with a wrong checksum puts the engine into a panic; that is cleared (DB_PANIC_ENVIRONMENT),
+since the other pages are not affected.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from objdb.storage.files import free_bytes, sync_path
 Result = TypeVar("Result")
 Found = tuple[bytes, bytes]
 
-# What every medium writes as a whole or not at all, of new tables: the log cannot restore a page
-# that a loss of power has torn.
+# The page size of new tables: every disk writes it as a whole or not at all, since the log cannot
+# restore a page torn by a loss of power.
 PAGE_BYTES = 512
 # Opening reads the last log file to its end.
 _LOG_FILE_BYTES, _LOG_BUFFER_BYTES = 1 << 20, 1 << 18
 _PIECE_BYTES = 1 << 20
 _MOST_TRIES, _PAUSE_SECONDS, _SHORT_SECONDS = 10, 0.001, 0.00005
 _CLOSE_SECONDS = 5.0
-_OWN_REFERENCES = 2  # to a table that nobody uses: the attribute, and the argument that asks
+_OWN_REFERENCES = 2  # to an unused table: the attribute, and the argument of getrefcount
 
 
 class Environment:
-    """The environment in the directory *path*, open. Tables are made if *create* is true.
+    """The open environment in the directory *path*. Tables are created if *create* is true.
     *has_checksums*: whether rows have them.
 
     Errors are those of `explained`.
@@ -59,7 +59,7 @@ class Environment:
     ) -> None:
         self.path = path
         self.has_checksums = has_checksums
-        # The paths stay what they are when the process changes its directory.
+        # The paths stay valid when the process changes directory.
         self._home = os.path.abspath(path)
         self._keep_logs = keep_logs
         self.handle: Any = None
@@ -67,21 +67,21 @@ class Environment:
         self.old: Any = None
         self.transactions: Any = None
         self.versions: Any = None
-        self._log_file = 0  # the number of the last one whose name is on the medium
-        self._damage: str | None = None  # why nothing can be read any more
+        self._log_file = 0  # the number of the last log file whose name is on disk
+        self._damage: str | None = None  # the reason why reading is refused
         try:
             self._open(log_directory, cache_bytes, create, is_backup)
         except BaseException as error:
             self.close_handles(is_written=False)
             if is_panic(error) and _is_full(path, log_directory):
                 raise StorageWriteError(
-                    f"{path} cannot be opened: the disk is full. Make room, and open it again: "
-                    "what was committed is there"
+                    f"{path} cannot be opened: the disk is full. Free disk space and reopen it: "
+                    "all committed transactions are there"
                 ) from error
             if is_panic(error):
                 raise CorruptedDataError(
                     f"{path} cannot be opened: Berkeley DB says {error.args[1]!r}. Its files are "
-                    "damaged: put back a backup; or there is no memory for cache_bytes "
+                    "damaged: restore a backup; or the memory is too small for cache_bytes "
                     f"({cache_bytes})", path=path,
                 ) from error
             if isinstance(error, (bdb.DBError, MemoryError)):
@@ -97,16 +97,15 @@ class Environment:
         handle.set_lg_bsize(_LOG_BUFFER_BYTES)
         handle.set_lk_detect(bdb.DB_LOCK_DEFAULT)
         self._remove_logs(True)
-        # Without set_lk_max_locks the lock table grows as a transaction needs it.
+        # Without set_lk_max_locks the lock table grows with the needs of a transaction.
         parts = bdb.DB_INIT_MPOOL | bdb.DB_INIT_LOCK | bdb.DB_INIT_LOG | bdb.DB_INIT_TXN
         recover = bdb.DB_RECOVER_FATAL if is_backup else bdb.DB_RECOVER
-        # The engine's home is an empty directory: in another one it would obey what it finds in a
-        # file DB_CONFIG.
+        # The engine's home is an empty directory: in any other it would obey a file DB_CONFIG.
         handle.set_data_dir(self._home)
         with tempfile.TemporaryDirectory(prefix="objdb-berkeley-") as self._empty:
             flags = parts | bdb.DB_CREATE | bdb.DB_THREAD | bdb.DB_PRIVATE | recover
             handle.open(self._empty, flags)
-        handle.set_flags(bdb.DB_TXN_NOSYNC, 1)  # nor does opening a table wait for the medium
+        handle.set_flags(bdb.DB_TXN_NOSYNC, 1)  # opening a table does not sync either
         flags = bdb.DB_AUTO_COMMIT | bdb.DB_THREAD | bdb.DB_READ_UNCOMMITTED
         for name in TABLES if not create else ():
             require_no_blank_pages(os.path.join(self._home, file_of(name)))
@@ -126,7 +125,7 @@ class Environment:
     # -- reading
 
     def read(self, action: Callable[..., Result], *args: Any) -> Result:
-        """Call *action*, which reads, until it says something."""
+        """Call *action*, which reads, again if another thread met a damaged page."""
         if self._damage is not None:
             raise CorruptedDataError(self._damage, path=self.path)
         for tries in range(_MOST_TRIES):
@@ -141,19 +140,19 @@ class Environment:
                     if is_last or self.is_damage(error) or not is_panic(error):
                         raise explained(error, self.path) from error
                 break
-            # Another thread has met a damaged page, and is about to calm the engine.
+            # Another thread has met a damaged page, and is about to clear the panic.
             time.sleep(_PAUSE_SECONDS)
         raise AssertionError("the last try returns or raises")
 
     def is_damage(self, error: BaseException) -> bool:
-        """Whether a page is damaged; then the engine goes on."""
+        """Whether *error* is about a damaged page; if so, clear the engine's panic."""
         is_damage = is_panic(error) and "pgin failed" in str(error)
         if is_damage:
             self.calm()
         return is_damage
 
     def calm(self) -> None:
-        """Let the engine go on after it has met a damaged page."""
+        """Clear the engine's panic after a damaged page."""
         self.handle.set_flags(bdb.DB_PANIC_ENVIRONMENT, 0)
 
     def get(self, table: str, key: bytes, size: int = -1) -> bytes | None:
@@ -189,7 +188,7 @@ class Environment:
             try:
                 yield cursor
             except bdb.DBError as error:
-                self.is_damage(error)  # and else the cursor could not be closed
+                self.is_damage(error)  # otherwise the cursor could not be closed
                 raise
             finally:
                 with suppress(bdb.DBError):
@@ -210,8 +209,8 @@ class Environment:
     def piece(
         self, table: str, start: bytes, stop: bytes, limit: int, newest_first: bool = False
     ) -> list[Found]:
-        """Return up to *limit* pairs with *start* <= key <= *stop*, fewer if they are large, at
-        least one if there is one."""
+        """Return up to *limit* pairs with *start* <= key <= *stop*, fewer if they are large, but
+        at least one if any exists."""
         action = self._piece_back if newest_first else self._piece
         return self.read(action, table, start, stop, limit)
 
@@ -240,11 +239,11 @@ class Environment:
         return rows
 
     def find_blank_pages(self) -> list[str]:
-        """Return what is wrong with pages that are zeros on the medium; if there are some, nothing
-        can be read from now on, since that might go on for ever."""
+        """Return the problems with pages that are zeros on disk; if there are any, refuse to read
+        from now on, since a search might never end."""
         files = [os.path.join(self._home, file_of(name)) for name in TABLES]
         found = {file: positions for file in files if (positions := blank_pages(file))}
-        if found:  # maybe pages that were not written yet
+        if found:  # possibly pages not written yet
             self.checkpoint()
         problems = [
             describe_blank(file, sorted(still)) for file, positions in found.items()
@@ -257,8 +256,7 @@ class Environment:
     # -- the log
 
     def flush(self) -> None:
-        """Put what is committed on the medium, and the name of a new log file, which the engine
-        does not sync."""
+        """Sync the log, and the name of a new log file, which the engine does not sync."""
         self.handle.log_flush()
         number = self.handle.log_stat()["cur_file"]
         if number != self._log_file:
@@ -266,26 +264,25 @@ class Environment:
             self._log_file = number
 
     def checkpoint(self, kbytes: int = 0, minutes: int = 0) -> None:
-        """Put the tables on the medium, if the log has grown by *kbytes* since the last time, or
-        *minutes* have passed; so much less is there to recover."""
+        """Make a checkpoint, if the log has grown by *kbytes* since the last one, or *minutes*
+        have passed: the tables are written, and recovery starts from there."""
         try:
             self.handle.txn_checkpoint(kbytes, minutes)
         except (bdb.DBError, MemoryError) as error:
             if is_panic(error) and not _is_full(self._home, self._log_directory):
                 self.calm()
                 raise CorruptedDataError(
-                    f"{self.path} has damaged pages, which keep Berkeley DB from putting the "
-                    f"tables on the medium ({error.args[1]}). What was committed is in the log, "
-                    "and in the tables when it is opened again. Run objdb check, and restore the "
-                    "directory from a backup", path=self.path,
+                    f"{self.path} has damaged pages, so Berkeley DB cannot make a checkpoint "
+                    f"({error.args[1]}). All committed transactions are in the log, and are "
+                    "recovered when it is reopened. Run objdb check, and restore the directory "
+                    "from a backup", path=self.path,
                 ) from error
             raise explained(error, self.path) from error
 
     def copy_to(self, target: str) -> None:
-        """Copy the tables and the log to the directory *target*, which is made, while others
-        write."""
+        """Copy the tables and the log to the new directory *target*, while others write."""
         self._remove_logs(False)
-        os.mkdir(self._empty, 0o700)  # the engine looks there as well
+        os.mkdir(self._empty, 0o700)  # the engine reads this directory too
         try:
             self.flush()
             flags = bdb.DB_CREATE | bdb.DB_EXCL | bdb.DB_BACKUP_SINGLE_DIR
@@ -299,18 +296,20 @@ class Environment:
     # -- the end
 
     def close(self, *, in_order: bool) -> None:
-        """Close everything once nobody reads any more; *in_order*: with a checkpoint. No
-        transaction is open. `StorageWriteError` when the disk is full: it is closed all the same.
+        """Close everything once all reads have ended; *in_order*: with a checkpoint. No
+        transaction is open. `StorageWriteError` when the disk is full; it is closed nevertheless.
         """
+        if self.handle is None:
+            return
         is_written = False
         try:
-            if in_order:
+            if in_order and self.current is not None:  # else closing was interrupted
                 self.checkpoint()
                 is_written = True
         except StorageWriteError as error:
             raise StorageWriteError(
-                f"{self.path} was closed on a full disk. What was committed is in the log, and in "
-                "the tables after it is opened again: make room for that"
+                f"{self.path} was closed on a full disk. All committed transactions are in the "
+                "log, and are recovered when it is reopened: free disk space for that"
             ) from error
         finally:
             self._close_when_unused(is_written)
@@ -325,8 +324,8 @@ class Environment:
         self.close_handles(is_written)
 
     def _is_in_use(self) -> bool:
-        """Whether a thread is in a call of a table: closing that would pull it from under it."""
-        return (
+        """Whether a thread is in a call of a table, so that closing it would not be safe."""
+        return self.current is not None and (  # else closing them was interrupted
             sys.getrefcount(self.current) > _OWN_REFERENCES
             or sys.getrefcount(self.old) > _OWN_REFERENCES
             or sys.getrefcount(self.transactions) > _OWN_REFERENCES
@@ -336,33 +335,33 @@ class Environment:
     def close_handles(self, is_written: bool) -> None:
         """Close the tables and the environment; *is_written*: after a checkpoint.
 
-        Without one there are pages in the cache that the engine would write now, though the log
-        that they depend on may have found no room: the tables would be ahead of it, and could
-        not be recovered. In a panic it writes nothing. What is committed is in the log.
+        Without one, the engine would write the pages in its cache, although the log that they
+        depend on may not fit on the disk: the tables would be ahead of the log, and could not be
+        recovered. In a panic it writes nothing. All committed transactions are in the log.
         """
         if not is_written and self.handle is not None:
             with suppress(bdb.DBError):
                 self.handle.set_flags(bdb.DB_PANIC_ENVIRONMENT, 1)
         for name in (*TABLES, "handle"):
-            handle = getattr(self, name)
-            setattr(self, name, None)
-            if handle is not None:
-                with suppress(bdb.DBError):
-                    handle.close()
+            # In no variable, which a traceback would keep: that would count as being in use.
+            if getattr(self, name) is not None:
+                with suppress(bdb.DBError):  # it may be closed already
+                    getattr(self, name).close()
+                setattr(self, name, None)
 
     def abandon(self) -> None:
-        """Never close this: to do so would write to files that are somebody else's."""
+        """Never close this: closing would write to files that belong to another process."""
         for name in (*TABLES, "handle"):
             abandon(getattr(self, name))
 
 
 def _is_full(*folders: str) -> bool:
-    """Whether one of the folders has no room for another file of the log."""
+    """Whether one of the folders has no space for another log file."""
     return min(map(free_bytes, folders)) < _LOG_FILE_BYTES
 
 
 def _back(cursor: Any, found: Found | None, key: bytes) -> Found | None:
-    """Go back from *found* to before *key*: by more than a step, if others put something there
+    """Move the cursor back from *found* to before *key*: by several steps, if others insert pairs
     meanwhile."""
     while found is not None and found[0] >= key:
         found = cursor.prev()

@@ -1,4 +1,4 @@
-"""The package `berkeleydb`, if it is there, and what its errors mean."""
+"""The package `berkeleydb`, if it is installed, and the translation of its errors."""
 
 from __future__ import annotations
 
@@ -43,16 +43,17 @@ def abandon(handle: Any) -> None:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether the engine refuses everything from now on."""
+    """Whether *error* says that the engine is in a panic, and refuses everything."""
     return isinstance(error, bdb.DBRunRecoveryError)
 
 
 def explained(error: BaseException, path: str) -> ObjdbError:
-    """Return the error that says what one of the engine means."""
+    """Return the objdb error for an error of the engine."""
     number, text = (*error.args, 0, "")[:2]
     if number in _FULL:
         return StorageWriteError(
-            f"{path}: the disk is full ({text}); nothing was committed. Make room, and try again"
+            f"{path}: the disk is full ({text}); nothing was committed. Free disk space and try "
+            "again"
         )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return no_permission(path, error)
@@ -61,13 +62,13 @@ def explained(error: BaseException, path: str) -> ObjdbError:
             f"Berkeley DB refuses to go on ({text}); opening it again recovers what was committed"
         )
     if isinstance(error, bdb.DBLockDeadlockError):
-        return StorageWriteError(f"{path}: Berkeley DB says {text!r}. Try the transaction again")
+        return StorageWriteError(f"{path}: Berkeley DB says {text!r}. Retry the transaction")
     if isinstance(error, MemoryError):
         return StorageError(f"{path}: Berkeley DB has too little memory: {text}")
     if is_panic(error) or number in (errno.EIO, errno.EINVAL, errno.ENOENT) or number < 0:
         return CorruptedDataError(
-            f"{path} is damaged, or files of it are missing: Berkeley DB says {text!r}. Put back "
-            "what is missing, or restore the directory from a backup; db5.3_dump -r saves what "
-            "can be read", path=path,
+            f"{path} is damaged, or some of its files are missing: Berkeley DB says {text!r}. "
+            "Restore the missing files, or the directory from a backup; db5.3_dump -r saves the "
+            "readable rows", path=path,
         )
     return StorageError(f"{path}: Berkeley DB says {text or error!r}")

@@ -1,9 +1,9 @@
-"""Looking at the pages of a table's file before the engine is asked for them.
+"""Checking the pages of a table's file before the engine reads them.
 
-A page of zeros is what a lost write or a bad sector leaves. The engine takes it for one that is
-just being made: its checksum is not looked at, and a search that comes to it goes on for ever,
-inside the engine. So such pages are looked for first. A file that is in use may have some, for
-pages that are only in the cache yet, and one that was recovered for pages that are in no tree.
+A lost write or a bad sector leaves a page of zeros. The engine takes it for a new page: it does
+not verify the checksum, and a search that reaches the page never ends. So such pages are detected
+first. A file in use may have some, for pages that are only in the cache yet, and a recovered file
+for pages outside its tree.
 
     page    position in the log 8, number 4, …, type 1 (at 25), …        numbers as in the machine
     page 0  …, page size 4 (at 20), …
@@ -23,8 +23,8 @@ _MOST_PAGE_BYTES = 1 << 16
 
 
 def blank_pages(path: str) -> list[int]:
-    """Return the positions of the pages in a table's file that are all zeros; none if it is no
-    such file. Reads the whole file."""
+    """Return the positions of the pages of zeros in a table's file; none if it is not a table.
+    Reads the whole file."""
     found = []
     with open(path, "rb", buffering=0) as file:
         head = file.read(_PAGE_SIZE_AT + 4)
@@ -44,18 +44,18 @@ def blank_pages(path: str) -> list[int]:
 
 
 def describe_blank(path: str, positions: list[int]) -> str:
-    """Return what is told of pages of zeros."""
+    """Return the message about pages of zeros."""
     places = ", ".join(map(str, positions[:5])) + (", …" if len(positions) > 5 else "")
     pages = "a page" if len(positions) == 1 else f"{len(positions)} pages"
     return (
-        f"{path} is damaged: {pages} of zeros at position {places}, as a lost write or a bad "
-        "sector leaves. Restore the directory from a backup; db5.3_dump -r saves what can be read"
+        f"{path} is damaged: {pages} of zeros at position {places}, as after a lost write or a "
+        "bad sector. Restore the directory from a backup; db5.3_dump -r saves the readable rows"
     )
 
 
 def require_no_blank_pages(path: str) -> None:
-    """Raise `CorruptedDataError` if a table's file, which nobody has open, has a page of zeros
-    that belongs to its tree."""
+    """Raise `CorruptedDataError` if a table's file, which is not open, has a page of zeros in its
+    tree."""
     positions = blank_pages(path)
     if not positions:
         return

@@ -1,8 +1,8 @@
-"""Finding rows in the tables of Berkeley DB, while another thread may be writing.
+"""Finding rows in the Berkeley DB tables, while another thread may be writing.
 
-What is not decided can be read, and is never shown: its tid is beyond `visibility.before`. A
-reader that meets such a row in `current` finds the one before it in `old`, where the same
-transaction has put it, unless that is being taken back: then it looks again.
+Uncommitted rows can be read, but are never shown: their tid is beyond `visibility.before`. A
+reader that meets such a row in `current` finds the row before it in `old`, where the same
+transaction has moved it, unless that is being rolled back: then it reads again.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _LAST_KEY = b"\xff" * 17
 
 
 class BerkeleyRows:
-    """The part of a Berkeley DB engine that finds rows."""
+    """The reading part of the Berkeley DB engine."""
 
     name: str
     visibility: Visibility
     has_checksums: bool
-    _environment: Any  # an Environment, or what raises in the place of one
+    _environment: Any  # an Environment, or its replacement that raises
     _facts: Facts
     _in_versions: dict[Oid, Current]
 
@@ -45,7 +45,7 @@ class BerkeleyRows:
         return decode_row(tid, data)
 
     def _data_bytes(self, oid: Oid, tid: Tid, data: bytes) -> int:
-        """Return how long the record in the bytes of a row is."""
+        """Return the length of the record in the bytes of a row."""
         return len(self._decode(oid, tid, data).data or b"")
 
     def _decode_transaction(self, tid: Tid, data: bytes) -> TransactionRow:
@@ -90,7 +90,7 @@ class BerkeleyRows:
                 return None
 
     def _is_still(self, oid: Oid, current: bytes | None) -> bool:
-        """Whether *current*, read before something in `old`, was not taken back meanwhile."""
+        """Whether *current*, read before a row in `old`, was not rolled back meanwhile."""
         if current is None or current[:8] < self.visibility.before:
             return True
         return bool(self._environment.get("current", oid, 8) == current[:8])
@@ -130,7 +130,7 @@ class BerkeleyRows:
             chains: dict[Oid, Chain] = {oid: [] for oid, _ in piece}
             self._add_old(chains, piece[0][0], piece[-1][0])
             for oid, value in piece:
-                if value[:8] >= bound:  # it may be taken back: look at the object by itself
+                if value[:8] >= bound:  # it may be rolled back: read this object separately
                     yield oid, self._chain_of(oid, bound)
                     continue
                 last = value[:8], self._data_bytes(oid, value[:8], value[8:])
@@ -178,10 +178,10 @@ class BerkeleyRows:
                 start = next_tid(rows[-1][0])
 
     def self_check(self) -> list[str]:
-        """See `ISelfChecking`: every page is read, every checksum verified, and, if nobody is
-        committing, the objects are counted. Pages of zeros are looked for first."""
+        """See `ISelfChecking`: reads every page, verifies every checksum, and, if no transaction
+        is being committed, counts the objects. Detects pages of zeros first."""
         facts, count, is_quiet = self._facts, 0, True
-        noted: list[str] = []  # as long as nobody commits
+        noted: list[str] = []  # valid unless a commit intervenes
         problems: list[str] = self._environment.find_blank_pages()
         for table in TABLES if not problems else ():
             start = b""
@@ -201,7 +201,7 @@ class BerkeleyRows:
         if is_quiet and facts is self._facts:
             if not problems and count != facts.objects:
                 noted.append(
-                    f"{self.name}: there are {count} objects, and {facts.objects} are noted"
+                    f"{self.name}: there are {count} objects, but {facts.objects} are noted"
                 )
             problems += noted
         return problems
@@ -209,7 +209,7 @@ class BerkeleyRows:
     def _wrong_notes(self, piece: list[tuple[bytes, bytes]]) -> Iterator[str]:
         for oid, value in piece:
             if self._environment.get("current", oid, 8) != value[:8]:
-                yield f"{self.name}: object {format_oid(oid)} is noted as in a version, wrongly"
+                yield f"{self.name}: object {format_oid(oid)} is wrongly noted as in a version"
 
     def _damaged_rows(self, table: str, piece: list[tuple[bytes, bytes]]) -> Iterator[str]:
         for key, value in piece:

@@ -8,31 +8,33 @@ from objdb.errors import UsageError, require_at_least
 from objdb.storage.berkeley.engine import BerkeleyEngine
 from objdb.storage.durability import Durability
 from objdb.storage.files import path_given
+from objdb.storage.owning import drops_what_it_opened
 from objdb.storage.storage import Storage
 
 _DURABILITIES = ("sync", "os")
 
 
 class BerkeleyStorage(Storage):
-    """Keeps revisions in tables of Berkeley DB in *directory*, made if it does not exist (unless
+    """Keeps revisions in Berkeley DB tables in *directory*, created if it does not exist (unless
     *create* is false). One process at a time can have it open.
 
-    *history*: whether old revisions are kept, for undo, versions and the past (default: as the
-    database was made; true for a new one). Without, they stay while somebody reads them.
-    *durability*: `"sync"`: a commit returns when it is on the medium; `"os"`: when the operating
-    system has it. *cache_bytes*: of the engine's cache. *log_directory*: where the log is, if
-    not in the directory; on another disk, say (default: where it was). *keep_logs*: keep log
-    files that are not needed to recover from a crash. *checkpoint_bytes*, *checkpoint_minutes*:
-    how far the log may grow before the tables are put on the medium: what a crash leaves to be
-    recovered.
+    *history*: whether to keep old revisions, for undo, versions and historical connections
+    (default: as the database was created; true for a new one). Without, they stay while a view
+    needs them. *durability*: `"sync"`: a commit returns after a sync of the log; `"os"`: when the
+    operating system has the data. *cache_bytes*: size of the engine's cache. *log_directory*: the
+    directory of the log, on another disk, for example (default: as the database was created).
+    *keep_logs*: keep log files that are not needed for recovery. *checkpoint_bytes*,
+    *checkpoint_minutes*: the growth of the log, and the time, between checkpoints: the part of the
+    log to recover after a crash.
 
     Raises `MissingPackageError` without the package `berkeleydb`, `FileFormatError` for a
-    directory of something else or of a newer release, `StorageLockedError`,
+    directory of another kind or of a newer release, `StorageLockedError`,
     `CorruptedDataError`, `StorageError` without permission, FileNotFoundError.
     """
 
     engine: BerkeleyEngine
 
+    @drops_what_it_opened
     def __init__(
         self, directory: str | os.PathLike[str], *, history: bool | None = None,
         create: bool = True, durability: Durability = "sync", cache_bytes: int = 64 << 20,
@@ -54,10 +56,10 @@ class BerkeleyStorage(Storage):
         ))
 
     def backup(self, directory: str | os.PathLike[str]) -> None:
-        """Write a copy of the database to *directory*, which is made, while others work. It has
-        all that was committed when this was called, and can be opened as it is.
+        """Write a copy of the database to the new *directory*, while others read and commit. It
+        has all transactions committed before the call, and can be opened directly.
 
-        FileExistsError if there is such a directory.
+        FileExistsError if the directory exists.
         """
         self._access.require_open()
         self.engine.back_up(path_given(directory, "backup"))

@@ -1,4 +1,4 @@
-"""Whether a transaction in the log is as it was written: its checksum. See `format`."""
+"""Verifying the checksum of a transaction in the log. See `format`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def check_crc(log: Log, header: Header) -> bool:
         return False
     expected, crc = _crcs(log, header, place)
     if expected != crc:
-        raise log.damaged(header.position, "the transaction's checksum does not fit")
+        raise log.damaged(header.position, "the transaction's checksum does not match")
     return True
 
 
 def _is_only_place_damaged(log: Log, header: Header) -> bool:
-    """Whether the checksum fits once the item is put right that says where the transaction
-    was written; if not, another program has moved or packed it."""
+    """Whether the checksum matches once the position item is corrected; if not, another program
+    has moved or packed the transaction."""
     found = moved_crc(header.extension)
     if found is None:
         return False
@@ -41,8 +41,8 @@ def _is_only_place_damaged(log: Log, header: Header) -> bool:
 def _crcs(
     log: Log, header: Header, place: int, put_right: tuple[int, bytes] | None = None
 ) -> tuple[bytes, bytes]:
-    """Return the checksum at a place in the extension of a transaction, and the one that it
-    has, with some bytes of the extension *put_right*."""
+    """Return the stored checksum, from the extension of a transaction, and the computed one, with
+    some bytes of the extension *put_right*."""
     texts_at = header.body - len(header.extension)
     crc_at = texts_at + place
     crc, position = 0, header.position

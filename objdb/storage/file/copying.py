@@ -1,15 +1,15 @@
-"""Copying a file to an empty one: where a transaction has the same place in both, as it is.
+"""Copying a file to an empty one, byte by byte as long as the positions are the same.
 
     source       START ├ t1 ┼ t2 ┼ t3 ┼ t4 ┤ t5 (packed, of another program, …) …
                          same bytes, at the same positions  │ from here on: `copy_transactions`
     destination  START ├ t1 ┼ t2 ┼ t3 ┼ t4 ┤
 
-The positions in a transaction lead to what is before it, so while nothing differs, they are right
-in both files, and so is the checksum, which covers them. What has no checksum that says so ends
-this; the rest is copied revision by revision, as to any storage.
+The positions in a transaction refer to earlier records, so as long as the files are equal, they
+are right in both, and so is the checksum, which covers them. The first transaction without a
+matching checksum ends this; the rest is copied revision by revision, as to any storage.
 
-Many transactions are written at once, and wait for the medium together. None becomes visible
-before it is durable. If power is lost in the middle, the checksums tell which are complete.
+Many transactions are written at once, and share a sync. None becomes visible before it is durable.
+After a loss of power the checksums tell which are complete.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CHUNK = 4 * 1024 * 1024
 
 
 class _Batch(NamedTuple):
-    """Transactions that follow one another, and lie from *position* to *end* in both files."""
+    """Consecutive transactions, from *position* to *end* in both files."""
 
     position: int
     end: int
@@ -46,8 +46,8 @@ class _Batch(NamedTuple):
 def copy_as_it_is(
     source: FileEngine, target: FileEngine, slot: CommitSlot, committer: Committer
 ) -> Iterator[CopyProgress]:
-    """Copy transactions from the beginning of *source* to the empty *target*, as far as their
-    bytes can stay; *slot* and *committer* are the target's."""
+    """Copy transactions from the beginning of *source* to the empty *target*, as long as their
+    bytes can stay the same; *slot* and *committer* are the target's."""
     transactions = revisions = 0
     log, generation = source.generation.log, target.generation
     for batch in _batches(log, source.generation.published.end, generation.index):
@@ -58,7 +58,7 @@ def copy_as_it_is(
             try:
                 wait = _adopt(batch, target, committer)
             except BaseException:
-                _adopt(batch, target, committer)()  # they are written: they go through
+                _adopt(batch, target, committer)()  # they are written: finish them
                 raise
         wait()
         for written in batch.transactions:
@@ -84,14 +84,14 @@ def _write(log: Log, batch: _Batch, target: FileEngine) -> None:
         if not isinstance(error, OSError):
             raise
         raise StorageWriteError(
-            f"{target.name}: transactions could not be copied: {error}. Make space, or "
-            "check the disk, and copy again: that goes on from here"
+            f"{target.name}: transactions could not be copied: {error}. Free disk "
+            "space, or check the disk, and copy again: that continues from here"
         ) from error
 
 
 def _batches(log: Log, end: int, index: Index) -> Iterator[_Batch]:
-    """Yield the transactions from the beginning of a log on whose bytes can stay; *index* is that
-    of the copy, which has what was yielded before. `CorruptedDataError` behind them."""
+    """Yield the transactions at the beginning of a log whose bytes can stay the same; *index* is
+    that of the copy, which has those yielded before. `CorruptedDataError` after them."""
     walk, locked, damage = Walk(log, START, end, NO_TID), set[Oid](), None
     batch = _Batch(START, START, [], set())
     try:

@@ -3,19 +3,18 @@
     load      index.get(oid) ─► one read at the position ─► header checked ─► record
     write     space and index pages reserved ─► written with status `c`
     commit    status byte
-    sync      of the log, for all that is committed
+    sync      of the log, for all committed transactions
     publish   index ─► visible
 
-The commit slot covers the generation's `end` and writing to its log; who publishes alone changes
-index entries, what is published and the counters; `_unpublished_lock` covers `_unpublished`;
-`_checkpoint_lock` is held while the index is made durable. Reading takes none.
+The commit slot covers the generation's `end` and writing to its log; only the publishing thread
+changes index entries, the visible part and the counters; `_unpublished_lock` covers
+`_unpublished`; `_checkpoint_lock` is held during a checkpoint. Reading takes no lock.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -45,16 +44,13 @@ from objdb.storage.file.log import POSITION, Before, Record, Written
 from objdb.storage.file.lookup import IN_VERSION
 from objdb.storage.file.opening import create_file, open_files, require_openable
 from objdb.storage.file.pack import FilePack, remove_leftovers
-from objdb.storage.file.recovery import tail_problem
 from objdb.storage.file.verify import check_structure
 from objdb.storage.files import Files, Lock, hold_or_release, take_lock, what_is_gone
 from objdb.storage.iteration import TransactionRecord
+from objdb.storage.owning import drops_what_it_opened
 from objdb.storage.packing import PackOptions, PackResult
 from objdb.storage.rows import Current, TransactionRow, new_current
 from objdb.storage.staging import StagedRows
-
-# How often, and how long apart, what lies behind the last transaction is looked at.
-_LOOKS_AT_TAIL, _BETWEEN_LOOKS_SECONDS = 4, 0.01
 
 
 @implementer(
@@ -62,11 +58,15 @@ _LOOKS_AT_TAIL, _BETWEEN_LOOKS_SECONDS = 4, 0.01
 )
 class FileEngine:
     """Keeps every revision in the file *path*; see `FileStorage` for the arguments. `generation`
-    is what is read and written; `load_current` is its."""
+    is the log and index in use; `load_current` is its method."""
 
     keeps_history = True
     has_checksums = True
+    lock: Lock | None = None
+    generation: Generation
+    _is_dropped = False
 
+    @drops_what_it_opened
     def __init__(
         self, path: str, files: Files, *, create: bool, read_only: bool, durability: Durability,
         preallocate_bytes: int, checkpoint_records: int,
@@ -82,20 +82,16 @@ class FileEngine:
         self._preallocate_bytes = preallocate_bytes
         self._checkpoint_records = checkpoint_records
         self._pid = os.getpid()
-        self._unpublished: tuple[Written, ...] = ()  # committed, and not visible
+        self._unpublished: tuple[Written, ...] = ()  # committed, but not visible
         self._unpublished_lock = threading.Lock()
-        self._writing_to = 0  # where the transaction that is being written will end
+        self._writing_to = 0  # the end position of the transaction being written
         self._packed_tid: Tid | None = None
         self.checkpoint_lock = threading.Lock()
         self.follower = Follower(self)
         require_openable(files, path, create=create and not read_only)
-        self.lock: Lock | None = None if read_only else take_lock(files, path)
-        try:
-            self._open(create and not read_only)
-        except BaseException:
-            if self.lock is not None:
-                self.lock.release()
-            raise
+        if not read_only:
+            self.lock = take_lock(files, path)
+        self._open(create and not read_only)
 
     # -- opening
 
@@ -112,7 +108,7 @@ class FileEngine:
         self.use(generation)
 
     def open_generation(self) -> Generation:
-        """Open the log and its index, and recover what a crash left."""
+        """Open the log and its index, and recover after a crash."""
         generation, state, is_complete = open_files(
             self.files, self.path, read_only=self.is_read_only, durability=self.durability,
             most_replayed=self._checkpoint_records // 4,
@@ -195,7 +191,7 @@ class FileEngine:
 
     def in_versions(self) -> dict[Oid, Current]:
         """See `IEngine`."""
-        unpublished = self._unpublished  # read before what is published
+        unpublished = self._unpublished  # read before the visible part
         versions = self.generation.versions
         found = {
             oid: new_current(Current, (tid, version)) for version in versions.names()
@@ -209,7 +205,7 @@ class FileEngine:
         return found
 
     def had_versions(self) -> bool:
-        """See `IEngine`: nobody keeps count."""
+        """See `IEngine`: always true, since versions are not counted."""
         return True
 
     def transaction(self, tid: Tid) -> TransactionRow | None:
@@ -236,7 +232,7 @@ class FileEngine:
     def load_before(
         self, oid: Oid, tid: Tid, version: str
     ) -> tuple[bytes, Tid, Tid | None] | None:
-        """See `IOwnHistory`. Raises `CorruptedDataError` where index and log disagree."""
+        """See `IOwnHistory`. Raises `CorruptedDataError` if index and log disagree."""
         return history.load_before(self.generation, self.name, oid, tid, version)
 
     def load_serial(self, oid: Oid, serial: Tid) -> bytes:
@@ -269,18 +265,18 @@ class FileEngine:
         except OSError as error:
             raise StorageWriteError(
                 f"{self.name}: the transaction ({head.size} bytes) could not be written: {error}. "
-                "Nothing was committed; make space, or check the disk, and try again"
+                "Nothing was committed; free disk space, or check the disk, and try again"
             ) from error
 
     def make_room(self, end: int, oids: Iterable[Oid]) -> None:
-        """Allocate space for the log up to *end*, and pages of the index for *oids*."""
+        """Allocate space for the log up to *end*, and index pages for *oids*."""
         generation = self.generation
         if end > generation.log.allocated and self._preallocate_bytes:
             generation.log.allocate(end + self._preallocate_bytes)
         generation.index.reserve(oids)
 
     def _before(self, rows: StagedRows) -> Before:
-        """Return what the records of a transaction point to."""
+        """Return the records that those of a transaction point to."""
         find = self._entry if self._unpublished else self.generation.index.get
         entries = {oid: find(oid) for oid in rows.replaced}
         previous = {oid: entry[0] for oid, entry in entries.items() if entry is not None}
@@ -308,14 +304,14 @@ class FileEngine:
         return Before(previous, data, outside, latest)
 
     def _position_of(self, oid: Oid, tid: Tid) -> int:
-        """Return where the revision *tid* is, which exists."""
+        """Return the position of the existing revision *tid*."""
         row = self.row(oid, tid)
         if row is None:
             raise self.generation.log.damaged(0, f"revision {tid.hex()} cannot be found", oid)
         return row.record.position
 
     def _latest_in(self, version: str) -> int:
-        """Return where the last record in *version* is, 0 if there is none."""
+        """Return the position of the last record in *version*, 0 if there is none."""
         for written in reversed(self._unpublished):
             here = [
                 written.positions[oid] & POSITION for oid, own in written.versions.items()
@@ -326,16 +322,16 @@ class FileEngine:
         return self.generation.versions.latest(version)
 
     def rollback(self, token: Written | None) -> None:
-        """See `IEngine`: leave zeros.
+        """See `IEngine`: overwrite with zeros.
 
-        They must be on the medium before the next transaction is written there: else a crash could
-        keep the old bytes together with the status byte of the new.
+        They must be durable before the next transaction is written there: otherwise a crash could
+        leave the old bytes with the status byte of the new transaction.
         """
-        if self._writing_to > self.generation.end:  # something was written
+        if self._writing_to > self.generation.end:  # bytes were written
             self.erase(self._writing_to)
 
     def erase(self, end: int) -> None:
-        """Leave zeros from the end of the log to *end*."""
+        """Write zeros from the end of the log to *end*."""
         generation = self.generation
         try:
             if end <= generation.log.allocated:
@@ -348,7 +344,7 @@ class FileEngine:
         except OSError as error:
             self.is_failed = True
             raise StorageFailedError(
-                f"an uncommitted transaction could not be taken back: {error}"
+                f"an uncommitted transaction could not be rolled back: {error}"
             ) from error
 
     def commit(self, token: Written) -> None:
@@ -365,7 +361,7 @@ class FileEngine:
         return self.generation.file.read_at(1, token.position + STATUS_AT) == token.status
 
     def take_in(self, written: Written) -> None:
-        """Note a transaction that is committed, and not visible yet."""
+        """Note a transaction that is committed, but not visible yet."""
         with self._unpublished_lock:
             if not self.is_failed and all(each is not written for each in self._unpublished):
                 self._unpublished += (written,)
@@ -378,7 +374,7 @@ class FileEngine:
                 self.generation.file.sync()
             except OSError as error:
                 self.is_failed = True
-                self._unpublished = ()  # whether they are on the medium is unknown
+                self._unpublished = ()  # it is unknown whether they are durable
                 raise StorageFailedError(f"a sync failed: {error!r}") from error
 
     def publish(self, token: Written) -> None:
@@ -390,7 +386,7 @@ class FileEngine:
 
     def _show(self, token: Written) -> None:
         generation = self.generation
-        generation.reader.end = token.end  # before the index leads there
+        generation.reader.end = token.end  # before the index refers to it
         generation.index.set_many(token.positions, token.tid)
         generation.index.note_synced(token.end)
         if token.versions:
@@ -398,18 +394,18 @@ class FileEngine:
         if token.positions:
             self.max_oid = max(self.max_oid, int.from_bytes(max(token.positions), "big"))
         self.since_checkpoint += len(token.positions) + 1
-        if generation.published.tid < token.tid:  # else this was interrupted
+        if generation.published.tid < token.tid:  # else a previous call was interrupted
             objects = generation.published.objects + token.new_objects
             generation.publish(Published(token.end, token.tid, self.max_oid, objects))
         self.visibility.show(token.tid)
 
     def show(self, generation: Generation, end: int, tid: Tid, objects: int) -> None:
-        """Let others see everything up to *end*."""
+        """Make everything up to *end* visible."""
         generation.publish(Published(end, tid, self.max_oid, objects))
         self.visibility.show(tid)
 
     def after_commit(self) -> None:
-        """See `ISynced`: make the index durable up to here, when it is time."""
+        """See `ISynced`: make a checkpoint of the index, when it is time."""
         is_time = self.since_checkpoint >= self._checkpoint_records
         if not is_time or not self.checkpoint_lock.acquire(blocking=False):
             return
@@ -453,48 +449,47 @@ class FileEngine:
         return self.generation.published.objects
 
     def size(self) -> int:
-        """See `IEngine`: of the log, without space allocated ahead."""
+        """See `IEngine`: the size of the log, without space allocated ahead."""
         return self.generation.end
 
     def self_check(self) -> list[str]:
-        """See `ISelfChecking`: the index against the log, the chains of records, and what is
-        behind the last transaction."""
-        tail = self._tail_problem()
+        """See `ISelfChecking`: checks the index against the log, the chains of records, and the
+        bytes after the last transaction."""
+        tail = self.follower.tail_problem() if self.is_read_only else None
         generation = self.generation
         seen = generation.published
         problems = check_structure(generation.log, generation.index, seen.end, seen.objects)
         return problems if tail is None else [*problems, tail]
 
-    def _tail_problem(self) -> str | None:
-        """Return what is wrong behind the last transaction, where nobody has recovered that; not
-        what another process is just writing, which is something else a moment later."""
-        if not self.is_read_only:
-            return None
-        found = ""
-        for _ in range(_LOOKS_AT_TAIL):
-            self.follower.poll()
-            generation = self.generation
-            again = tail_problem(generation.log, generation.published.end, generation.published.tid)
-            if again is None:
-                return None
-            found = again
-            time.sleep(_BETWEEN_LOOKS_SECONDS)
-        return found
-
     def close(self) -> None:
         """See `IEngine`."""
-        if self._pid != os.getpid():  # a fork's copy: the parent's files are not ours to finish
+        if self._is_dropped or self._pid != os.getpid():  # the files are the parent's
             return
         generation, is_settled = self.generation, self.is_read_only or self.is_failed
         gone = None if is_settled else what_is_gone(self.files, self.name, generation.file)
         try:
             if not (is_settled or gone):
-                generation.log.truncate(generation.end)
-                generation.file.sync()
-                generation.index.write_checkpoint(*generation.published)
+                self._settle(generation)
         finally:
-            self.generation.close()
-            if self.lock is not None:
-                self.lock.release()
+            self.drop_opened()
         if gone is not None:
-            raise StorageError(f"{gone}: what was committed is in no file that has this name")
+            raise StorageError(f"{gone}: no file of this name has the committed transactions")
+
+    def _settle(self, generation: Generation) -> None:
+        """Leave the log as long as it is, synced, with its index; once more, if interrupted."""
+        try:
+            generation.settle()
+        except OSError:
+            raise
+        except BaseException:
+            generation.settle()
+            raise
+
+    def drop_opened(self) -> None:
+        """Close the files and let go of the lock, writing nothing (see `owning`)."""
+        generation: Generation | None = getattr(self, "generation", None)
+        if generation is not None:
+            generation.close()
+        if self.lock is not None:
+            self.lock.release()
+        self._is_dropped = True

@@ -6,16 +6,15 @@
      │                             are a tid between those of low      │
      │                             and high                            │
 
-Tids grow along the file, so it can be halved like a sorted list, if from any position the next
-transaction can be found. Those 8 bytes are at the beginning of a transaction, or in a data record,
-16 bytes before the position of its transaction. What is found so is believed when everything
-about it fits: both lengths, the transaction before it, and its first data record, which has to name
-the position where the transaction really is.
+Tids grow along the file, so binary search works if the next transaction can be found from any
+position. Those 8 bytes are at the beginning of a transaction, or in a data record, 16 bytes before
+the position of its transaction. A transaction found this way is accepted if everything matches:
+both lengths, the transaction before it, and its first data record, which must have the position
+of the transaction.
 
-Objects could be made to hold bytes that pass for transactions, by somebody who knows where in the
-file they will be. Where that leads to nonsense, the log is walked from its beginning instead; where
-it does not, an object's chain of records tells, for those who need more than a list: see
-`FileHistory`.
+An attacker who knows the position of an object's data in the file could forge bytes that pass for
+transactions. If the search meets a contradiction, the log is scanned from its beginning instead;
+if not, an object's chain of records reveals the forgery: see `Generation.is_genuine`.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from objdb.ids import Tid, next_tid
 from objdb.storage.file.format import NUMBER, RECORD, START, VOTED
 from objdb.storage.file.log import Header, Log
 
-_NEAR_BYTES = 8192  # so close together, transactions are looked at one after the other
+_NEAR_BYTES = 8192  # within this distance, transactions are scanned one after the other
 _FIRST_WINDOW, _LARGEST_WINDOW = 4096, 1024 * 1024
 # After a record's tid: its previous position, and the position of its transaction.
 _TRANSACTION_AT = 16
 
 
 def position_behind(log: Log, end: int, last: Tid, tid: Tid) -> int:
-    """Return where the last transaction ends whose tid is not greater than *tid*, `START` if
-    there is none. The log ends at *end*, with the transaction *last*."""
+    """Return the end position of the last transaction with a tid not greater than *tid*, `START`
+    if there is none. The log ends at *end*, with the transaction *last*."""
     if tid >= last or end == START:
         return end
     try:
@@ -43,7 +42,7 @@ def position_behind(log: Log, end: int, last: Tid, tid: Tid) -> int:
 
 
 def position_by_scanning(log: Log, end: int, tid: Tid, start: int = START) -> int:
-    """Return what `position_behind` does, going from one transaction to the next."""
+    """Return the same as `position_behind`, by scanning the transactions."""
     while start < end:
         header = log.header(start, end)
         if header.tid > tid:
@@ -73,7 +72,7 @@ def _search(log: Log, end: int, last: Tid, tid: Tid) -> int:
 
 
 class _Search:
-    """Looks for a transaction that lies between two others, at *low* and *high*."""
+    """Searches for a transaction between two others, at *low* and *high*."""
 
     def __init__(self, log: Log, low: int, low_tid: Tid, high: int, high_tid: Tid) -> None:
         self._log = log
@@ -82,7 +81,7 @@ class _Search:
         self._prefix = _common_prefix(low_tid, high_tid)
 
     def transaction_from(self, position: int, stop: int) -> Header | None:
-        """Return the first transaction of which something is found from *position* on."""
+        """Return the first transaction found from *position* on, by its header or a record."""
         size = _FIRST_WINDOW
         while position < stop:
             block = self._log.file.read_at(size + RECORD.size, position)
@@ -98,7 +97,7 @@ class _Search:
         return None
 
     def _transaction_near(self, block: bytes, at: int, position: int) -> Header | None:
-        """Return the transaction that the tid at *at* is of, if it is one."""
+        """Return the transaction with the tid at *at*, if it is real."""
         tid = block[at : at + 8]
         places = [position + at]
         if len(block) >= at + _TRANSACTION_AT + NUMBER.size:

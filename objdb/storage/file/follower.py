@@ -1,24 +1,27 @@
-"""Seeing what another process commits to a file that is open for reading only, and packs.
+"""Following another process that commits to, and packs, a file that is open read-only.
 
-    poll ─► the file is still in its place: what follows in the log is entered
-         ─► another one is: it is opened, and nothing is known of what changed
+    poll ─► the file is still at its path: the new transactions are entered
+         ─► it was replaced: the new file is opened, and all caches are invalidated
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from objdb.errors import CorruptedDataError
 from objdb.storage.file.generation import Generation
 from objdb.storage.file.open_file import OpenFile
-from objdb.storage.file.recovery import next_transaction
+from objdb.storage.file.recovery import next_transaction, tail_problem
 from objdb.storage.foreign import database_of
+
+_LOOKS_AT_TAIL, _BETWEEN_LOOKS_SECONDS = 4, 0.01
 
 
 def open_beside_writer(engine: OpenFile) -> Generation:
-    """Open a log and its index beside the process that writes them, and that may have packed
-    them between the one and the other."""
+    """Open a log and its index while another process writes them, and may pack them between the
+    two opens."""
     for attempts_left in range(9, -1, -1):
         try:
             generation = engine.open_generation()
@@ -33,8 +36,8 @@ def open_beside_writer(engine: OpenFile) -> Generation:
 
 
 class Follower:
-    """Takes in, for *engine*, what another process commits. `db` is told which objects changed,
-    if it is one. `_lock` is held by the thread that takes in what is new."""
+    """Takes in, for *engine*, the commits of another process. `db`, if set, receives the
+    invalidations. The thread that takes in transactions holds `_lock`."""
 
     def __init__(self, engine: OpenFile) -> None:
         self._engine = engine
@@ -42,17 +45,17 @@ class Follower:
         self.db: Any = database_of(None)
 
     def poll(self) -> None:
-        """Take in what another process has committed since."""
+        """Take in the new commits of another process."""
         with self._lock:
             if not self._engine.generation.file.is_in_place():
                 self._open_replaced()
             self._read_on()
 
     def _open_replaced(self) -> None:
-        """Go on in the file that a pack has put in the place of this one.
+        """Go on in the file by which a pack has replaced this one.
 
-        What was committed before the pack and not seen here may be gone from the log, so nothing
-        is known of what changed.
+        Transactions committed before the pack and not seen here may be gone from the log, so the
+        changed objects are not known.
         """
         engine = self._engine
         generation = open_beside_writer(engine)
@@ -60,11 +63,11 @@ class Follower:
             generation.close()
             raise CorruptedDataError(
                 f"{engine.name} was replaced by a file that ends with an earlier transaction. "
-                "Close it and open it again", path=engine.name,
+                "Close and reopen it", path=engine.name,
             )
         engine.note_packed(generation.published.tid)
         engine.use(generation)
-        self.db.invalidateCache()  # both before and after others can see that there is more
+        self.db.invalidateCache()  # both before and after the new transactions are visible
         engine.visibility.show(generation.published.tid)
         self.db.invalidateCache()
 
@@ -82,11 +85,25 @@ class Follower:
                 return  # the writer is in the middle of it
             positions = {record.oid: record.place for record in records}
             versions = {record.oid: record.version for record in records}
-            # The writer may have entered them into the index that we share.
+            # The writer may have entered them into the shared index.
             new = len({record.oid for record in records if not record.previous})
-            generation.reader.end = header.end  # before the index leads there
+            generation.reader.end = header.end  # before the index refers to it
             generation.index.set_many(positions, header.tid)
             generation.versions.update(versions, positions, header.tid)
             self.db.invalidate(header.tid, list(positions))
             generation.end = header.end
             engine.show(generation, header.end, header.tid, generation.published.objects + new)
+
+    def tail_problem(self) -> str | None:
+        """Return what is wrong behind the last transaction, where nobody has recovered that; not
+        what the other process is just writing, which is something else a moment later."""
+        engine, found = self._engine, ""
+        for _ in range(_LOOKS_AT_TAIL):
+            self.poll()
+            seen = engine.generation.published
+            problem = tail_problem(engine.generation.log, seen.end, seen.tid)
+            if problem is None:
+                return None
+            found = problem
+            time.sleep(_BETWEEN_LOOKS_SECONDS)
+        return found

@@ -26,24 +26,23 @@ bytes.
                     8  position of the previous record in this version
                     n  version name
              then      data, or back pointer: 8 bytes, position of the record whose data this
-                       one repeats, 0: the object is un-created
+                       one has, 0: a tombstone
 
 Integrity, which ZODB lacks: the extension of every transaction written here ends in two items
-(added to the bytes of the pickle, which are not looked into),
+(appended to the pickle, which is not parsed),
 
     "_objdb_position": 8 bytes   where the transaction was written
     "_crc32": 4 bytes            CRC-32 (zlib) of the whole transaction, with a space as status
                                  and zeros in place of these 4 bytes
 
-Readers that do not know them see two extension items more. Another program that rewrites the
+Readers that do not know them see two more extension items. Another program that rewrites the
 file (ZODB's pack, a copy) moves transactions and changes positions inside them, but copies the
-extension as it is: such a transaction is told by its `_objdb_position`, and is taken like one
-from a file that never had checksums. So that one is told, too, that was packed and has not moved,
-the item of a packed transaction has its highest bit set, and the position times 2**20 combined
-with the transaction's length (exclusive or) in the others.
+extension unchanged: `_objdb_position` reveals such a transaction, which then counts as having no
+checksum. To recognise a packed transaction that did not move, the item of a packed transaction is
+`1 << 63 | (position << 20 ^ length)`.
 
 Drawbacks: the length of user, description and extension is 65,535 bytes at most; the previous
-position makes a chain through the file that only packing shortens; zlib's CRC finds damage,
+position makes a chain through the file that only packing shortens; zlib's CRC detects damage,
 not tampering.
 """
 
@@ -85,8 +84,8 @@ _BEFORE_CRC = _INTEGRITY_ONLY[_ONLY_PLACES[0] + 8 : _ONLY_PLACES[1]]
 _BEHIND_CRC = _INTEGRITY_ONLY[_ONLY_PLACES[1] + 4 :]
 
 
-# To be set in the dict that a pickle makes: behind it, before its end. The memo is not used there
-# any more, so one place of it, which no pickle uses for a key and its value, does for all.
+# The opcodes that set the items in the pickled dict, inserted before its end. The memo is no longer
+# used there, so one memo index, which no pickle uses for a key and its value, serves all.
 _ITEMS = (
     b"(X\x0f\0\0\0" + _POSITION_KEY.encode() + b"q\xff" + _POSITION_PLACE + b"q\xff"
     + b"X\x06\0\0\0" + _CRC_KEY.encode() + b"q\xff" + _CRC_PLACE + b"q\xffu."
@@ -96,8 +95,9 @@ _IN_ITEMS = _ITEMS.index(_POSITION_PLACE) + 2, _ITEMS.index(_CRC_PLACE) + 2
 
 
 def pack_extension(extension: bytes) -> tuple[bytes, tuple[int, int] | None]:
-    """Return the extension's bytes with its integrity items, as zeros, and where in it the
-    position and the CRC belong. What is no pickle of a dict is returned as it is, and None."""
+    """Return the extension's bytes with integrity items of zeros, and the places of the position
+    and the CRC in them. Bytes that are not the pickle of a dict are returned unchanged, with
+    None."""
     if not extension:
         return _INTEGRITY_ONLY, _ONLY_PLACES
     if not _is_dict(extension):
@@ -108,7 +108,7 @@ def pack_extension(extension: bytes) -> tuple[bytes, tuple[int, int] | None]:
 
 @lru_cache(maxsize=64)
 def _is_dict(extension: bytes) -> bool:
-    """Whether what the bytes make is a dict, with nothing behind it."""
+    """Whether the bytes are the pickle of a dict, and nothing follows it."""
     try:
         is_dict = UNREADABLE not in loads_extension(extension)
     except CorruptedDataError:
@@ -117,22 +117,21 @@ def _is_dict(extension: bytes) -> bool:
 
 
 def place_item(position: int, size: int, status: bytes) -> bytes:
-    """Return the item that tells where a transaction of *size* bytes was written: 8 bytes."""
+    """Return the position item, 8 bytes, of a transaction of *size* bytes."""
     if status == PACKED:
         return NUMBER.pack(_PACKED_BIT | (position << _SIZE_BITS ^ size) & _PACKED_BIT - 1)
     return NUMBER.pack(position)
 
 
 def plain_extension(position: int) -> tuple[bytes, bytes]:
-    """Return what is before and behind the CRC in the extension of a transaction at *position*
-    that has nothing but its integrity items, and was never packed."""
+    """Return the bytes before and after the CRC in the extension of a never packed transaction at
+    *position* that has only the integrity items."""
     return _BEFORE_POSITION + NUMBER.pack(position) + _BEFORE_CRC, _BEHIND_CRC
 
 
 def find_crc(extension: bytes, position: int, size: int, status: bytes) -> int | None:
-    """Return where in the extension's bytes the CRC is; None if the transaction has none, or one
-    that was made for another position, or before it was packed. ValueError when the items are
-    there and damaged."""
+    """Return the place of the CRC in the extension's bytes; None if the transaction has none, or
+    one for another position, or from before a pack. ValueError if the items are damaged."""
     before, behind = plain_extension(position)
     is_plain = extension.startswith(before) and extension[len(before) + 4 :] == behind
     if is_plain and status != PACKED:
@@ -145,26 +144,26 @@ def find_crc(extension: bytes, position: int, size: int, status: bytes) -> int |
 
 
 def moved_crc(extension: bytes) -> tuple[int, int] | None:
-    """Return where in the extension's bytes the position and the CRC are, whichever position it
-    is; None if it has none. ValueError when they are damaged, or the extension is no pickle."""
+    """Return the places of the position and the CRC in the extension's bytes, for any position;
+    None if it has none. ValueError if they are damaged, or the extension is not a pickle."""
     shape = _INTEGRITY_SHAPE.search(extension)
     if shape is None:
         if any(trace in extension for trace in _TRACES):
             raise ValueError("the integrity items are damaged")
         if extension and (extension[0] not in _BEGIN_PICKLES or extension[-1:] != b"."):
-            raise ValueError("the extension is no pickle")
+            raise ValueError("the extension is not a pickle")
         return None
     if (shape["first"], shape["second"]) != (_POSITION_KEY.encode(), _CRC_KEY.encode()):
         raise ValueError("the integrity items are damaged")
     return shape.start("position"), shape.start("crc")
 
 
-# What is left of the items where a part of them is damaged; and how the pickle of a dict begins.
+# Parts that remain of damaged items; and the beginning of the pickle of a dict.
 _TRACES = b"_objdb_p", b"b_position", b"_crc32q"
 _BEGIN_PICKLES = b"\x80}("
 
-# How an extension ends that has the items: two keys and values, a memo opcode behind each. The
-# keys are looked at apart, so that a damaged one is told from an extension that has none.
+# The end of an extension with the items: two keys and values, each followed by a memo opcode. The
+# keys are checked separately, to distinguish a damaged one from an extension without items.
 _MEMO = rb"(?:q.|r.{4})"
 _INTEGRITY_SHAPE = re.compile(
     rb"X\x0f\0\0\0(?P<first>.{15})(?P<memo>" + _MEMO + rb")C\x08(?P<position>.{8})" + _MEMO
@@ -174,14 +173,14 @@ _INTEGRITY_SHAPE = re.compile(
 
 
 def visible_extension(extension: bytes) -> bytes:
-    """Return the extension's bytes without the integrity items; empty if nothing is left."""
+    """Return the extension's bytes without the integrity items; b"" if nothing is left."""
     if len(extension) == len(_INTEGRITY_ONLY) and extension.startswith(_BEFORE_POSITION):
         return b""
     shape = _INTEGRITY_SHAPE.search(extension) if extension else None
     if shape is None:
         return extension
     start = shape.start()
-    if shape["memo"] == b"q\xff":  # they were added as a whole
+    if shape["memo"] == b"q\xff":  # they were appended as a whole
         return extension[: start - 1] + b"."
     rest = extension[:start] + b"u."  # they were pickled with the others
     return b"" if rest == _NOTHING_ELSE else rest

@@ -1,14 +1,14 @@
-"""What a FileEngine reads and writes: a log, its index, and how far others see into them.
+"""A generation: an open log with its index, and the visible part of them.
 
     engine.generation ────────────► Generation: log, index, reader, published      the file
                  ╲
                   ╰── after pack ─► Generation: log, index, reader, published      the packed one
 
-Packing puts a new generation in the place of the old, in one assignment. Whoever reads takes the
-generation once and works on it to the end, so a read that began before finishes in the old file.
-A position means something in its own generation only.
+A pack replaces the generation, in one assignment. A reader takes the generation once and uses it
+to the end, so a read that began before finishes in the old file. A position is valid in its own
+generation only.
 
-The old file is not closed by anybody: it closes when the last who reads it lets go of it.
+The old file is not closed explicitly: it closes when its last reader releases it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from objdb.storage.files import File
 
 
 class Published(NamedTuple):
-    """What others can see: the log up to `end`, its last `tid`, and what is true there."""
+    """The visible part: the log up to `end`, its last `tid`, and the facts there."""
 
     end: int
     tid: Tid
@@ -39,8 +39,8 @@ class Published(NamedTuple):
 class Generation:
     """One log with its index.
 
-    `end` is where the next transaction goes (under the commit slot); `published` is replaced,
-    never changed, so that it is read in one piece. *is_shared*: another process writes it.
+    `end` is the position of the next transaction (under the commit slot); `published` is replaced,
+    never changed, so that it is read atomically. *is_shared*: another process writes it.
     """
 
     __slots__ = ("end", "file", "index", "is_shared", "log", "published", "reader", "versions")
@@ -56,12 +56,18 @@ class Generation:
         self.published = Published(START, NO_TID, 0, 0)
 
     def publish(self, published: Published) -> None:
-        """Let others see more."""
+        """Replace the visible part."""
         self.published = published
         self.reader.end = published.end
 
+    def settle(self) -> None:
+        """Cut off what is allocated ahead, and put log and index on the medium."""
+        self.log.truncate(self.end)
+        self.file.sync()
+        self.index.write_checkpoint(*self.published)
+
     def close(self) -> None:
-        """Close the files; reads under way raise `StorageClosedError`."""
+        """Close the files; running reads raise `StorageClosedError`."""
         self.index.close()
         self.file.close()
         self.reader.read_at = self.file.read_at
@@ -69,8 +75,8 @@ class Generation:
     # -- an object's records
 
     def chain(self, oid: Oid, position: int, tid: Tid) -> Iterator[Record]:
-        """Yield the object's records, newest first; the index says that the first, of the
-        revision *tid*, is at *position*."""
+        """Yield the object's records, newest first; by the index the first, of the revision *tid*,
+        is at *position*."""
         if position >= IN_VERSION:
             position -= IN_VERSION
         yield from self.chain_from(self.current_record(oid, position, tid))
@@ -97,29 +103,29 @@ class Generation:
 
     def current_record(self, oid: Oid, position: int, tid: Tid) -> Record:
         """Return the record that the index names; `CorruptedDataError` if it is not there."""
-        # Where another process writes, the index leads to what this one has not read on to.
+        # If another process writes, the index may refer to records that this one has not read yet.
         if position < self.reader.end or self.is_shared:
             record = self.log.record(position)
             if record.oid == oid and record.tid == tid:
                 return record
         raise self.log.damaged(
-            position, "the record here is not the one the index says. If the file itself is "
-            "whole, removing the index beside it (.oidx) lets it be built again", oid,
+            position, "the record here is not the one in the index. If the file itself is "
+            "undamaged, remove the index beside it (.oidx); it is then rebuilt", oid,
         )
 
     # -- transactions
 
     def position_behind(self, tid: Tid) -> int:
-        """Return where the last transaction ends whose tid is not greater than *tid*, `START` if
-        there is none; whatever objects hold that looks like transactions."""
+        """Return the end position of the last transaction with a tid not greater than *tid*,
+        `START` if there is none; data that look like transactions do not mislead it."""
         end, last = self.published[:2]
         position = position_behind(self.log, end, last, tid)
         is_genuine = position == end or self.is_genuine(position)
         return position if is_genuine else position_by_scanning(self.log, end, tid)
 
     def last_packed(self) -> Tid:
-        """Return the tid of the last transaction that is packed, zeros if none is; they are the
-        first ones."""
+        """Return the tid of the last packed transaction, zeros if none is packed; the packed ones
+        are the first ones."""
         end, last = self.published[:2]
         if end == START or self.log.header(START, end).status != PACKED:
             return NO_TID
@@ -142,14 +148,14 @@ class Generation:
         return {record.oid: record for record in self.log.records(header)}
 
     def is_genuine(self, position: int) -> bool:
-        """Whether a transaction ends at *position*, and not data that look like one: then it, or
-        the last one before it that has records, is in the chain of an object."""
+        """Whether a real transaction ends at *position*, not data that look like one: then it, or
+        the last one before it with records, is in the chain of an object."""
         try:
             while position > START:
                 header = self.log.header_before(position)
                 records = self.last_records(header)
                 if records:
-                    # The object that was changed least since has the shortest way there.
+                    # The object with the fewest changes since has the shortest chain to it.
                     oid = min(records, key=lambda oid: (self.index.get(oid) or (0, NO_TID))[1])
                     return self._is_in_chain(records[oid])
                 position = header.position

@@ -3,8 +3,8 @@
     index ─► current record ─► previous ─► previous ─► …     an object's chain
     START ─► transaction ─► transaction ─► … ◄─ end          the log, read in either direction
 
-A record with older data has a back pointer instead of data: to bring data back takes 8 bytes,
-however large they are.
+A record with older data has a back pointer instead of data: restoring data takes 8 bytes, whatever
+their size.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from objdb.storage.rows import TransactionRow
 
 
 class FileRow:
-    """A revision in a file, with what a `Row` has; what costs a read is read when it is asked for.
+    """A revision in a file, with the attributes of a `Row`; those that need a read are read lazily.
     """
 
     __slots__ = ("_log", "record")
@@ -39,12 +39,12 @@ class FileRow:
 
     @property
     def tid(self) -> Tid:
-        """The transaction that wrote it."""
+        """The tid of the transaction that wrote it."""
         return self.record.tid
 
     @property
     def version(self) -> str:
-        """The version that it is in."""
+        """The name of its version."""
         return self.record.version
 
     @property
@@ -54,7 +54,7 @@ class FileRow:
 
     @property
     def exists(self) -> bool:
-        """Whether it is no tombstone."""
+        """Whether it is not a tombstone."""
         record: Record | None = self.record
         while record is not None and not record.size:
             record = self._log.target(record)
@@ -67,7 +67,7 @@ class FileRow:
 
     @property
     def outside(self) -> Tid | None:
-        """The tid of what others see while it is current, in a version."""
+        """The tid of the revision visible outside its version while it is current."""
         outside = self._log.outside(self.record)
         return None if outside is None else outside.tid
 
@@ -81,7 +81,7 @@ class FileRow:
 def load_before(
     generation: Generation, name: str, oid: Oid, tid: Tid, version: str
 ) -> tuple[bytes, Tid, Tid | None] | None:
-    """See `IOwnHistory`; *name* is what the file is called."""
+    """See `IOwnHistory`; *name* is the file's name in errors."""
     later: list[Record] = []
     for record in generation.chain_of(oid, name):
         if record.tid < tid:
@@ -126,8 +126,7 @@ def list_revisions(generation: Generation, name: str, oid: Oid, size: int) -> li
 def iterate(
     generation: Generation, start: Tid | None, stop: Tid | None
 ) -> Iterator[TransactionRecord]:
-    """See `IOwnHistory`. Checksums are checked. Raises `CorruptedDataError` where one does not
-    fit."""
+    """See `IOwnHistory`. Verifies checksums. Raises `CorruptedDataError` if one does not match."""
     log, end = generation.log, generation.published.end
     position, last = (START, NO_TID) if start is None else before_transaction(generation, start)
     walk = Walk(log, position, end, last)
@@ -144,7 +143,7 @@ def iterate(
 
 
 def transaction(generation: Generation, tid: Tid) -> TransactionRow | None:
-    """See `IEngine`: of what is visible. Its checksum is checked."""
+    """See `IEngine`: among visible transactions. Verifies its checksum."""
     if tid > generation.published.tid:
         return None
     position = generation.position_behind(tid)
@@ -160,7 +159,7 @@ def transaction(generation: Generation, tid: Tid) -> TransactionRow | None:
 def transactions(
     generation: Generation, start: Tid, stop: Tid, newest_first: bool
 ) -> Iterator[TransactionRow]:
-    """See `IEngine`: of what is visible."""
+    """See `IEngine`: visible transactions only."""
     if not newest_first:
         for found in iterate(generation, start, stop):
             records = list(found)
@@ -201,10 +200,10 @@ def _transaction_row(header: Header, oids: list[Oid]) -> TransactionRow:
 
 
 def revision(log: Log, chain: Iterable[Record], tid: Tid) -> Record | None:
-    """Return the revision *tid* of the object that has the records *chain*, newest first.
+    """Return the revision *tid* of the object with the records *chain*, newest first.
 
-    After a pack the chain may not lead there: then what it leads to is in a version, and this is
-    seen outside meanwhile; or it has the data of this again.
+    After a pack the chain may not reach it: then a record of the chain is in a version, and this
+    revision is outside; or a back pointer refers to it.
     """
     later: list[Record] = []
     for record in chain:
@@ -226,7 +225,7 @@ def revision(log: Log, chain: Iterable[Record], tid: Tid) -> Record | None:
 
 
 def before_transaction(generation: Generation, tid: Tid) -> tuple[int, Tid]:
-    """Return where the last transaction before *tid* ends, and its tid."""
+    """Return the end position of the last transaction before *tid*, and its tid."""
     earlier = (int.from_bytes(tid, "big") - 1).to_bytes(8, "big") if tid != NO_TID else tid
     position = generation.position_behind(earlier)
     if position == START:
@@ -235,7 +234,7 @@ def before_transaction(generation: Generation, tid: Tid) -> tuple[int, Tid]:
 
 
 def _seen(record: Record, version: str) -> int:
-    """Return where the record is that is seen in *version* while this one is current."""
+    """Return the position of the record visible in *version* while this one is current."""
     return record.outside if record.version not in ("", version) else record.position
 
 
@@ -245,7 +244,7 @@ def _metadata(header: Header) -> TransactionMetaData:
 
 
 class _Records:
-    """The revisions of one transaction, read as they are iterated over."""
+    """The revisions of one transaction, read during the iteration."""
 
     __slots__ = ("_header", "_walk")
 

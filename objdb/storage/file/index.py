@@ -1,5 +1,5 @@
-"""Where each object's current record is: oid → (position, tid), in a mapped file. The first two
-bits of the position are set where that record is in a version.
+"""The index: the current record of each object, oid → (position, tid), in a mapped file. The first
+two bits of the position are set if that record is in a version.
 
 The index lies beside the log as `<path>.oidx`. Integers are unsigned, big-endian, 8 bytes.
 
@@ -12,14 +12,14 @@ The index lies beside the log as `<path>.oidx`. Integers are unsigned, big-endia
     get(oid): pages[first 7 bytes of the oid] ─► page + 16 * (last byte)
 
 Pages are changed in place through the map, so nothing is private to the process and nothing is
-rewritten. What makes that safe:
+rewritten. This is safe for these reasons:
 
-* An entry is written only when its transaction is on the medium. So whichever pages reach the
-  disk before a crash, every entry points to a record that is there.
-* The header says up to which log position all entries are surely in the file. It is written
-  after the pages were synced (a *checkpoint*). Opening replays the log from there on.
-* A page damaged on the disk is noticed when it is used: the record an entry points to must
-  carry the entry's oid and tid.
+* An entry is written only when its transaction is durable. So whichever pages reach the disk
+  before a crash, every entry points to an existing record.
+* The header has the log position up to which all entries are durable. It is written after a sync
+  of the pages (a *checkpoint*). Opening replays the log from there on.
+* A page damaged on disk is detected when it is used: the record an entry points to must have the
+  entry's oid and tid.
 
 Drawbacks: an oid far from all others takes a page of 4 KiB for itself; a disk that fails to
 read a mapped page ends the process with a signal, not with an exception.
@@ -57,7 +57,7 @@ assert _ENTRIES == 256 and _HEADER.size + _CRC.size <= 512
 
 
 class Checkpoint(NamedTuple):
-    """Up to which position of the log the index is complete, and what was true there."""
+    """The log position up to which the index is complete, and the facts there."""
 
     position: int
     tid: Tid
@@ -68,12 +68,12 @@ class Checkpoint(NamedTuple):
 
 
 class Index(PageTable):
-    """The index file of one log, open for reading and writing; or for reading (*file* may be None
-    then), with what the file does not know kept in memory.
+    """The index file of one log, open for reading and writing; or read-only (*file* may then be
+    None), with further entries in memory.
 
-    Pages are added by the transaction that holds the commit slot (`reserve`), entries are set by
-    the one that leads a group of commits (`set_many`); both under the storage's own locks.
-    Lookups take no lock: an entry is read, and written, in one piece.
+    The transaction that holds the commit slot adds pages (`reserve`), the leader of a group commit
+    sets entries (`set_many`); both under the storage's own locks. Lookups take no lock: entries
+    are read and written atomically.
     """
 
     def __init__(self, file: File | None, *, writable: bool) -> None:
@@ -89,8 +89,8 @@ class Index(PageTable):
     # -- looking up
 
     def settled(self, oid: Oid) -> tuple[int, Tid] | None:
-        """Return what `get` returns, read until two reads agree: the writer, where it is another
-        process, may be changing the entry."""
+        """Return the same as `get`, read until two reads agree: a writer in another process may be
+        changing the entry."""
         entry, again = self.get(oid), self.get(oid)
         while entry != again:
             entry, again = again, self.get(oid)
@@ -111,7 +111,7 @@ class Index(PageTable):
             first_bytes = self.map[page : page + PAGE : 16]
             if max(first_bytes, default=0) >= 0xC0:
                 yield from self._in_versions(prefix + bytes([last]) for last in range(_ENTRIES))
-        # What is in memory only; where there is such, the file is another process's.
+        # Entries in memory only; if there are any, another process owns the file.
         pages = self.pages
         yield from self._in_versions(oid for oid in list(self.overlay) if oid[:7] not in pages)
 
@@ -156,29 +156,29 @@ class Index(PageTable):
             self._size = size
 
     def set_many(self, positions: dict[Oid, int], tid: Tid) -> None:
-        """Point each oid at its record of the transaction *tid*, which is on the medium."""
+        """Point each oid at its record of the transaction *tid*, which is durable."""
         if not self.is_writable:
             self.overlay.update((oid, (position, tid)) for oid, position in positions.items())
             return
         super().set_many(positions, tid)
 
     def note_synced(self, position: int) -> None:
-        """Note that the log is on the medium up to *position*: never take that for a torn tail."""
+        """Note that the log is durable up to *position*, so that it is never a torn tail."""
         _PAIR.pack_into(self.map, _SYNCED_AT, position, position)
 
     def synced_position(self) -> int:
-        """Return the last position noted as synced, or 0 if the note is not there or torn."""
+        """Return the last position noted as synced, or 0 if the note is missing or torn."""
         first, second = _PAIR.unpack_from(self.map, _SYNCED_AT)
         return first if first == second else 0
 
     def sync(self) -> None:
-        """Put what was written so far on the medium."""
+        """Make everything written so far durable."""
         self._file.sync()
 
     def write_checkpoint(
         self, position: int, tid: Tid, max_oid: int, objects: int, *, synced: bool = True
     ) -> None:
-        """Say that every entry of the log up to *position* is here; called when they are."""
+        """Note that the index has every entry of the log up to *position*."""
         self._file.sync()
         self._write_header(Checkpoint(position, tid, max_oid, objects, self._page_count, synced))
 
@@ -195,8 +195,8 @@ class Index(PageTable):
         self.checkpoint = checkpoint
 
     def clear(self) -> None:
-        """Forget everything, to be filled again from the log, but not which transaction was the
-        last: a log that does not reach it is damaged, however often it is opened."""
+        """Remove all entries, to be rebuilt from the log, but keep the last transaction: a log
+        that does not reach it is damaged, however often it is opened."""
         known = self.checkpoint
         self.pages.clear()
         self.overlay.clear()
@@ -209,7 +209,7 @@ class Index(PageTable):
             self._file.sync()
 
     def renamed(self, path: str) -> None:
-        """Note where the file is now."""
+        """Note the new path of the file."""
         self._file.path = path
 
     def close(self) -> None:
@@ -252,7 +252,7 @@ class Index(PageTable):
         return sequence, Checkpoint(position, tid, max_oid, objects, pages, bool(synced))
 
     def _read_directory(self, count: int) -> bool:
-        """Read which oids the first *count* pages are for; False if that makes no sense."""
+        """Read the directory of the first *count* pages; False if it is not valid."""
         for first in range(0, count, _PER_GROUP):
             directory = PAGE + first // _PER_GROUP * _GROUP
             here = min(_PER_GROUP, count - first)

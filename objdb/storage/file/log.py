@@ -1,14 +1,14 @@
 """The log: transactions one after the other, read at positions, written at the end.
 
-Writing takes the bytes apart from the decision:
+Writing and committing are separate steps:
 
     write(transaction, …)   the whole transaction, status `c`
     decide(position)         one byte, status space: now it is committed
-    erase(position, end)     zeros over one that was given up
+    erase(position, end)     zeros over an aborted transaction
 
-Into space allocated ahead it is written through a memory map: no call to the operating system,
-so no other thread gets in between, and committing threads do not queue behind one another for
-the interpreter. Reading never uses the map: a read that fails is an error, not a signal.
+Space allocated ahead is written through a memory map: without a system call, so no other thread
+runs in between, and committing threads do not queue for the interpreter lock. Reading never uses
+the map: a failing read is an error, not a signal.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from objdb.storage.rows import TransactionRow
 from objdb.storage.staging import StagedRows
 
 _CHUNK = 4 * 1024 * 1024
-# What is larger is written with a call: one call is nothing then, and what is written through the
-# map stays resident.
+# Larger transactions are written with a system call: its cost is small then, and pages written
+# through the map stay resident.
 _MOST_MAPPED = 256 * 1024
-# A transaction's header, and its texts where they are short, are had with one read of this size.
+# A read of this size gets a transaction's header, and its texts if they are short.
 _GUESS_BYTES = 256
 _CRC = struct.Struct(">I")
 _RECORD_BYTES = RECORD.size
-POSITION = (1 << 62) - 1  # the part of an index entry's position that is one
+POSITION = (1 << 62) - 1  # the bits of an index entry's position without the flags
 
 
 class Header(NamedTuple):
@@ -62,14 +62,14 @@ class Header(NamedTuple):
     extension: bytes
     body: int
     end: int
-    has_checksum: bool = False  # one that was verified
+    has_checksum: bool = False  # a verified one
 
 
 class Record(NamedTuple):
     """A data record, at `position`: its data (`size` bytes) or back pointer is at `data_at`.
 
-    In a `version`, `outside` is the position of the record outside any version, and `fellow` of
-    the one written before in this version; 0 for none.
+    In a `version`, `outside` is the position of the record outside any version, and
+    `previous_in_version` of the one written before in this version; 0 for none.
     """
 
     position: int
@@ -81,11 +81,11 @@ class Record(NamedTuple):
     data_at: int
     version: str = ""
     outside: int = 0
-    fellow: int = 0
+    previous_in_version: int = 0
 
     @property
     def place(self) -> int:
-        """Its position, as the index has it."""
+        """Its position, as in the index."""
         return self.position | IN_VERSION if self.version else self.position
 
     @property
@@ -95,9 +95,8 @@ class Record(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The beginning of a transaction, before its records: where it goes, the size of all of it,
-    its bytes, and where in them the checksum belongs; None where the extension is no dict, which
-    could have it."""
+    """The beginning of a transaction, before its records: its position, its whole size, its
+    bytes, and the place of the checksum in them; None if the extension is not a dict."""
 
     position: int
     size: int
@@ -106,9 +105,9 @@ class Head(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A transaction on the medium, uncommitted: `positions` of its records by oid, as the index
-    has them, how many of those objects are new, and the `versions` of those that are, or were,
-    in one ("": they are in none now)."""
+    """A written, uncommitted transaction: the `positions` of its records by oid, as in the index,
+    the number of new objects, and the `versions` of those that are, or were, in one ("": they left
+    it)."""
 
     tid: Tid
     status: bytes
@@ -120,9 +119,9 @@ class Written(NamedTuple):
 
 
 class Before(NamedTuple):
-    """What the records of a transaction point to: the `previous` record of each object that has
-    one; the `data` of those that have older data again; for those in a version, the record
-    `outside`; and the `latest` record of each version."""
+    """The records that those of a transaction point to: the `previous` record of each object that
+    has one; the `data` of those with a back pointer; for those in a version, the record `outside`;
+    and the `latest` record of each version."""
 
     previous: dict[Oid, int]
     data: dict[Oid, int]
@@ -139,7 +138,7 @@ class Log:
 
     @property
     def allocated(self) -> int:
-        """Up to which position space is allocated, and mapped."""
+        """The position up to which space is allocated and mapped."""
         return len(self._map)
 
     def allocate(self, size: int) -> None:
@@ -166,7 +165,7 @@ class Log:
         """Return the error for damage found at *position*."""
         return CorruptedDataError(
             f"{self.file.path} is damaged at position {position}: {what}. Restore the file from "
-            "a backup, or copy what can be read to a new file",
+            "a backup, or copy the readable transactions to a new file",
             path=self.file.path, position=position, oid=oid, what=what,
         )
 
@@ -180,7 +179,7 @@ class Log:
             raise self.damaged(position, "the file ends inside a transaction header")
         tid, length, status, user, description, extension = TRANSACTION.unpack_from(block)
         if status not in (COMMITTED, VOTED, PACKED, UNDONE):
-            raise self.damaged(position, f"{status!r} is no transaction status")
+            raise self.damaged(position, f"{status!r} is not a transaction status")
         if tid > LAST_TID:
             raise self.damaged(position, f"{tid.hex()} is beyond the range of tids")
         texts_size = user + description + extension
@@ -207,10 +206,10 @@ class Log:
         return self.header(start, position)
 
     def record(self, place: int) -> Record:
-        """Return the data record at a position, as the index has it, without its data."""
+        """Return the data record at a position, as in the index, without its data."""
         position = place - IN_VERSION if place >= IN_VERSION else place
         if position > POSITION:
-            raise self.damaged(position, "no file is as long as that")
+            raise self.damaged(position, "the position is beyond the maximum file size")
         return self._parse_record(self.file.read_at(RECORD.size, position), position)
 
     def _parse_record(self, block: bytes, position: int) -> Record:
@@ -221,20 +220,21 @@ class Log:
         if not version_size:
             return Record(position, oid, tid, previous, transaction, size, data_at)
         block = self._exactly(VERSION.size + version_size, data_at)
-        outside, fellow = VERSION.unpack_from(block)
+        outside, previous_in_version = VERSION.unpack_from(block)
         try:
             version = block[VERSION.size :].decode("utf-8")
         except UnicodeDecodeError:
-            raise self.damaged(position, "the name of its version is no UTF-8", oid) from None
-        if max(outside, fellow) >= position:
+            raise self.damaged(position, "its version name is not UTF-8", oid) from None
+        if max(outside, previous_in_version) >= position:
             raise self.damaged(position, "a record in a version points forward", oid)
         data_at += len(block)
         return Record(
-            position, oid, tid, previous, transaction, size, data_at, version, outside, fellow
+            position, oid, tid, previous, transaction, size, data_at, version, outside,
+            previous_in_version,
         )
 
     def data(self, record: Record) -> bytes | None:
-        """Return a record's data, following back pointers; None if it un-creates the object."""
+        """Return a record's data, following back pointers; None for a tombstone."""
         while not record.size:
             target = self.target(record)
             if target is None:
@@ -243,7 +243,7 @@ class Log:
         return self._exactly(record.size, record.data_at)
 
     def target(self, record: Record) -> Record | None:
-        """Return the record that a back pointer leads to, None if the object is un-created."""
+        """Return the record that a back pointer refers to, None for a tombstone."""
         pointer: int = NUMBER.unpack(self._exactly(NUMBER.size, record.data_at))[0]
         if not pointer:
             return None
@@ -252,14 +252,14 @@ class Log:
         target = self.record(pointer)
         if target.oid != record.oid:
             raise self.damaged(
-                record.position, f"a back pointer leads to object {format_oid(target.oid)}",
+                record.position, f"a back pointer refers to object {format_oid(target.oid)}",
                 record.oid,
             )
         return target
 
     def outside_of(self, oid: Oid, position: int) -> int:
-        """Return where the record outside any version is of an object that is in one, and whose
-        current record is at *position*: all that the next record in that version has to know."""
+        """Return the position of the record outside any version, of an object in a version whose
+        current record is at *position*: the next record in that version needs only this."""
         block = self._exactly(RECORD.size + VERSION.size, position)
         if block[:8] != oid:
             raise self.damaged(position, "there is the record of another object", oid)
@@ -267,21 +267,21 @@ class Log:
         return outside
 
     def outside(self, record: Record) -> Record | None:
-        """Return the record outside any version of an object that is in one; None if there it
-        does not exist."""
+        """Return the record outside any version of an object in a version; None if the object
+        does not exist there."""
         if not record.outside:
             return None
         outside = self.record(record.outside)
         if outside.oid != record.oid or outside.version:
             raise self.damaged(
-                record.position, "what should be the record outside of its version is none",
+                record.position, "the record outside its version is not valid",
                 record.oid,
             )
         return outside
 
     def _exactly(self, size: int, position: int) -> bytes:
         if size > _CHUNK and position + size > self.file.size():
-            raise self.damaged(position, f"the file ends before {size} bytes of data do")
+            raise self.damaged(position, f"the file ends inside {size} bytes of data")
         data = self.file.read_at(size, position)
         while len(data) < size:  # one read gives at most 2 GiB
             more = self.file.read_at(size - len(data), position + len(data))
@@ -302,7 +302,7 @@ class Log:
         if record.end > header.end - NUMBER.size:
             raise self.damaged(position, "a data record is longer than its transaction")
         if record.previous >= header.position:
-            raise self.damaged(position, "the previous record lies ahead", record.oid)
+            raise self.damaged(position, "the previous position points forward", record.oid)
         return record
 
     def records(self, header: Header) -> Iterator[Record]:
@@ -319,7 +319,7 @@ class Log:
             position = record.end
 
     def is_zero_from(self, position: int, limit: int) -> bool:
-        """Whether there is nothing but zeros from *position* to *limit*."""
+        """Whether all bytes from *position* to *limit* are zeros."""
         while position < limit:
             chunk = self.file.read_at(min(_CHUNK, limit - position), position)
             if chunk.count(0) != len(chunk):
@@ -332,8 +332,8 @@ class Log:
     # -- writing
 
     def head(self, transaction: TransactionRow, rows: StagedRows, position: int) -> Head:
-        """Return the beginning of a transaction that will be written at *position*, checking
-        that its texts fit."""
+        """Return the beginning of a transaction to be written at *position*, checking the length
+        of its texts."""
         extension, places = pack_extension(transaction.extension_bytes)
         user, description = transaction.user, transaction.description
         longest = max(len(user), len(description), len(extension))
@@ -365,8 +365,8 @@ class Log:
             if len(text) > MAX_TEXT_BYTES
         )
         return StorageError(
-            f"{self.file.path}: the transaction's {name} is {len(text)} bytes long; at most "
-            f"{MAX_TEXT_BYTES} fit. Make it shorter"
+            f"{self.file.path}: the transaction's {name} is {len(text)} bytes long; the maximum "
+            f"is {MAX_TEXT_BYTES}. Make it shorter"
         )
 
     def write(
@@ -413,8 +413,8 @@ class Log:
         """Write a large part of a transaction at *at*; return the position after it, and the
         checksum so far.
 
-        The checksum belongs near the beginning. A transaction of one piece gets it before it is
-        written; a longer one afterwards, while it is undecided.
+        The checksum is near the beginning. A transaction of one piece gets it before it is
+        written; a longer one afterwards, while it is uncommitted.
         """
         piece = bytearray().join(parts)
         del parts[:]
@@ -432,11 +432,11 @@ class Log:
         return at + len(piece), crc
 
     def decide(self, position: int, status: bytes = COMMITTED) -> None:
-        """Make the transaction at *position* a committed one (or a copy of a packed one)."""
+        """Commit the transaction at *position* (or set the status of a copied, packed one)."""
         self.write_at(status, position + STATUS_AT)
 
     def erase(self, position: int, end: int) -> None:
-        """Put zeros over a transaction that was given up."""
+        """Write zeros over an aborted transaction."""
         while position < end:
             size = min(_CHUNK, end - position)
             self.write_at(bytes(size), position)
@@ -444,7 +444,7 @@ class Log:
 
 
 def _version_head(oid: Oid, position: int, version: str, before: Before) -> bytes:
-    """Return what a record at *position* has more when it is in a version."""
+    """Return the additional head of a record at *position* that is in a version."""
     name = version.encode()
     pointers = VERSION.pack(before.outside.get(oid, 0), before.latest.get(version, 0))
     before.latest[version] = position

@@ -1,13 +1,13 @@
-"""Finding and reading current records: what every load goes through.
+"""Finding and reading current records: the path of every load.
 
     oid ─► PageTable.get: pages[first 7 bytes] ─► page + 16 * (last byte) ─► (position, tid)
         ─► RecordReader.load: one read at the position, or none ─► header checked ─► record
 
-The position of a record that is in a version has its first two bits set (`IN_VERSION`): both, so
-that damage to one of them is noticed.
+The position of a record in a version has its first two bits set (`IN_VERSION`): both, so that
+damage to one of them is detected.
 
-These classes are the reference. Where the accelerator was built, its classes of the same names
-take their place.
+These classes are the reference. If the accelerator was built, its classes of the same names take
+their place.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ IN_VERSION = 3 << 62
 _RECORD_BYTES = RECORD.size
 _unpack_record = RECORD.unpack_from
 _unpack_entry, _pack_entry = struct.Struct(">Q8s").unpack_from, struct.Struct(">Q8s").pack
-# Header and record of most objects are had with one read of this size.
+# One read of this size gets header and record of most objects.
 _GUESS_BYTES = 512
-# Where reading goes on forward, this much is read at once.
+# The size of a read if reading goes on forward.
 _WINDOW_BYTES = 16 * 1024
 
 
 class PageTable:
     """oid → (position, tid), in pages of 256 entries of 16 bytes, in a mapped file.
 
-    `pages` says where in `map` the page of the oids with the same first 7 bytes is; `overlay`
-    has entries that are not in the map. Lookups take no lock: an entry is read, and written, in
-    one piece.
+    `pages` has the position in `map` of the page for the oids with the same first 7 bytes;
+    `overlay` has entries that are not in the map. Lookups take no lock: entries are read and
+    written atomically.
     """
 
     def __init__(self) -> None:
@@ -62,23 +62,21 @@ class PageTable:
         mapped, pages, pack = self.map, self.pages, _pack_entry
         for oid, position in positions.items():
             at = pages[oid[:7]] + (oid[7] << 4)
-            # Not with pack_into: it writes zeros first, which a reader beside this process sees.
+            # Not with pack_into: it writes zeros first, which another process could read.
             mapped[at : at + 16] = pack(position, tid)
 
     def changed(self, serials: dict[Oid, Tid]) -> list[tuple[Oid, Tid]]:
-        """Return (oid, tid of its current record) where that is not the tid in *serials*; 8 zero
-        bytes where there is no object."""
+        """Return (oid, tid of its current record) of each object whose tid in *serials* differs; 8
+        zero bytes for a missing object."""
         current = [(oid, (self.get(oid) or (0, NO_TID))[1]) for oid in serials]
         return [(oid, tid) for oid, tid in current if tid != serials[oid]]
 
 
 class RecordReader:
-    """Reads current records, where *find* (an oid to its position and tid) says they are, with
-    *read_at*.
+    """Reads current records, found by *find* (an oid to its position and tid), with *read_at*.
 
-    Nothing is read behind `end`: behind the last published transaction another may be in the
-    middle of being written. The bytes read last are kept: objects stored together are often
-    loaded together.
+    It never reads beyond `end`: after the last published transaction, another may be partly
+    written. The bytes read last are kept: objects stored together are often loaded together.
     """
 
     def __init__(
@@ -93,7 +91,7 @@ class RecordReader:
         self, oid: Oid, before: Tid, version: str = ""
     ) -> tuple[bytes, Tid, None] | None:
         """Return (record, tid, None) of the current revision of *oid*; None unless it is older
-        than *before*, in *version* or none, and a plain record of at most some kilobytes."""
+        than *before*, in *version* or outside any, and a plain record of some kilobytes."""
         entry = self._find(oid)
         if entry is None:
             return None
@@ -123,7 +121,7 @@ class RecordReader:
         return data, current, None
 
     def _read(self, position: int) -> bytes:
-        """Return what is at *position*: much where reading goes on forward, little elsewhere."""
+        """Return the bytes at *position*: many if reading goes on forward, few otherwise."""
         start, block = self._window
         ahead = position - start - len(block)
         size = _WINDOW_BYTES if -_GUESS_BYTES <= ahead <= _WINDOW_BYTES else _GUESS_BYTES

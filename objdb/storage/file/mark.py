@@ -1,10 +1,9 @@
-"""Which records of a log stay when it is packed: the first half of a pack.
+"""Marking the records of a log that stay in a pack: the first half of a pack.
 
-    index ─► current record ─► … previous … ─► the object's record at T ─► what it refers to
+    index ─► current record ─► … previous … ─► the object's record at T ─► its references
 
-No record is read that does not stay, and those that stay are read in the order of their
-positions, as far as the graph allows. What is found is kept small: a byte for each object, and
-the position of each record that stays.
+Only records that stay are read, in the order of their positions, as far as the graph allows. The
+result is small: a byte for each object, and the position of each record that stays.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _unpack_record = RECORD.unpack_from
 
 
 class PositionSet:
-    """Positions in a file, to be gone through in order. One that is added twice counts twice."""
+    """Positions in a file, iterated in order. A position added twice counts twice."""
 
     def __init__(self) -> None:
         self._buckets: dict[int, array[int]] = {}
@@ -58,11 +57,11 @@ class PositionSet:
 
 
 class Marking:
-    """Finds what stays of *generation*'s log, packed to the transaction *pack_to*.
+    """Finds the records that stay of *generation*'s log, packed to the transaction *pack_to*.
 
-    `begin` is the position behind that transaction. `stays` has the positions before it; their
+    `begin` is the position after that transaction. `stays` has the positions before it; their
     records take about `size` bytes in the packed file, which will have `objects` objects.
-    *references* is None if everything stays that exists.
+    *references* is None if all existing objects stay.
     """
 
     def __init__(
@@ -76,22 +75,21 @@ class Marking:
         self._elsewhere = elsewhere
         self._block, self._block_at = b"", 0  # the bytes read last
         self._seen = OidSet()
-        self._before = OidTable()  # of the objects changed later: where they were before
+        self._before = OidTable()  # of the objects changed later: the positions before
         self._waiting = array("Q")  # positions
         self._objects = generation.published.objects
         self.begin = begin
-        self.end = begin  # of the later transactions that were looked at
+        self.end = begin  # of the later transactions processed so far
         self.stays = PositionSet()
-        self.orphans: set[int] = set()  # those of `stays` that are none of the objects' last ones
-        self._uncreated: set[int] = set()  # last ones that stay because of orphans
-        self._missing: list[Oid] = []  # what is referred to, and does not exist
+        self.orphans: set[int] = set()  # those of `stays` that are not an object's last record
+        self._uncreated: set[int] = set()  # tombstones that stay because of orphans
+        self._missing: list[Oid] = []  # referenced objects that do not exist
         self.size = 0
-        self.objects = 0  # with those of the later transactions
+        self.objects = 0  # including those of the later transactions
 
     def run(self, end: int, roots: Iterable[Oid]) -> None:
-        """Go through the transactions up to *end*, and from there, and *roots*, through all that
-        can be reached. `CorruptedDataError` for damage; `PackError` where a reference leads
-        nowhere."""
+        """Mark all objects reachable from the transactions up to *end*, and from *roots*.
+        `CorruptedDataError` for damage; `PackError` for a reference to a missing object."""
         self._verify()
         self.look_at_later(end)
         everything = self._references is None
@@ -100,9 +98,9 @@ class Marking:
             require_none_missing(self._generation.file.path, self._missing)
 
     def _verify(self) -> None:
-        """Raise `CorruptedDataError` unless the transactions up to the pack time are as they were
-        written, and the index has each of their records, or a later one of the object: what it
-        does not have would be dropped, and what is copied gets a new checksum."""
+        """Raise `CorruptedDataError` unless the transactions up to the pack time are undamaged,
+        and the index has each of their records, or a later one of the object: records missing in
+        the index would be dropped, and copied ones get a new checksum."""
         log, get = self._generation.log, self._generation.index.get
         walk = Walk(log, START, self.begin, NO_TID)
         for header in walk:
@@ -112,14 +110,14 @@ class Marking:
                     self._pacer.require_wanted()
                     raise log.damaged(
                         place & POSITION, f"the index does not have the record of "
-                        f"{format_oid(oid)} that is here. The file itself is whole so far: remove "
-                        "the index beside it (.oidx), which is built again then", oid,
+                        f"{format_oid(oid)} that is here. The file itself is undamaged so far: "
+                        "remove the index beside it (.oidx); it is then rebuilt", oid,
                     )
             self._pacer.pace()
             self._pacer.report("verify", header.end, self.begin)
 
     def reach_all(self, oids: Iterable[Oid]) -> bool:
-        """Let objects stay, and what they refer to; return whether that is more than before."""
+        """Mark objects, and those reachable from them; return whether any is new."""
         count = self.stays.count
         for oid in oids:
             self.reach(oid)
@@ -129,8 +127,8 @@ class Marking:
         return self.stays.count > count
 
     def look_at_later(self, end: int) -> bool:
-        """Reach what the transactions up to the position *end* change and refer to, as far as
-        they were not looked at; return whether that is more than before."""
+        """Mark the objects that the transactions up to the position *end* change or refer to,
+        from the last one processed on; return whether any is new."""
         log, references = self._generation.log, self._references
         count = self.stays.count
         while self.end < end:
@@ -138,7 +136,7 @@ class Marking:
             if header is None:
                 raise log.damaged(self.end, "the log ends before the index says")
             for record in log.records(header):
-                # What was between the two may have gone in an earlier pack.
+                # An earlier pack may have removed the records in between.
                 before = record.previous or record.outside or _NOWHERE
                 self.objects += self._before.set_once(record.oid, before)
                 self.reach(record.oid)
@@ -153,8 +151,8 @@ class Marking:
         return self.stays.count > count
 
     def _keep_orphans(self, record: Record) -> None:
-        """Let the revision stay that a later *record* brings back to a version, with what was
-        outside of it, and the object's last revision even if that un-creates it."""
+        """Keep the revision that a later *record* restores to a version, with the one outside it,
+        and the object's last revision even if that is a tombstone."""
         log = self._generation.log
         target = log.target(record)
         if target is None or not target.version or target.position >= self.begin:
@@ -176,7 +174,7 @@ class Marking:
                 self._keep(found)
 
     def _keep(self, record: Record) -> None:
-        """Let this record stay, and what it refers to."""
+        """Keep this record, and mark the objects it refers to."""
         data = self._generation.log.data(record)
         self.stays.add(record.position)
         self.size += record.data_at - record.position + (record.size or len(data or bytes(8)))
@@ -185,13 +183,13 @@ class Marking:
                 self.reach(referred)
 
     def reach(self, oid: Oid) -> None:
-        """Let the object stay as it was."""
+        """Mark the object, as of the pack time."""
         if self._seen.add(oid):
             self._waiting.append(int.from_bytes(oid, "big"))
 
     def _place(self, oid: Oid) -> tuple[int, Tid | None] | None:
-        """Return where the object's last record up to the pack time is, and its tid where that
-        is known; None if there is no such record."""
+        """Return the position of the object's last record up to the pack time, and its tid if
+        known; None if there is no such record."""
         position = self._before.get(oid)
         if position:
             return None if position == _NOWHERE else (position, None)
@@ -200,18 +198,18 @@ class Marking:
             return None
         if entry[1] <= self.pack_to:
             return entry[0] & POSITION, entry[1]
-        position, tid = entry  # changed since marking began, or not looked at yet
+        position, tid = entry  # changed since marking began, or not processed yet
         while position:
             for record in self._generation.chain(oid, position, tid):
                 if record.tid <= self.pack_to:
                     return record.position, record.tid
-            # What was between the two may have gone in an earlier pack.
+            # An earlier pack may have removed the records in between.
             outside = self._generation.log.outside(record)
             position, tid = (0, tid) if outside is None else (outside.position, outside.tid)
         return None
 
     def _follow(self) -> None:
-        """Go through what waits, and through what that refers to."""
+        """Visit the waiting records, and those they refer to."""
         waiting = self._waiting
         while waiting:
             places = []
@@ -234,7 +232,7 @@ class Marking:
             self._pacer.report("mark", min(self.stays.count, self._objects), self._objects)
 
     def _visit(self, position: int, oid: Oid, tid: Tid | None) -> None:
-        """Let a record stay, and reach what it refers to."""
+        """Keep a record, and mark the objects it refers to."""
         at = position - self._block_at
         has_head = 0 <= at <= len(self._block) - _HEAD_BYTES
         block = self._block if has_head else self._read(position, _HEAD_BYTES)
@@ -242,7 +240,7 @@ class Marking:
         found, found_tid, _, _, version_size, size = _unpack_record(block, at)
         if found != oid or found_tid > self.pack_to or tid not in (None, found_tid):
             raise self._generation.log.damaged(
-                position, f"there is no record of {format_oid(oid)}, where one should be", oid
+                position, f"the record of {format_oid(oid)} is missing", oid
             )
         begin, references = at + _HEAD_BYTES, self._references
         if version_size or not size:
@@ -257,8 +255,8 @@ class Marking:
                 self.reach(referred)
 
     def _visit_unusual(self, record: Record) -> None:
-        """Let a record stay that is in a version, or repeats another; not one that un-creates
-        the object everywhere."""
+        """Keep a record that is in a version, or has a back pointer; but not a tombstone outside
+        any version."""
         log, count = self._generation.log, self.stays.count
         outside = log.outside(record) if record.version else None
         if outside is not None:
@@ -269,12 +267,12 @@ class Marking:
         self._keep(record)
 
     def _read(self, position: int, size: int) -> bytes:
-        """Return what is at *position*, *size* bytes or more: much where reading goes on forward,
-        little elsewhere."""
+        """Return the bytes at *position*, *size* or more: many if reading goes on forward, few
+        otherwise."""
         is_near = 0 <= position - self._block_at <= len(self._block) + _NEAR_BYTES
         wanted = max(size, _NEAR_BYTES if is_near else _GUESS_BYTES)
         file = self._generation.file
-        # A damaged size may be any number: memory is asked for what the file has.
+        # A damaged size may be any number: read no more than the file has.
         is_beyond = size > _NEAR_BYTES and size > file.size() - position
         block = b"" if is_beyond else file.read_at(wanted, position)
         if len(block) < size:

@@ -1,4 +1,4 @@
-"""What packing, copying and following another process ask of the engine of a file."""
+"""The part of the file engine that packs, copies and the follower use."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from objdb.storage.files import Files, Lock
 
 
 class OpenFile(Protocol):
-    """The file *path*, open: its log and index are the `generation`. `max_oid` is the largest oid
-    that is known, `since_checkpoint` how many records the index has not made durable;
-    `checkpoint_lock` is held while it does, or is replaced."""
+    """The open file *path*: its log and index are the `generation`. `max_oid` is the largest known
+    oid, `since_checkpoint` the number of records since the last checkpoint of the index;
+    `checkpoint_lock` is held during a checkpoint, or while the index is replaced."""
 
     name: str
     path: str
@@ -30,13 +30,13 @@ class OpenFile(Protocol):
     checkpoint_lock: threading.Lock
 
     def open_generation(self) -> Generation:
-        """Open the log and its index, and recover what a crash left."""
+        """Open the log and its index, and recover after a crash."""
 
     def use(self, generation: Generation) -> None:
         """Read and write *generation* from now on."""
 
     def show(self, generation: Generation, end: int, tid: Tid, objects: int) -> None:
-        """Let others see everything up to *end*."""
+        """Make everything up to *end* visible."""
 
     def note_packed(self, tid: Tid) -> None:
         """Note that revisions up to *tid* may be gone."""

@@ -1,4 +1,4 @@
-"""Opening a log and its index: the path, the kind of file, what a crash left."""
+"""Opening a log and its index: checking the path and the kind of file, recovery."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from objdb.storage.file.log import Log
 from objdb.storage.file.recovery import LogState, cut_tail, open_log
 from objdb.storage.files import Files, write_file
 
-# How files of other kinds that can be named in a URI begin.
+# The first bytes of other kinds of files, by URI scheme.
 _OTHERS = {b"SQLite format 3\0": "sqlite", b"objdb pickle": "pickle"}
 
 
 def require_openable(files: Files, path: str, *, create: bool) -> None:
-    """Raise what is wrong with *path*, before anything is made beside it.
+    """Raise an error for a *path* that cannot be opened, before creating files beside it.
 
-    A file that does not exist is right if it is to be created, and its folder is there.
+    A missing file is accepted if *create* is true and its folder exists.
     """
     if files.is_directory(path):
         raise FileFormatError(f"{path} is a directory. Name a file in it", path=path)
@@ -35,7 +35,7 @@ def require_openable(files: Files, path: str, *, create: bool) -> None:
 
 
 def _check_magic(files: Files, path: str) -> None:
-    """Raise `FileFormatError`, or `NeedsMigrationError`, unless the file is one of ours."""
+    """Raise `FileFormatError`, or `NeedsMigrationError`, unless the file is in this format."""
     file = files.open(path, "r")
     try:
         magic = file.read_at(START, 0)
@@ -50,18 +50,18 @@ def _check_magic(files: Files, path: str) -> None:
         )
     if not magic:
         raise FileFormatError(
-            f"{path} is empty, so it is no database. Remove it to let a new one be made", path=path
+            f"{path} is empty, so it is not a database. Remove it to create a new one", path=path
         )
     kind = next((kind for begins, kind in _OTHERS.items() if magic == begins[:START]), None)
-    hint = f". It is one of another kind: name it {kind}:{path}" if kind else ""
+    hint = f". It is of another kind: open it as {kind}:{path}" if kind else ""
     raise FileFormatError(
-        f"{path} is no database file: it begins with {magic!r} instead of {MAGIC!r}{hint}",
+        f"{path} is not a database file: it begins with {magic!r} instead of {MAGIC!r}{hint}",
         path=path,
     )
 
 
 def create_file(files: Files, path: str) -> None:
-    """Make an empty database, all at once."""
+    """Create an empty database, atomically."""
     write_file(files, path + ".new", MAGIC)
     files.rename(path + ".new", path)
 
@@ -69,9 +69,9 @@ def create_file(files: Files, path: str) -> None:
 def open_files(
     files: Files, path: str, *, read_only: bool, durability: Durability, most_replayed: int
 ) -> tuple[Generation, LogState, bool]:
-    """Open the log at *path* and its index, and recover what a crash left. Return the generation,
-    what was found, and whether the index is durable: it is made so if more records than
-    *most_replayed* had to be replayed, or nothing was known."""
+    """Open the log at *path* and its index, and recover after a crash. Return the generation, the
+    state found, and whether the index is durable: it is made so if more than *most_replayed*
+    records were replayed, or the index was empty."""
     file = files.open(path, "r" if read_only else "w")
     log, index, is_new = Log(file), None, not files.exists(path + ".oidx")
     is_durable = False
@@ -105,9 +105,9 @@ def open_index(files: Files, path: str, *, read_only: bool) -> Index:
 def _after_recovery(
     index: Index, state: LogState, was_closed: bool, durability: Durability, most_replayed: int
 ) -> bool:
-    """Make durable what the replay found out, if it was much, or nothing was known; and what
-    the index says, unless the file *was_closed* in order: a process that was killed may have
-    left it to the operating system only. Return whether the first was done."""
+    """Make the replayed entries durable, if they are many, or the index was empty; and the index
+    itself, unless the file *was_closed* properly: a killed process may have left its data with the
+    operating system only. Return whether the replayed entries were made durable."""
     checkpoint = index.checkpoint
     unsynced = durability == "os"
     is_old = checkpoint is None or not checkpoint.synced

@@ -1,19 +1,19 @@
-"""Packing a FileStorage: a new file is written beside the old one, and takes its place.
+"""Packing a FileStorage: a new file is written beside the old one, and replaces it.
 
-    verify   what there is: checksums, and the index     readers and writers go on
-    mark     what stays                                  readers and writers go on
-    copy     what stays, to <path>.pack                  readers and writers go on
-    rounds   what was committed meanwhile, until that    readers and writers go on
-             is little
+    verify   checksums, and the index                    readers and writers go on
+    mark     the records that stay                       readers and writers go on
+    copy     them to <path>.pack                         readers and writers go on
+    rounds   transactions committed meanwhile, until     readers and writers go on
+             few are left
     swap     the rest; then, in this order:              the commit slot is held
              sync of the new file
-             <path>.oidx removed          a crash from here on: the index is built again
+             <path>.oidx removed          after a crash from here on the index is rebuilt
              (and .index, which is ZODB's)
-             <path>.pack ─► <path>        the one moment at which the new file is in place
+             <path>.pack ─► <path>        at this moment the pack takes effect
              <path>.oidx.pack ─► <path>.oidx
 
-What is committed meanwhile may refer to an object that was not going to stay: somebody had it in
-memory, and linked it again. Then all is copied once more, that object included.
+A transaction committed meanwhile may refer to an object marked as garbage: a program had it in
+memory, and linked it again. Then everything is copied again, including that object.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from objdb.storage.packing import MOST_PLANS, Pacer, PackOptions, PackResult, pa
 logger = logging.getLogger("objdb.storage.file")
 
 LEFTOVERS = ".pack", ".oidx.pack"
-_INDEXES = ".oidx", ".index"  # the second one is ZODB's, which would believe it
+_INDEXES = ".oidx", ".index"  # the second one is ZODB's, which would trust it
 _SHORT_TAIL_BYTES = 8 * 1024
 _MOST_ROUNDS = 20
-_BYTES_BESIDE = 1024 * 1024  # on the disk: for directories, and commits meanwhile
+_BYTES_BESIDE = 1024 * 1024  # spare disk space: for directories, and commits meanwhile
 _INDEX_BYTES_EACH = 20
 
 
 class FilePack:
-    """One pack of *engine*'s file as *options* say; inside `alone()` nobody else changes it. With
-    `keep_old`, the file as it was is kept as `<path>.old`."""
+    """One pack of *engine*'s file as *options* say; inside `alone()` no other thread changes it.
+    With `keep_old`, the old file is kept as `<path>.old`."""
 
     def __init__(
         self, engine: OpenFile, options: PackOptions,
@@ -58,7 +58,7 @@ class FilePack:
         self._is_used = False  # the new file
 
     def run(self) -> PackResult:
-        """Pack, or find out what a pack would do."""
+        """Pack, or estimate the result of a pack."""
         options, generation, pacer = self._options, self._engine.generation, self._pacer
         pack_to = min(pack_tid(options.moment, generation.published.tid), generation.published.tid)
         begin = generation.position_behind(pack_to)
@@ -79,12 +79,12 @@ class FilePack:
             if result is not None:
                 return result
         raise PackError(
-            f"{self._engine.name} was not packed, since revisions that were to go were brought "
-            "back meanwhile, again and again. Pack to an earlier moment"
+            f"{self._engine.name} was not packed, since revisions to be removed were restored "
+            "meanwhile, again and again. Pack to an earlier moment"
         )
 
     def _require_space(self, marking: Marking) -> None:
-        """Raise `StorageSpaceError` unless the new file will find place beside the old one."""
+        """Raise `StorageSpaceError` unless the new file fits on the disk beside the old one."""
         published = self._engine.generation.published
         later = published.end - marking.begin
         needed = min(int(marking.size * 1.1), marking.begin) + later + _BYTES_BESIDE
@@ -92,13 +92,13 @@ class FilePack:
         free = self._engine.files.free_space(self._engine.name)
         if free < needed:
             raise StorageSpaceError(
-                f"packing {self._engine.name} takes about {needed:,} bytes for the new file beside "
-                f"the old one, but {free:,} are free. Make space, and pack again",
+                f"packing {self._engine.name} needs about {needed:,} bytes for the new file beside "
+                f"the old one, but {free:,} are free. Free disk space and pack again",
                 path=self._engine.name, needed=needed, free=free,
             )
 
     def _copy(self, marking: Marking) -> PackResult | None:
-        """Write the new file and put it in place; None if more is reached than was copied."""
+        """Write the new file and put it in place; None if more is reachable than was copied."""
         engine, pacer = self._engine, self._pacer
         remove_leftovers(engine.files, engine.path)
         target = self._new_generation()
@@ -135,8 +135,8 @@ class FilePack:
             raise
 
     def _catch_up(self, marking: Marking, rewriting: Rewriting) -> bool:
-        """Copy what is committed meanwhile, until little is left, and make it durable; return
-        whether more is reached than was copied."""
+        """Copy transactions committed meanwhile, until few are left, and make them durable; return
+        whether more is reachable than was copied."""
         generation, pacer = self._engine.generation, self._pacer
         for _ in range(_MOST_ROUNDS):
             end = generation.published.end
@@ -147,7 +147,7 @@ class FilePack:
             pacer.report("follow", rewriting.copied, generation.published.end)
             if length <= _SHORT_TAIL_BYTES:
                 break
-            pacer.hurry()  # others must not commit faster than this follows
+            pacer.hurry()  # other threads must not commit faster than this copies
         position = rewriting.finish()
         synced = self._engine.durability == "sync"
         rewriting.target.index.write_checkpoint(
@@ -158,8 +158,8 @@ class FilePack:
     def _swap(
         self, marking: Marking, rewriting: Rewriting, target: Generation
     ) -> PackResult | None:
-        """Copy the rest and put the new file in place; alone. None if more is reached than was
-        copied."""
+        """Copy the rest and put the new file in place; inside `alone()`. None if more is reachable
+        than was copied."""
         engine = self._engine
         generation = engine.generation
         if marking.look_at_later(generation.end):
@@ -172,14 +172,14 @@ class FilePack:
                 self._put_in_place(generation, target)
                 self._take_over(marking, rewriting, target)
             except BaseException as error:
-                # Where the disk did not confirm it, nothing more is committed to either file.
+                # If the disk did not confirm it, neither file takes further commits.
                 if not isinstance(error, StorageFailedError) and self._is_in_place(target):
-                    self._take_over(marking, rewriting, target)  # or what is left of it
+                    self._take_over(marking, rewriting, target)  # or the remaining steps
                 raise
         return PackResult(old.end, target.end, old.objects, rewriting.objects)
 
     def _is_in_place(self, target: Generation) -> bool:
-        """Whether the new file is in the place of the old one."""
+        """Whether the new file has replaced the old one."""
         path = self._engine.path
         before, target.file.path = target.file.path, path
         if self._engine.files.exists(path) and target.file.is_in_place():
@@ -188,7 +188,7 @@ class FilePack:
         return False
 
     def _take_over(self, marking: Marking, rewriting: Rewriting, target: Generation) -> None:
-        """Use the new file, which is in place. What was interrupted is done again."""
+        """Use the new file, which is in place. Repeats interrupted steps."""
         engine, files, path = self._engine, self._engine.files, self._engine.path
         self._is_used = True
         target.file.path = path
@@ -198,7 +198,7 @@ class FilePack:
             if files.exists(path + ".oidx.pack"):
                 files.rename(path + ".oidx.pack", path + ".oidx")
         except OSError as error:
-            logger.warning("%s: the index is built again when it is opened next: %s", path, error)
+            logger.warning("%s: the index is rebuilt when it is opened next: %s", path, error)
         else:
             target.index.renamed(path + ".oidx")
         engine.max_oid = max(engine.max_oid, rewriting.max_oid)
@@ -210,14 +210,14 @@ class FilePack:
         engine.use(target)
 
     def _put_in_place(self, generation: Generation, target: Generation) -> None:
-        """Rename the files. When this raises OSError, the old file is the one in place."""
+        """Rename the files. If this raises OSError, the old file is still in place."""
         engine = self._engine
         files, path = engine.files, engine.path
         if not (files.exists(path) and generation.file.is_in_place()):
             raise PackError(
-                f"{path} was removed, or replaced by another file, while it was open: the packed "
-                "one is not put there. Copy what is open to a new storage (copyTransactionsFrom) "
-                "before it is closed"
+                f"{path} was removed, or replaced by another file, while it was open, so it was "
+                "not packed. Copy the open storage to a new one (copyTransactionsFrom) before "
+                "closing it"
             )
         if engine.lock is not None:
             engine.lock.hold(path + ".pack")
@@ -240,7 +240,7 @@ class FilePack:
 
 
 def remove_leftovers(files: Files, path: str) -> None:
-    """Remove what a pack that did not end has left beside the file at *path*."""
+    """Remove the files of an unfinished pack beside the file at *path*."""
     for ending in LEFTOVERS:
         if files.exists(path + ending):
             files.remove(path + ending)

@@ -1,22 +1,21 @@
-"""Opening a log: find its end, bring the index up to date, and deal with what a crash left.
+"""Recovery: find the end of a log, bring its index up to date, and cut a torn tail.
 
     is the index's checkpoint one of this log? ─► replay the log from there (or all)
 
-The replay ends at the first place that is not a committed transaction. What the index knows to be
-synced is acknowledged; behind that, and only where the index is one of this log, it is known that
-nothing is.
+The replay ends at the first position without a committed transaction. Transactions that the index
+notes as synced were acknowledged; those after them, if the index belongs to this log, were not.
 
-    what is there                              the index is      without an index, or with one
-                                               of this log       of something else
-    nothing, or zeros to the end               nothing is done   nothing is done
-    a commit not decided (status `c`), with
-      no whole transaction behind it           cut               cut
-    anything else that does not fit            cut               CorruptedDataError
-      … before what is known to be synced      CorruptedDataError
+    the bytes there                            the index is      without an index, or with one
+                                               of this log       of another file
+    none, or zeros to the end                  nothing is done   nothing is done
+    an uncommitted transaction (status `c`),
+      with no whole transaction after it       cut               cut
+    anything else                              cut               CorruptedDataError
+      … before the synced position             CorruptedDataError
     no transaction is whole                    cut               CorruptedDataError
 
-What is cut is saved beside the file as .trN, and logged. A file that is open for reading only
-is never cut: it shows what is whole, a warning is logged, and `tail_problem` tells the checks.
+A cut tail is saved beside the file as .trN, and logged. A read-only file is never cut: it shows
+the whole transactions, logs a warning, and `tail_problem` reports to the checks.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _BETWEEN_LINES_SECONDS = 5.0
 
 @dataclass
 class LogState:
-    """Where a log ends, and what is true there."""
+    """The end of a log, and the facts there."""
 
     end: int = START
     tid: Tid = NO_TID
@@ -54,8 +53,9 @@ class LogState:
 
 
 def open_log(log: Log, index: Index, *, read_only: bool = False) -> LogState:
-    """Return the state at the end of the log's last committed transaction, the index brought up
-    to date. Nothing is cut: see `cut_tail`. `CorruptedDataError` for what must not be cut."""
+    """Bring the index up to date, and return the state at the end of the log's last committed
+    transaction. Nothing is cut: see `cut_tail`. `CorruptedDataError` if the tail must not be
+    cut."""
     state = LogState()
     checkpoint = index.checkpoint
     known_tid, known_end, is_known = NO_TID, 0, False
@@ -68,7 +68,7 @@ def open_log(log: Log, index: Index, *, read_only: bool = False) -> LogState:
                 checkpoint.position, checkpoint.tid, checkpoint.max_oid, checkpoint.objects
             )
         else:
-            logger.info("%s: the index is stale and is built again", log.file.path)
+            logger.info("%s: the index is stale and is rebuilt", log.file.path)
             index.clear()
     damage = replay(log, index, state)
     if damage and state.end < known_end:
@@ -76,9 +76,9 @@ def open_log(log: Log, index: Index, *, read_only: bool = False) -> LogState:
     if state.end < known_end or state.tid < known_tid:
         raise CorruptedDataError(
             f"{log.file.path} ends at position {state.end}, after transaction "
-            f"{format_tid(state.tid)}, but {format_tid(known_tid)} had been committed to it. If "
-            "an older copy was put here on purpose, remove the index beside it (.oidx) and open "
-            "it again; else restore the file from a backup",
+            f"{format_tid(state.tid)}, but {format_tid(known_tid)} was committed to it. If this "
+            "is intentionally an older copy, remove the index beside it (.oidx) and reopen it; "
+            "otherwise restore the file from a backup",
             path=log.file.path, position=state.end,
         )
     if damage and not is_known:
@@ -89,19 +89,19 @@ def open_log(log: Log, index: Index, *, read_only: bool = False) -> LogState:
 def _require_undecided(
     log: Log, state: LogState, damage: CorruptedDataError, read_only: bool
 ) -> None:
-    """Raise what is known of the bytes behind the last whole transaction, unless they are a
-    commit that was not decided; where they are only read, a warning does, as far as it is sure
-    that no whole transaction is behind them."""
+    """Raise `CorruptedDataError` for the bytes after the last whole transaction, unless they are
+    an uncommitted one; for a read-only file only log a warning, if no whole transaction follows
+    them."""
     size = log.file.size()
     found = find_transaction(log, state)
     if found is None and _is_undecided(log, state):
         return
     if state.end == START:
         raise CorruptedDataError(
-            f"{log.file.path} has no transaction that is whole: it is damaged, or a copy of a "
-            f"database that was cut off inside its first one ({damage.what} at position "
-            f"{damage.position}; the file has {size} bytes). Nothing was removed. Copy it again, "
-            "or restore it from a backup", path=log.file.path, position=damage.position,
+            f"{log.file.path} has no whole transaction: it is damaged, or a copy truncated inside "
+            f"its first transaction ({damage.what} at position {damage.position}; the file has "
+            f"{size} bytes). Nothing was removed. Copy it again, or restore it from a backup",
+            path=log.file.path, position=damage.position,
         ) from damage
     if found is None and read_only:
         logger.warning("%s", _tail_text(log, state.end, state.tid, damage))
@@ -111,14 +111,14 @@ def _require_undecided(
         f"{_tail_text(log, state.end, state.tid, damage)}.{behind} Without the index (.oidx) it "
         "is not known whether they were acknowledged, so nothing was removed. Restore the file "
         "from a backup"
-        + ("" if found else "; or copy what is whole to a new file, with objdb migrate"),
+        + ("" if found else "; or copy the whole transactions to a new file: objdb migrate"),
         path=log.file.path, position=damage.position,
     ) from damage
 
 
 def _is_undecided(log: Log, state: LogState) -> bool:
-    """Whether what is behind the last whole transaction began as a commit that never had its
-    status byte."""
+    """Whether the bytes after the last whole transaction are of one that never got its status
+    byte."""
     block = log.file.read_at(TRANSACTION.size, state.end)
     if len(block) < TRANSACTION.size:
         return False
@@ -129,29 +129,29 @@ def _is_undecided(log: Log, state: LogState) -> bool:
 def _tail_text(log: Log, end: int, tid: Tid, damage: CorruptedDataError) -> str:
     count = log.file.size() - end
     return (
-        f"{log.file.path}: {count} bytes behind the last whole transaction ({format_tid(tid)}, "
-        f"which ends at position {end}) are no transaction: {damage.what}, at position "
+        f"{log.file.path}: {count} bytes after the last whole transaction ({format_tid(tid)}, "
+        f"which ends at position {end}) are not a transaction: {damage.what}, at position "
         f"{damage.position}"
     )
 
 
 def tail_problem(log: Log, end: int, tid: Tid) -> str | None:
-    """Return what is wrong with what is behind the last whole transaction of a file that somebody
-    else may be writing; None if nothing is."""
+    """Return the problem with the bytes after the last whole transaction of a file that another
+    process may be writing; None if there is none."""
     size = log.file.size()
     try:
         header = next_transaction(log, end, size, tid)
-        if header is not None:  # a process that writes has just finished it, if it is whole
+        if header is not None:  # if it is whole, a writing process has just finished it
             for _ in log.records(header):
                 pass
     except CorruptedDataError as error:
         return _tail_text(log, end, tid, error)
     if header is None and not log.is_zero_from(end, size):
         return (
-            f"{log.file.path}: {size - end} bytes behind the last whole transaction "
-            f"({format_tid(tid)}, which ends at position {end}) are a commit that was not "
-            "decided. A process is in the middle of it, or a crash left it; opening the file for "
-            "writing saves and removes it then"
+            f"{log.file.path}: {size - end} bytes after the last whole transaction "
+            f"({format_tid(tid)}, which ends at position {end}) are an uncommitted transaction. "
+            "A process is writing it, or a crash left it; then opening the file for writing "
+            "saves and removes it"
         )
     return None
 
@@ -171,8 +171,8 @@ def _is_of(log: Log, position: int, tid: Tid) -> bool:
 
 
 def replay(log: Log, index: Index, state: LogState) -> CorruptedDataError | None:
-    """Enter the transactions from `state.end` on into the index, up to the first thing that is
-    none; return the damage that ended it, None where it ended quietly."""
+    """Enter the transactions from `state.end` on into the index, up to the first bytes that are
+    not a transaction; return the damage that ended it, None if there is none."""
     size, start = log.file.size(), state.end
     progress = _Progress(log, "building the index", size)
     try:
@@ -182,15 +182,15 @@ def replay(log: Log, index: Index, state: LogState) -> CorruptedDataError | None
             if header is None:
                 return None
             if index.is_writable and state.end == start:
-                log.file.sync()  # an entry is written only when its transaction is on the medium
+                log.file.sync()  # an entry is written only when its transaction is durable
             positions: dict[Oid, int] = {}
             for record in log.records(header):
                 is_first = record.oid not in positions  # ZODB may write an object twice
                 positions[record.oid] = record.place
                 entry = index.get(record.oid)
                 is_torn = entry is not None and entry[1] == NO_TID
-                # An entry may be of this record or a later one, where the index is ahead. One of
-                # an earlier record that this one does not lead to was left there by a pack.
+                # An entry may be of this record or, if the index is ahead, a later one. A pack
+                # left an entry of an earlier record that this one does not refer to.
                 is_new = entry is None or is_torn or (
                     entry[0] & POSITION >= record.position and not record.previous
                 )
@@ -208,7 +208,7 @@ def replay(log: Log, index: Index, state: LogState) -> CorruptedDataError | None
 def next_transaction(log: Log, position: int, size: int, last_tid: Tid) -> Header | None:
     """Return the committed transaction at *position*, None at the end of the log.
 
-    Raises `CorruptedDataError` for what is neither.
+    Raises `CorruptedDataError` otherwise.
     """
     if position >= size:
         return None
@@ -217,19 +217,19 @@ def next_transaction(log: Log, position: int, size: int, last_tid: Tid) -> Heade
     ):
         if log.is_zero_from(position, size):
             return None
-        raise log.damaged(position, "zeros, with something behind them")
+        raise log.damaged(position, "zeros, followed by other bytes")
     header = log.header(position, size)
     if header.status == VOTED:
         if log.is_zero_from(header.end, size):
             return None
-        raise log.damaged(position, "a transaction that was not finished, with others behind it")
+        raise log.damaged(position, "an unfinished transaction, followed by others")
     if header.tid <= last_tid:
         raise log.damaged(position, f"transaction {format_tid(header.tid)} is not in order")
     return header._replace(has_checksum=True) if check_crc(log, header) else header
 
 
 class _Progress:
-    """Logs how far something long has come, each few seconds."""
+    """Logs the progress of long work, every few seconds."""
 
     def __init__(self, log: Log, what: str, size: int) -> None:
         self._what = f"{log.file.path}: {what}"
@@ -252,10 +252,10 @@ _BEGINNING = re.compile(rb"(?=(.{8})\0\0.{6}[ pu])", re.DOTALL)
 
 
 def find_transaction(log: Log, state: LogState) -> int | None:
-    """Return where the first whole transaction is behind the last good one, with a later tid;
-    None if there is none."""
+    """Return the position of the first whole transaction, with a later tid, after the last
+    undamaged one; None if there is none."""
     size, position = log.file.size(), state.end + 1
-    progress = _Progress(log, "looking for transactions behind the damage", size)
+    progress = _Progress(log, "looking for transactions after the damage", size)
     while position < size:
         progress.tell(position)
         block = log.file.read_at(_COPY_CHUNK, position)
@@ -272,8 +272,8 @@ def find_transaction(log: Log, state: LogState) -> int | None:
 
 
 def _fits(block: bytes, at: int, rest: int) -> bool:
-    """Whether the header at a place in *block* gives lengths that the file has room for, and the
-    length at the transaction's end, where that is in the block, is the same."""
+    """Whether the lengths in the header at a place in *block* fit into the file, and the length at
+    the transaction's end, if that is in the block, is the same."""
     if at + TRANSACTION.size > len(block):
         return False
     _, length, _, user, description, extension = TRANSACTION.unpack_from(block, at)
@@ -285,15 +285,15 @@ def _fits(block: bytes, at: int, rest: int) -> bool:
 
 
 def cut_tail(log: Log, files: Files, state: LogState) -> None:
-    """Remove what lies behind the end of the log. A torn tail is saved beside the file first."""
+    """Cut the file at the end of the log. A torn tail is first saved beside the file."""
     size = log.file.size()
     if size <= state.end:
         return
     if not _is_quiet(log, state, size):
         saved = _save_tail(log, files, state.end, size)
         logger.warning(
-            "%s: %d bytes after position %d, left by a crash and never acknowledged as "
-            "committed, were cut off and saved as %s", log.file.path, size - state.end,
+            "%s: a torn tail of %d bytes after position %d, left by a crash and never "
+            "acknowledged, was cut and saved as %s", log.file.path, size - state.end,
             state.end, saved,
         )
     log.file.truncate(state.end)

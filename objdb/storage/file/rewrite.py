@@ -1,12 +1,12 @@
-"""The packed file as it is written: the second half of a pack.
+"""Writing the packed file: the second half of a pack.
 
-    up to T   of each transaction, the records that stay; nothing before them, back pointers
-              replaced by the data; status `p`. The last one is there even if it is empty
-    then      everything, as it was, with positions in the new file
+    up to T   of each transaction, the records that stay; no previous records, back pointers
+              replaced by the data; status `p`. The last transaction stays even if it is empty
+    then      everything unchanged, with positions in the new file
 
-A back pointer of a later transaction leads to the same revision in the new file, if that is
-there; else the data take its place. Checksums of what is copied are verified first, and made anew
-for what is written.
+A back pointer of a later transaction refers to the same revision in the new file, if that has it;
+otherwise the data replace it. Checksums of copied transactions are verified first, and computed
+again for the new file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _BETWEEN_PAUSES = 8  # records
 
 
 class _Block:
-    """Gives the records of one transaction, from its bytes read in large pieces."""
+    """Reads the records of one transaction, in large pieces."""
 
     def __init__(self, log: Log, header: Header) -> None:
         self._log = log
@@ -57,7 +57,7 @@ class _Block:
 
     def record(self, position: int) -> tuple[Oid, Tid, bytes] | None:
         """Return (oid, tid, data) of the record at *position*; None if it is in a version, or
-        repeats another."""
+        has a back pointer."""
         at = position - self._block_at
         if at + RECORD.size > len(self._block):
             at = self._read(position, RECORD.size)
@@ -84,22 +84,22 @@ class _Block:
 class Rewriting:
     """Copies from the log of *source* to that of *target*, which is new.
 
-    `copied` is the position in the source up to which everything is in the target, `tid` the
-    last transaction before it.
+    `copied` is the position in the source up to which everything is copied, `tid` the last
+    transaction before it.
     """
 
     def __init__(self, source: Generation, target: Generation, pacer: Pacer) -> None:
         self._source = source
         self.target = target
         self._pacer = pacer
-        self._buffer = bytearray(MAGIC)  # what is not written yet
-        self._flushed = 0  # the position in the target where it belongs
+        self._buffer = bytearray(MAGIC)  # bytes not written yet
+        self._flushed = 0  # their position in the target
         self._unsynced = 0
-        self._entries: dict[Oid, int] = {}  # what is not in the index yet, of this transaction
+        self._entries: dict[Oid, int] = {}  # entries of this transaction, not in the index yet
         self._latest: dict[str, int] = {}  # the last record in each version
         self._orphans: dict[tuple[Oid, Tid], int] = {}
         self._end_tid = NO_TID  # of the last transaction that is in the target
-        # Of the transaction that is written: where its extension is, and the items are in that.
+        # Of the transaction being written: the places of its extension, and of the items in it.
         self._extension_at = START
         self._places: tuple[int, int] | None = None
         self.objects = 0
@@ -113,7 +113,7 @@ class Rewriting:
         self, stays: PositionSet, orphans: set[int], begin: int, tid: Tid
     ) -> None:
         """Copy the records at the positions *stays*, before *begin*; *tid* is the last
-        transaction there. Nothing leads to those that are *orphans* but pointers of later ones."""
+        transaction there. Only pointers of later records refer to *orphans*."""
         source, header, start = None, None, 0
         for done, position in enumerate(stays, 1):
             if header is None or source is None or position >= header.end:
@@ -137,8 +137,8 @@ class Rewriting:
         self.copied, self.tid = begin, tid
 
     def _copy_empty(self, end: int) -> None:
-        """Copy the transaction that ends at *end*, without its records: were there no trace of
-        it, the last transaction would be an earlier one than before."""
+        """Copy the transaction that ends at *end*, without its records: without it, the last tid
+        of the file would be smaller than before."""
         header = self._source.log.header_before(end)
         self._end_transaction(header, PACKED, self._begin_transaction(header))
 
@@ -150,8 +150,8 @@ class Rewriting:
         del self._entries[record.oid]
 
     def _header_of(self, position: int, limit: int) -> Header:
-        """Return the header of the transaction that the record at *position* is in; marking has
-        verified it."""
+        """Return the header of the transaction of the record at *position*; marking has verified
+        it."""
         log = self._source.log
         header = log.header(log.record(position).transaction, limit)
         if not header.body <= position < header.end:
@@ -159,12 +159,12 @@ class Rewriting:
         return header
 
     def _copy_alone(self, position: int, source: _Block, start: int) -> None:
-        """Copy the record at *position*, with its data, as if there were none before it."""
+        """Copy the record at *position*, with its data, without a previous record."""
         plain = source.record(position)
         if plain is None:
             log = self._source.log
             record = log.record(position)
-            # The record outside may be the one before; else what was between is gone.
+            # The record outside may be the one before; else those in between are gone.
             has_before = record.version and record.previous == record.outside
             previous = self._previous(record.oid, start) if has_before else 0
             self._add(record, previous, log.data(record), start)
@@ -195,7 +195,7 @@ class Rewriting:
     def _copy_as_it_is(self, record: Record, start: int) -> None:
         log, before = self._source.log, self._previous(record.oid, start)
         previous = before if record.previous else 0
-        if before and not previous:  # an earlier pack has made a gap
+        if before and not previous:  # an earlier pack made a gap
             self._note_orphans(before)
         target = None if record.size else log.target(record)
         if not record.size and target is None:
@@ -207,8 +207,8 @@ class Rewriting:
         self._add(record, previous, None if pointer else data, start, pointer)
 
     def _note_orphans(self, position: int) -> None:
-        """Remember where the record at *position* in the target is, and those before it, since
-        no chain will lead there."""
+        """Remember the positions of the record at *position* in the target, and of those before
+        it, since no chain will reach them."""
         if position + RECORD.size > self._flushed:
             self._flush()
         while position:
@@ -217,8 +217,8 @@ class Rewriting:
             position = record.previous
 
     def _previous(self, oid: Oid, start: int) -> int:
-        """Return the position in the target of the object's record before the transaction that
-        begins at *start*."""
+        """Return the position in the target of the object's last record before the transaction at
+        *start*."""
         if oid in self._entries:  # ZODB may write an object twice
             self._set_entries()
         entry = self.target.index.get(oid)
@@ -231,8 +231,8 @@ class Rewriting:
         return self.target.log.record(position).previous
 
     def _find(self, revision: Record, position: int, data: bytes | None = None) -> int:
-        """Return where a revision of the source is in the target, 0 if it is not there, or not
-        with this *data*. The object's last record there is at *position*."""
+        """Return the position in the target of a revision of the source, 0 if the target does not
+        have it, or not with this *data*. The object's last record there is at *position*."""
         if position + RECORD.size > self._flushed:
             self._flush()
         log = self.target.log
@@ -254,12 +254,13 @@ class Rewriting:
         return 0
 
     def _version_part(self, record: Record, start: int) -> bytes:
-        """Return what the record of an object in a version has behind its head."""
+        """Return the part after the head, of the record of an object in a version."""
         outside = self._source.log.outside(record)
         place = 0 if outside is None else self._find(outside, self._previous(record.oid, start))
-        fellow = self._latest.get(record.version, 0) if record.fellow else 0
+        latest = self._latest.get(record.version, 0)
+        previous_in_version = latest if record.previous_in_version else 0
         self._latest[record.version] = self._end
-        return VERSION.pack(place, fellow) + record.version.encode()
+        return VERSION.pack(place, previous_in_version) + record.version.encode()
 
     # -- writing
 
@@ -276,7 +277,7 @@ class Rewriting:
         if self._places is None:
             logger.warning(
                 "%s: transaction %s gets no checksum: its extension is %s", self._source.file.path,
-                format_tid(header.tid), "no pickle of a dict" if len(extension) < MAX_TEXT_BYTES
+                format_tid(header.tid), "not a pickled dict" if len(extension) < MAX_TEXT_BYTES
                 - INTEGRITY_BYTES else "too long for it",
             )
         self._buffer += TRANSACTION.pack(
@@ -332,7 +333,7 @@ class Rewriting:
             self.target.file.write_at(data, position)
 
     def _checksum(self, start: int, size: int) -> int:
-        """Return the checksum of a transaction whose status is a space so far."""
+        """Return the checksum of a transaction whose status is still a space."""
         at = start - self._flushed
         if at >= 0:
             with memoryview(self._buffer) as view:
@@ -360,12 +361,12 @@ class Rewriting:
             self._flushed += len(self._buffer)
             self._unsynced += len(self._buffer)
             self._buffer = bytearray()
-        if self._unsynced >= _SYNC_BYTES:  # a sync of much at once would hold up those of others
+        if self._unsynced >= _SYNC_BYTES:  # a large sync would delay those of commits
             self.target.file.sync()
             self._unsynced = 0
 
     def finish(self) -> int:
-        """Put everything on the medium; return where the target's log ends."""
+        """Make everything durable; return the end of the target's log."""
         self._flush()
         self.target.file.sync()
         self._unsynced = 0

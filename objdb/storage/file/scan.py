@@ -1,13 +1,12 @@
-"""Going through a log in order: for iterating, and for copying.
+"""Scanning a log in order: for iterators, and for copying.
 
     window   ├ transaction ┼ transaction ┼ transaction ┼ tra…     read at once
     header       └► length ─► status, order, checksum ─► Header
     revisions    └► plain_revisions: a list of all that are plain, then one that is not, then …
 
-What is usual is recognised here, in what was read ahead: a committed transaction that was written
-by objdb without further items, and records that are in no version and have data of their own.
-Everything else, damage too, is left to those who know all cases: `next_transaction` and
-`Log.record_of`.
+This module handles the usual case, in a window read ahead: a committed transaction written by
+objdb without further items, and records outside any version with their own data. Everything else,
+including damage, is left to the general functions `next_transaction` and `Log.record_of`.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ _NO_CRC = bytes(4)
 
 
 class Walk:
-    """Yields the committed transactions from *position*, behind the one with the tid *last*, up to
-    *end*. Raises `CorruptedDataError` for what is none."""
+    """Yields the committed transactions from *position*, after the one with the tid *last*, up to
+    *end*. Raises `CorruptedDataError` for bytes that are not a transaction."""
 
     def __init__(self, log: Log, position: int, end: int, last: Tid) -> None:
         self._log = log
         self._position = self._start = position
-        self._verified = set[int]()  # transactions before the start that were led to
+        self._verified = set[int]()  # verified targets of back pointers before the start
         self._end = end
         self._last = last
         self._window: tuple[int, bytes] = position, b""
@@ -63,7 +62,7 @@ class Walk:
             yield header
 
     def _plain(self, position: int) -> Header | None:
-        """Return the transaction at *position* if it is a usual one, and not large."""
+        """Return the transaction at *position* if it is usual and not large."""
         start, block = self._window
         at = position - start
         here = len(block) - at
@@ -121,9 +120,8 @@ class Walk:
                 )
 
     def _target(self, record: Record) -> Record | None:
-        """Return the record that one leads to whose data it repeats, None where there is none. All
-        on the way are in transactions that are verified: what is given out has been, wherever it
-        lies."""
+        """Return the record with the data of one with a back pointer, None if there is none. The
+        transactions of all records on the chain are verified, so that all data yielded are."""
         log, target = self._log, None
         found = None if record.size else log.target(record)
         while found is not None:
@@ -139,8 +137,8 @@ class Walk:
         return target
 
     def places(self, header: Header) -> tuple[dict[Oid, int], dict[Oid, str]]:
-        """Return where the records of a transaction are, by oid, as the index has it; and the
-        versions of those that are in one. Where an object is written twice, the last counts."""
+        """Return the positions of a transaction's records, by oid, as in the index; and the
+        versions of those that are in one. If an object is written twice, the last record counts."""
         positions: dict[Oid, int] = {}
         versions: dict[Oid, str] = {}
         for found, record in self._runs(header, plain_positions):
@@ -153,8 +151,8 @@ class Walk:
     def _runs(
         self, header: Header, plain: Callable[..., tuple[Any, int]], *more: Any
     ) -> Iterator[tuple[Any, Record | None]]:
-        """Yield the revisions of a transaction: what *plain* finds, and the record behind that, if
-        it is not plain."""
+        """Yield the revisions of a transaction: those that *plain* finds, and the record after
+        them, if it is not plain."""
         start, block = self._window
         position, stop = header.body, header.end - NUMBER.size
         while position < stop:
@@ -170,8 +168,8 @@ class Walk:
 
 
 class BehindFirst:
-    """A file for who reads it from the end on back: much is read at once, and that from before.
-    Used for what does not change any more."""
+    """A file that is read backwards from its end: reads large blocks before the position. Only
+    for bytes that do not change any more."""
 
     def __init__(self, file: File) -> None:
         self.path = file.path
@@ -180,7 +178,7 @@ class BehindFirst:
         self._start, self._block = 0, b""
 
     def read_at(self, size: int, position: int) -> bytes:
-        """Return what is at *position*, as a file does."""
+        """Return the bytes at *position*, as a file does."""
         at = position - self._start
         if not 0 <= at <= len(self._block) - size:
             if size > _WINDOW_BEHIND:
@@ -201,8 +199,8 @@ def _has_record(block: bytes, at: int) -> bool:
 def plain_positions(
     block: bytes, start: int, position: int, stop: int, tid: Tid, transaction: int
 ) -> tuple[dict[Oid, int], int]:
-    """Return the positions, by oid, of what `plain_revisions` returns the revisions of; and where
-    the first that is not plain begins."""
+    """Return the positions, by oid, of the records that `plain_revisions` returns; and the
+    position of the first record that is not plain."""
     found: dict[Oid, int] = {}
     for oid, at, end in _plain(block, position - start, stop - start, tid, transaction):
         found[oid] = start + at
@@ -215,9 +213,9 @@ def plain_revisions(
 ) -> tuple[list[Any], int]:
     """Return the revisions from *position* on, as far as they are plain, belong to the transaction
     *tid* at the position *transaction*, end at *stop* at the latest, and are in *block*, which was
-    read at *start*; and where the first that is not plain begins.
+    read at *start*; and the position of the first record that is not plain.
 
-    *cls* is `RevisionRecord`. These functions are the reference. Where the accelerator was built,
+    *cls* is `RevisionRecord`. These functions are the reference. If the accelerator was built,
     its functions of the same names take their place.
     """
     found: list[Any] = []
@@ -230,7 +228,7 @@ def plain_revisions(
 def _plain(
     block: bytes, at: int, stop: int, tid: Tid, transaction: int
 ) -> Iterator[tuple[Oid, int, int]]:
-    """Yield (oid, where the record begins, where it ends) of plain records."""
+    """Yield (oid, start, end) of plain records."""
     stop = min(stop, len(block))
     while at + _RECORD_BYTES <= stop:
         oid, own_tid, previous, own, version_size, size = _unpack_record(block, at)

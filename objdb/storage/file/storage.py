@@ -16,6 +16,7 @@ from objdb.storage.durability import Durability
 from objdb.storage.file.copying import copy_as_it_is
 from objdb.storage.file.engine import FileEngine
 from objdb.storage.files import Files, OSFiles, path_given
+from objdb.storage.owning import drops_what_it_opened
 from objdb.storage.storage import Storage
 
 _DURABILITIES = ("sync", "os")
@@ -25,14 +26,14 @@ _DURABILITIES = ("sync", "os")
 class FileStorage(Storage):
     """Keeps every revision in one file, in ZODB's format.
 
-    *path*: the file; made if it does not exist (unless *create* is false, or *read_only*).
+    *path*: the file; created if it does not exist (unless *create* is false, or *read_only*).
     *read_only*: take no lock and no transactions; may be open while another process writes,
-    whose commits are seen as they come.
-    *durability*: `"sync"`: a commit returns when it is on the medium; `"os"`: when the
-    operating system has it, which survives the process but not a loss of power.
-    *preallocate_bytes*: how far ahead disk space is allocated (0: not at all).
-    *checkpoint_records*: after how many records the index is made durable: what a crash leaves
-    to be replayed.
+    and follows its commits.
+    *durability*: `"sync"`: a commit returns after a sync; `"os"`: when the operating system has
+    the data, which survive the process but not a loss of power.
+    *preallocate_bytes*: disk space allocated ahead (0: none).
+    *checkpoint_records*: number of records between checkpoints of the index: the records to
+    replay after a crash.
     *files*: the file system.
 
     Raises `FileFormatError`, `NeedsMigrationError`, `StorageLockedError`, `CorruptedDataError`,
@@ -41,6 +42,7 @@ class FileStorage(Storage):
 
     engine: FileEngine
 
+    @drops_what_it_opened
     def __init__(
         self, path: str | os.PathLike[str], *, create: bool = True, read_only: bool = False,
         durability: Durability = "sync", preallocate_bytes: int = 1024 * 1024,
@@ -61,21 +63,20 @@ class FileStorage(Storage):
         super().__init__(engine, read_only=read_only)
 
     def registerDB(self, db: Any) -> None:
-        """See `IStorage`; *db* is told what another process commits."""
+        """See `IStorage`; *db* receives the invalidations of another process's commits."""
         super().registerDB(db)
         self.engine.follower.db = self._db
 
     def poll(self) -> None:
-        """See `IStoragePolling`: take in what another process has committed since, when open for
-        reading only."""
+        """See `IStoragePolling`: take in the commits of another process, if read-only."""
         if self._access.is_read_only:
             self.engine.follower.poll()
 
     def copyTransactionsFrom(
         self, other: Any, progress: Callable[[CopyProgress], object] | None = None
     ) -> int:
-        """See `IStorageRestoreable`. From another file the bytes are copied as they are, as far
-        as they can be."""
+        """See `IStorageRestoreable`. From another file the bytes are copied unchanged, as far as
+        possible."""
         if not isinstance(other, FileStorage) or self.lastTransaction() != NO_TID:
             return copy_transactions(other, self, progress)
         self._access.require_writable()

@@ -1,4 +1,4 @@
-"""Whether the index says what the log says, and the log's chains are whole."""
+"""Checking the index against the log, and the chains of records in the log."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from objdb.storage.file.recovery import next_transaction
 
 
 def check_structure(log: Log, index: Index, end: int, objects: int) -> list[str]:
-    """Return a sentence for each thing wrong between the log, up to *end*, and its index.
+    """Return a sentence for each inconsistency between the log, up to *end*, and its index.
 
-    *objects* is how many there should be. Damage in the log raises `CorruptedDataError`.
+    *objects* is the expected number of objects. Damage in the log raises `CorruptedDataError`.
     """
     problems: list[str] = []
     last: dict[Oid, tuple[int, Tid]] = {}
-    outside: dict[Oid, int] = {}  # which record is seen outside any version
+    outside: dict[Oid, int] = {}  # the record visible outside any version
     position, tid = START, NO_TID
     while position < end:
         header = next_transaction(log, position, end, tid)
@@ -26,9 +26,9 @@ def check_structure(log: Log, index: Index, end: int, objects: int) -> list[str]
             break
         here: dict[Oid, tuple[int, Tid]] = {}
         for record in log.records(header):
-            # Where ZODB wrote an object several times, all lead to the transaction before.
+            # If ZODB wrote an object several times, each record refers to the transaction before.
             before = last.get(record.oid, (0, NO_TID))[0] & POSITION
-            # A packed file has forgotten older records, and their positions.
+            # A packed file has lost older records, and their positions.
             if record.previous not in (before, 0):
                 problems.append(
                     f"the record of {format_oid(record.oid)} at {record.position} says its "

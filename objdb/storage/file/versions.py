@@ -1,8 +1,7 @@
-"""Which objects of a file are in which version.
+"""The objects of a file in each version.
 
-The index marks the objects whose current record is in a version. When it is first asked for, the
-marked ones are looked up and their records read; from then on the answer is kept up to date by
-whoever publishes transactions.
+The index marks the objects whose current record is in a version. On first use, the records of the
+marked objects are read; from then on the publishing thread keeps the result up to date.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ Entry = tuple[int, Tid]  # as in the index
 
 
 class FileVersions:
-    """version → objects → entries, the entry of the record written last being the last one.
+    """version → objects → entries; the last entry is that of the record written last.
 
-    `_lock` covers the attributes below it; the commit slot covers `_outside`, which has what was
-    read of where the records outside are.
+    `_lock` covers the attributes below it; the commit slot covers `_outside`, a cache of the
+    positions of records outside.
     """
 
     def __init__(self, log: Log, index: Index) -> None:
@@ -48,7 +47,7 @@ class FileVersions:
         return objects
 
     def latest(self, version: str) -> int:
-        """Return where the last record of the objects in a version is, 0 if there is none."""
+        """Return the position of the last record of the objects in a version, 0 if none."""
         with self._lock:
             self._find()
             entries = self._objects.get(version)
@@ -56,21 +55,21 @@ class FileVersions:
         return latest
 
     def outside(self, oid: Oid, position: int) -> int:
-        """Return where the record outside is of an object in a version, whose current record is
-        at *position*; 0 if there is none. The slot is held."""
+        """Return the position of the record outside, of an object in a version whose current
+        record is at *position*; 0 if there is none. The slot is held."""
         found = self._outside.get(oid)
         if found is None:
             found = self._outside[oid] = self._log.outside_of(oid, position)
         return found
 
     def forget_outside(self, oids: Iterable[Oid]) -> None:
-        """Forget where the records outside are of objects that enter or leave a version. The slot
-        is held."""
+        """Forget the positions of the records outside, of objects that enter or leave a version.
+        The slot is held."""
         for oid in self._outside.keys() & oids:
             del self._outside[oid]
 
     def of(self, entries: dict[Oid, Entry]) -> dict[Oid, str]:
-        """Return the versions of objects that have these entries, decided or published."""
+        """Return the versions of objects with these entries, committed or published."""
         found: dict[Oid, str] = {}
         with self._lock:
             objects, version_of = self._objects, self._version_of.get
@@ -82,8 +81,8 @@ class FileVersions:
         return found
 
     def update(self, versions: dict[Oid, str], positions: dict[Oid, int], tid: Tid) -> None:
-        """Note which version the objects are in ("": none) after the transaction *tid*, which is
-        in the index."""
+        """Note the versions of the objects ("": none) after the transaction *tid*, which is in
+        the index."""
         with self._lock:
             if not self._is_known:
                 return
@@ -91,7 +90,7 @@ class FileVersions:
             for oid, version in versions.items():
                 old = version_of.get(oid)
                 if old is not None:
-                    # Not replaced: the one written last is the last one.
+                    # Not replaced in place: the entry written last must be the last one.
                     objects.get(old, {}).pop(oid, None)
                     version_of.pop(oid, None)
                 if version:

@@ -1,1 +1,1 @@
-"""Storages over storages: each adds one thing, and passes the rest through."""
+"""Layers, storages over storages: each adds one feature, and passes all other calls through."""

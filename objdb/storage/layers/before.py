@@ -1,4 +1,4 @@
-"""A storage as it was: the transactions before a moment, and nothing later."""
+"""A historical view of a storage: only the transactions before a moment."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from objdb.storage.versions import require_name
 
 
 class BeforeStorage(ReadOnlyStorage):
-    """Shows *base* as it was *before* a moment, for reading only.
+    """Shows *base* as it was *before* a moment, read-only.
 
     *before*: a tid (8 bytes), seconds since 1970, a datetime with a time zone, or text in ISO
-    form; exclusive. What is committed to *base* later is never seen. *base* has to list its
-    transactions (`Unsupported`). What it has packed away is gone here too.
+    form; exclusive. Later transactions of *base* are never visible. *base* must list its
+    transactions (`Unsupported`). Revisions that it has packed away are gone here too.
 
-    `UsageError` for a moment in the future, or what is none.
+    `UsageError` for a moment in the future, or any other value.
     """
 
     honours = (IStorage, IStorageHistory, IStorageIteration, IStorageVersions, IStoragePacked)
@@ -37,17 +37,17 @@ class BeforeStorage(ReadOnlyStorage):
         super().__init__(base)
         if not IStorageIteration.providedBy(base):
             raise Unsupported(
-                f"{base.getName()} does not list its transactions, so it is not known which of "
-                "them came before a moment"
+                f"{base.getName()} does not list its transactions, so it is not known which are "
+                "before a moment"
             )
         found = bound(None, before, base.lastTransaction())
         if found is None:
-            raise UsageError("say before which moment: a tid, a time, a datetime or ISO text")
+            raise UsageError("give the moment: a tid, a time, a datetime or ISO text")
         self.before: Tid = found
         self._last_tid = _last_before(base, found)
 
     def registerDB(self, db: Any) -> None:
-        """Nothing changes here that a database would have to know."""
+        """Do nothing: there are no invalidations here."""
 
     def lastTransaction(self) -> Tid:
         """Return the tid of the last transaction before the moment, 8 zero bytes if none."""
@@ -62,7 +62,7 @@ class BeforeStorage(ReadOnlyStorage):
         bounds = (oid, min(tid, self.before))
         found = self.base.loadBefore(*bounds, *([version] if version else []))
         if found is None:
-            if tid >= self.before:  # it was made later
+            if tid >= self.before:  # the object was created later
                 raise POSKeyError(oid, database=self.getName())
             return None
         record, serial, end = found
@@ -99,11 +99,11 @@ class BeforeStorage(ReadOnlyStorage):
         transactions: Iterator[Any] = self.base.iterator(start, stop)
         return transactions
 
-    # -- what takes going through all transactions, once
+    # -- versions, which need a scan of all transactions, once
 
     @cached_property
     def _versions(self) -> dict[Oid, str]:
-        """The version of the current revision of each object, "" for none."""
+        """The version of each object's current revision, "" for none."""
         found: dict[Oid, str] = {}
         for transaction in self.iterator():
             for revision in transaction:
@@ -137,7 +137,7 @@ class BeforeStorage(ReadOnlyStorage):
 
 
 def _last_before(base: Any, before: Tid) -> Tid:
-    """Return the last tid before a bound, by halving what is between."""
+    """Return the last tid before a bound, by binary search."""
     last: Tid = base.lastTransaction()
     if last < before:
         return last

@@ -1,18 +1,17 @@
-"""Records compressed, with zlib or zstandard.
+"""Compressing records, with zlib or zstandard.
 
-What the base stores tells by its beginning what it is, so storages that were filled before, or in
-another way, read on:
+The first bytes of the base's data give their kind, so storages filled before, or with another
+method, stay readable:
 
-    \\x80 …        a record as it is (a pickle), as is one that begins with ( or c
-    .= record     one as it is that begins otherwise
+    \\x80 …        an uncompressed record (a pickle), as is one that begins with ( or c
+    .= record     an uncompressed record that begins otherwise
     .z …          zlib
-    .s frame      zstandard; the frame names the dictionary it was made with, if any
-    .d …          such a dictionary, trained on records; no object
+    .s frame      zstandard; the frame names its dictionary, if any
+    .d …          such a dictionary, trained on records; not an object
 
-A dictionary is a record of its own, whose oid is the number that frames name. Wherever a frame
-goes with its storage, the dictionary goes too; and a pack keeps it as long as a record refers to
-it so. The root record is always stored with the newest one, if there is one: there it is found
-again when the storage is opened.
+A dictionary is a record of its own, whose oid is the number in the frames. So every copy of a
+frame's storage has the dictionary too; and a pack keeps it as long as a frame names it. The root
+record always uses the newest one, if there is one: opening the storage finds it there.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ from objdb.storage.packing import PackResult, References, no_roots
 from objdb.storage.undo import tid_from_id
 
 METHODS = ("zlib", "zstd")
-_AS_IT_IS = b"\x80(c"  # what pickled records begin with
+_AS_IT_IS = b"\x80(c"  # the first bytes of pickled records
 _PLAIN, _ZLIB, _ZSTD, _DICTIONARY = b".=", b".z", b".s", b".d"
-_SMALLEST_BYTES = 256  # what is smaller is stored as it is
+_SMALLEST_BYTES = 256  # smaller records are not compressed
 _SMALLEST_WITH_DICTIONARY = 32
-_LEAST_GAIN = 8  # what does not get smaller by an eighth is not worth the time
+_LEAST_GAIN = 8  # a gain of less than an eighth is not worth the time
 _LARGEST_SAMPLE_BYTES = 128 * 1024
 
 
 class CompressedStorage(TransformingStorage):
     """Compresses the records of *base*.
 
-    *method*: how new ones are stored: `"zlib"`, or `"zstd"`, which is faster and takes the extra
-    `objdb[zstd]`; both are read. *level*: what the method takes: -1 to 9 for zlib, 1 to 22 for
-    zstd. Small records, and those that would not get smaller, are stored as they are.
+    *method*: for new records: `"zlib"`, or `"zstd"`, which is faster and needs the extra
+    `objdb[zstd]`; both are read. *level*: -1 to 9 for zlib, 1 to 22 for zstd. Small records, and
+    those that would not get smaller, are not compressed.
 
     `UsageError` for another method or level; `Unsupported` without the extra.
     """
@@ -61,7 +60,7 @@ class CompressedStorage(TransformingStorage):
             raise UsageError(f"level is {level!r}; for {method} it is {least} to {most}")
         super().__init__(base)
         self._smallest = _SMALLEST_BYTES
-        self._number = 0  # of the newest dictionary
+        self._number = 0  # the number of the newest dictionary
         self._zstd: Zstd | None = None
         self._frames = threading.local()
         self._unusual: tuple[type[Exception], ...] = (AttributeError,)
@@ -69,7 +68,7 @@ class CompressedStorage(TransformingStorage):
             self._zstd = Zstd(self._level, self._load_dictionary)
             self._frames, self._unusual = self._zstd.local, self._zstd.unusual
             self._use_newest_dictionary(self._zstd)
-        self._reader = self._zstd  # for frames that are met, whatever is written
+        self._reader = self._zstd  # for reading frames, with any method for writing
         self._method = method
 
     # -- records
@@ -78,7 +77,7 @@ class CompressedStorage(TransformingStorage):
         self, oid: Oid, tid: Tid, version: str = ""
     ) -> tuple[bytes, Tid, Tid | None] | None:
         """See `IStorage` and `IStorageVersions`."""
-        # `decode`, with the usual ways first: this runs for every object that is loaded.
+        # Like `decode`, with the usual cases first: this runs for every load.
         found: tuple[bytes, Tid, Tid | None] | None = (
             self._load_before(oid, tid, version) if version else self._load_before(oid, tid)
         )
@@ -91,11 +90,11 @@ class CompressedStorage(TransformingStorage):
             try:
                 return self._frames.expected(data[2:]), serial, end
             except self._unusual:
-                pass  # `decode` does it, or says what is wrong
+                pass  # `decode` does it, or raises
         return self.decode(oid, data), serial, end
 
     def encode(self, oid: Oid, record: bytes) -> bytes:
-        """Return what is stored for a record."""
+        """Return the base's data for a record."""
         if len(record) >= self._smallest:
             if self._zstd is None:
                 data = _ZLIB + zlib.compress(record, self._level)
@@ -108,7 +107,7 @@ class CompressedStorage(TransformingStorage):
         return record if record[0] in _AS_IT_IS else _PLAIN + record
 
     def decode(self, oid: Oid | None, data: bytes) -> bytes:
-        """Return the record that *data* are; `CorruptedDataError` if they are none."""
+        """Return the record in *data*; `CorruptedDataError` if they are not valid."""
         kind = data[:2]
         try:
             if kind == _ZSTD:
@@ -121,7 +120,7 @@ class CompressedStorage(TransformingStorage):
             raise _damaged(oid, f"cannot be decompressed: {error}") from error
         if kind == _PLAIN:
             return data[2:]
-        what = "is a dictionary, no object" if kind == _DICTIONARY else "is in no known format"
+        what = "is a dictionary, not an object" if kind == _DICTIONARY else "is in no known format"
         raise _damaged(oid, what)
 
     def _open_reader(self) -> Zstd:
@@ -129,11 +128,11 @@ class CompressedStorage(TransformingStorage):
         return self._reader
 
     def is_object(self, data: bytes) -> bool:
-        """Return whether *data* are no dictionary."""
+        """Return whether *data* are not a dictionary."""
         return data[:2] != _DICTIONARY
 
     def is_as_written(self, data: bytes) -> bool:
-        """Return whether a record would be stored like *data* now."""
+        """Return whether *data* are encoded as they would be if stored now."""
         kind = data[:2]
         if kind == _ZSTD and self._zstd is not None:
             return self._zstd.number_of(data[2:]) == self._number
@@ -142,7 +141,7 @@ class CompressedStorage(TransformingStorage):
         return kind not in (_ZLIB, _ZSTD) and len(data) < self._smallest
 
     def references(self, data: bytes, referencesf: References) -> Iterable[Oid]:
-        """Return the oids in a record, and that of its dictionary."""
+        """Return the oids that a record refers to, and that of its dictionary."""
         if not self.is_object(data):
             return ()
         found = referencesf(self.decode(None, data))
@@ -178,29 +177,29 @@ class CompressedStorage(TransformingStorage):
         """Train a dictionary on records of this storage, store it and use it from now on; return
         its oid.
 
-        *sample*: on how many records; *size*: of the dictionary, at most, in bytes; one hundredth
-        of what it is trained on is a good one. It makes small records that are alike much
-        smaller. Those that are there already stay as they are, until `rewrite`.
+        *sample*: the number of records; *size*: the maximum size of the dictionary in bytes; one
+        hundredth of the sample is a good size. It makes small, similar records much smaller.
+        Existing records do not change until `rewrite`.
 
-        `UsageError` with another method than zstd, or too few records to learn from;
+        `UsageError` with another method than zstd, or too few records to train on;
         `Unsupported` if the base does not list its transactions.
         """
         zstd = self._zstd
         if zstd is None:
-            raise UsageError("dictionaries take method='zstd'")
+            raise UsageError("dictionaries need method='zstd'")
         oid: Oid = self.base.new_oid()
         number = int_from_oid(oid)
         if number > MAX_NUMBER:
             raise StorageError(
-                f"the dictionary would be number {number}, and zstandard knows none greater than "
+                f"the dictionary would be number {number}, but zstandard allows none greater than "
                 f"{MAX_NUMBER}. Go on without"
             )
         try:
             content = zstd.train(number, size, self._sample(sample))
         except ZstdFailure as error:
             raise UsageError(
-                f"no dictionary came out of {self.getName()}: {error}. Give a larger sample, a "
-                "smaller size, or wait for more records"
+                f"a dictionary could not be trained on {self.getName()}: {error}. Give a larger "
+                "sample or a smaller size, or wait for more records"
             ) from error
 
         def changes() -> Iterator[Change]:
@@ -216,7 +215,7 @@ class CompressedStorage(TransformingStorage):
         return oid
 
     def _use(self, number: int) -> None:
-        assert self._zstd is not None  # who else finds dictionaries
+        assert self._zstd is not None  # otherwise no dictionary was found
         self._smallest = _SMALLEST_WITH_DICTIONARY
         self._number = number
         self._zstd.use(number)
@@ -227,20 +226,20 @@ class CompressedStorage(TransformingStorage):
             try:
                 number = zstd.number_of(root[0][2:])
             except ZstdFailure:
-                return  # who loads it is told
+                return  # loading raises the error
             if number:
                 self._use(number)
 
     def _load_dictionary(self, number: int) -> bytes:
-        """Return the dictionary with this number (called when a frame names it first)."""
+        """Return the dictionary with this number (called for the first frame that names it)."""
         found = self.base.loadBefore(oid_from_int(number), MAX_TID)
         if found is None or found[0][:2] != _DICTIONARY:
-            raise ZstdFailure(f"object {hex(number)}, which it names, is no dictionary")
+            raise ZstdFailure(f"object {hex(number)}, which it names, is not a dictionary")
         content: bytes = found[0][2:]
         return content
 
     def _sample(self, most: int) -> list[bytes]:
-        """Return up to so many records, from all over the storage."""
+        """Return up to *most* records, spread over the storage."""
         if not IStorageIteration.providedBy(self.base):
             raise Unsupported(f"{self.base.getName()} does not list its records")
         chance, seen = random.Random(0), 0
@@ -259,8 +258,8 @@ class CompressedStorage(TransformingStorage):
 
 def _damaged(oid: Oid | None, what: str) -> CorruptedDataError:
     return CorruptedDataError(
-        f"object {format_oid(oid) if oid else '(unknown)'} {what}. Take it from a backup, or from "
-        "an older revision", oid=oid,
+        f"object {format_oid(oid) if oid else '(unknown)'} {what}. Restore it from a backup, or "
+        "from an older revision", oid=oid,
     )
 
 

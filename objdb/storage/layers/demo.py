@@ -1,9 +1,9 @@
 """DemoStorage: changes over a storage that is never written, to try things out.
 
-    push()      another one over this: what it changes can be thrown away by itself
-    pop()       throw it away
+    push()      another one over this: its changes can be dropped separately
+    pop()       drop it
 
-`overlay` has the engine: where what is changed is kept, and what is seen.
+`overlay` has the engine, which keeps the changes and finds visible revisions.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _NEEDED = IStorageRestoreable, IStorageIteration, IStorageHistory  # of the chan
 
 
 class DemoStorage(Storage):
-    """Shows *base*, and keeps what is changed in *changes*: a storage with history that takes
-    copies of transactions and lists them, by default one in memory.
+    """Shows *base*, and keeps the changes in *changes*: a storage with history that takes copies
+    of transactions and lists them, by default one in memory.
 
-    `base` and `changes` are those two; closing closes both. Nobody may write to *base* meanwhile.
-    Kept changes, in a file, go on over the same base when they are opened with it again. Takes
-    memory for every object changed.
+    `base` and `changes` are the two storages; closing closes both. *base* must not be written
+    meanwhile. Changes kept in a file can be reopened over the same base. Takes memory for every
+    changed object.
 
     `Unsupported` for *changes* of another kind; `UsageError` if they belong to another base.
     """
@@ -47,21 +47,21 @@ class DemoStorage(Storage):
         changes = MappingStorage("changes") if changes is None else changes
         if not all(interface.providedBy(changes) for interface in _NEEDED):
             raise Unsupported(
-                f"{changes!r} cannot keep changes: that takes a storage with history that takes "
-                "copies of transactions and lists them, as FileStorage and MappingStorage do"
+                f"{changes!r} cannot keep changes: they need a storage with history that takes "
+                "copies of transactions and lists them, such as FileStorage or MappingStorage"
             )
         super().__init__(OverlayEngine(base, changes), without=tuple(_lacking(base, changes)))
         self.base = base
         self.changes = changes
-        # The changes are what is written.
+        # Only the changes are written.
         self._sort_key = changes.sortKey()
 
     def push(self) -> DemoStorage:
-        """Return a storage in memory over this one, for changes that can be thrown away."""
+        """Return a storage in memory over this one, for changes that can be dropped."""
         return DemoStorage(self)
 
     def pop(self) -> Any:
-        """Throw the changes away, or close them where they are kept; return the base."""
+        """Drop the changes, or close them if they are kept; return the base."""
         self._access.is_closed = True
         self.changes.close()
         return self.base

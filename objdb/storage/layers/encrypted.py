@@ -1,19 +1,19 @@
 """Records encrypted and authenticated with AES-256-GCM.
 
-    .e   kind   which key   oid   nonce   ciphertext   tag
+    .e   kind   key id      oid   nonce   ciphertext   tag
     2     1        16        8      12         n        16
 
     kind 1   a key of 32 bytes: a hash of it
          3   made from a passphrase with scrypt: cost 1, salt 15; scrypt's N is 2 to the cost
-         2   the same, as objdb 0.1 wrote it: salt 16, at a cost of 15
+         2   the same, written by objdb 0.1: salt 16, at a cost of 15
 
 New databases have the cost that OWASP's Password Storage Cheat Sheet asks for (N = 2**17, r = 8,
-p = 1); those with a lower one keep it until `rewrite`. The oid is authenticated with the rest: a
-record opens only as the object that it was written for. (What is before it chooses the key;
-altered, it chooses one that does not fit.)
+p = 1); those with a lower cost keep it until `rewrite`. The oid is authenticated too: a record
+decrypts only as the object it was written for. (The fields before it select the key; if altered,
+they select one that does not match.)
 
-Not hidden: oids, sizes, tids, and who changed which objects when, with users, descriptions and
-extensions; nor which revisions have the same data because one was undone to the other.
+Not hidden: oids, sizes, tids, and the changed objects of each transaction, with its user,
+description and extension; nor back pointers, which show revisions with the same data.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ KEY_BYTES = 32
 OVERHEAD_BYTES = 2 + 1 + 16 + 8 + 12 + 16
 _MARKER, _RAW, _OLD_PASSPHRASE, _PASSPHRASE = b".e", b"\1", b"\2", b"\3"
 _FROM_PASSPHRASE = (_OLD_PASSPHRASE, _PASSPHRASE)
-# Where the parts of a record begin.
+# The positions of the parts of a record.
 _SALT, _OID, _NONCE, _SEALED = 3, 19, 27, 39
 # scrypt takes 128 MiB and about half a second at this cost, twice as much at the next.
 COST = 17
 _OLD_COST = 15
-_COSTS = range(10, 21)  # what there can be: up to a gigabyte of memory
+_COSTS = range(10, 21)  # accepted costs: up to a gigabyte of memory
 _SALT_BYTES = 15
 _BLOCKS = 8  # scrypt's r
 
@@ -55,14 +55,14 @@ Key = bytes | str  # 32 bytes, or a passphrase
 class EncryptedStorage(TransformingStorage):
     """Encrypts the records of *base*.
 
-    *keys*: a key, or several: the first one encrypts what is stored, the others open what is
-    older. A key is 32 random bytes, as `os.urandom(32)` gives, or text: a passphrase. *plain*:
-    what to do about records that are not encrypted: `"refuse"` them, since anybody may have
-    written them, or `"read"` them, while a storage is being encrypted with `rewrite`.
+    *keys*: a key, or several: the first encrypts new records, the others decrypt older ones. A key
+    is 32 random bytes, as from `os.urandom(32)`, or text: a passphrase. *plain*: `"refuse"`
+    records that are not encrypted, since they may be forged, or `"read"` them, while a storage is
+    being encrypted with `rewrite`.
 
-    `WrongKeyError`, `NotEncryptedError` or `CorruptedDataError` if the root object does not open,
-    after closing *base*; `UsageError` for what is no key; `Unsupported` without the extra
-    `objdb[crypto]`.
+    `WrongKeyError`, `NotEncryptedError` or `CorruptedDataError` if the root object cannot be
+    decrypted, after closing *base*; `UsageError` for a key that is not valid; `Unsupported`
+    without the extra `objdb[crypto]`.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class EncryptedStorage(TransformingStorage):
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM
         except ImportError as error:
             raise Unsupported(
-                "encryption takes the package cryptography, which is not installed. Install it "
+                "encryption needs the package cryptography, which is not installed. Install it "
                 "with: pip install 'objdb[crypto]'"
             ) from error
         if plain not in PLAIN:
             raise UsageError(f"plain is {plain!r}; it can be {' or '.join(PLAIN)}")
         if not isinstance(keys, Iterable):
             raise UsageError(
-                "give a key (32 bytes), a passphrase (text), or a list of them, and not "
+                "give a key (32 bytes), a passphrase (text), or a list of them, not "
                 f"{type(keys).__name__}"
             )
         given = [keys] if isinstance(keys, (bytes, str)) else list(keys)
@@ -90,11 +90,11 @@ class EncryptedStorage(TransformingStorage):
             raise UsageError("give at least one key to encrypt with")
         super().__init__(base)
         self._cipher = AESGCM
-        self._failed = (InvalidTag, ValueError)  # the latter for parts that are cut short
+        self._failed = (InvalidTag, ValueError)  # the latter for truncated parts
         self._plain = plain
         self._first = given[0]
         self._passphrases = [key for key in given if isinstance(key, str)]
-        # What records begin with, and what opens them.
+        # The heads of records, and their ciphers.
         self._open: dict[bytes, Callable[[bytes, bytes, bytes], bytes]] = {}
         for key in given:
             if isinstance(key, bytes):
@@ -106,7 +106,7 @@ class EncryptedStorage(TransformingStorage):
             raise
 
     def _write_with(self, key: Key) -> None:
-        """Encrypt with *key* from now on; see whether the root object opens."""
+        """Encrypt with *key* from now on; check that the root object can be decrypted."""
         root = self._root_data()
         if root is not None:
             self.decode(ROOT_OID, root)
@@ -129,7 +129,7 @@ class EncryptedStorage(TransformingStorage):
             make_private(path)
 
     def _use(self, raw: bytes) -> None:
-        """Encrypt with the key *raw* from now on, which `_head` stands for."""
+        """Encrypt with the key *raw*, which `_head` names, from now on."""
         cipher = self._cipher(raw)
         self._seal: Callable[[bytes, bytes, bytes], bytes] = cipher.encrypt
         self._open[self._head] = cipher.decrypt
@@ -153,7 +153,7 @@ class EncryptedStorage(TransformingStorage):
         data, serial, end = found
         open_ = self._open.get(data[:_OID])
         if open_ is not None and data.startswith(oid, _OID):
-            try:  # what `decode` does: this runs for every object that is loaded
+            try:  # like `decode`: this runs for every load
                 record = open_(data[_NONCE:_SEALED], data[_SEALED:], oid)
             except self._failed:
                 raise _altered(oid) from None
@@ -167,7 +167,7 @@ class EncryptedStorage(TransformingStorage):
         return self._head + oid + nonce + self._seal(nonce, record, oid)
 
     def decode(self, oid: Oid | None, data: bytes) -> bytes:
-        """Return the record in *data*. `CorruptedDataError` if they were altered, or belong to
+        """Return the record in *data*. `CorruptedDataError` if they were altered, or are those of
         another object; `WrongKeyError`, `NotEncryptedError`."""
         open_ = self._open.get(data[:_OID])
         if open_ is None:
@@ -175,7 +175,7 @@ class EncryptedStorage(TransformingStorage):
         if oid is not None and data[_OID:_NONCE] != oid:
             raise CorruptedDataError(
                 f"object {format_oid(oid)} has the record of object "
-                f"{format_oid(data[_OID:_NONCE])}, which somebody moved there. Take it from a "
+                f"{format_oid(data[_OID:_NONCE])}, which was moved there. Restore it from a "
                 "backup", oid=oid,
             )
         try:
@@ -184,14 +184,14 @@ class EncryptedStorage(TransformingStorage):
             raise _altered(oid) from None
 
     def _decode_unknown(self, oid: Oid | None, data: bytes) -> bytes:
-        """Return the record in *data* that begin with no key met so far."""
+        """Return the record in *data*, with a head not met so far."""
         shown = _shown(oid)
         if data[:2] != _MARKER:
             if self._plain == "read":
                 return data
             raise NotEncryptedError(
-                f"{shown} is not encrypted, so anybody may have written it. To encrypt what is "
-                "there, open the storage with plain='read' and call rewrite()", oid=oid,
+                f"{shown} is not encrypted, so it may be forged. To encrypt existing records, "
+                "open the storage with plain='read' and call rewrite()", oid=oid,
             )
         kind, salt = data[2:_SALT], data[_SALT:_OID]
         if kind not in (_RAW, *_FROM_PASSPHRASE) or len(data) < OVERHEAD_BYTES:
@@ -205,9 +205,9 @@ class EncryptedStorage(TransformingStorage):
                 return self.decode(oid, data)
         what = f"the key {salt.hex()}" if kind == _RAW else "a passphrase"
         raise WrongKeyError(
-            f"{shown} was encrypted with {what}, and none of the keys given opens it. Give that "
-            "key as well, behind the one to encrypt with. If it is among them, the record was "
-            "altered: take it from a backup", oid=oid,
+            f"{shown} was encrypted with {what}, but none of the given keys decrypts it. Give that "
+            "key too, after the one to encrypt with. If it is among them, the record was altered: "
+            "restore it from a backup", oid=oid,
         )
 
     def _opens(self, key: bytes, data: bytes) -> bool:
@@ -218,8 +218,7 @@ class EncryptedStorage(TransformingStorage):
         return True
 
     def rewrite(self, progress: Callable[[int, int], object] | None = None) -> int:
-        """See `TransformingStorage.rewrite`. Keys from passphrases are made at today's cost then.
-        """
+        """See `TransformingStorage.rewrite`. Keys from passphrases then get the present cost."""
         key = self._first
         if isinstance(key, str) and _cost_of(self._head) < COST:
             self._head = _new_head()
@@ -232,7 +231,7 @@ class EncryptedStorage(TransformingStorage):
 
 
 def _new_head() -> bytes:
-    """Return what records begin with whose key is made from a passphrase: a salt of their own."""
+    """Return a new head for records with a key from a passphrase, with a new salt."""
     return _MARKER + _PASSPHRASE + bytes([COST]) + os.urandom(_SALT_BYTES)
 
 
@@ -241,7 +240,7 @@ def _cost_of(head: bytes) -> int:
 
 
 def _key_of(passphrase: str, head: bytes) -> bytes:
-    """Return the key that a passphrase is, for records that begin with *head*."""
+    """Return the key made from a passphrase, for records with the head *head*."""
     salt = head[_SALT:] if head[2:_SALT] == _OLD_PASSPHRASE else head[_SALT + 1 :]
     n = 2 ** _cost_of(head)
     return hashlib.scrypt(
@@ -257,7 +256,7 @@ def _require_key(key: Any) -> None:
         raise UsageError("a key is 32 bytes, or a passphrase: text that is not empty")
     if len(key) != KEY_BYTES:
         raise UsageError(
-            f"a key has 32 bytes, and this one {len(key)}. Make one with os.urandom(32) and keep "
+            f"a key has 32 bytes, but this one {len(key)}. Make one with os.urandom(32) and keep "
             "it in a safe place; or give a passphrase as text"
         )
 
@@ -272,6 +271,6 @@ def _shown(oid: Oid | None) -> str:
 
 def _altered(oid: Oid | None) -> CorruptedDataError:
     return CorruptedDataError(
-        f"{_shown(oid)} was altered since it was encrypted, or is damaged. Take it from a backup, "
-        "or from an older revision", oid=oid,
+        f"{_shown(oid)} was altered since it was encrypted, or is damaged. Restore it from a "
+        "backup, or from an older revision", oid=oid,
     )

@@ -1,9 +1,9 @@
-"""A storage over a storage: what every layer has in common.
+"""The common base of all layers: a storage over a storage.
 
     database ─► layer ─► layer ─► … ─► base, which keeps the data
 
-A layer declares those of the base's interfaces that it can honour. A call that it does not define
-goes to the base, if one of those interfaces has it; so what a layer does is what its class says.
+A layer declares those of the base's interfaces that it can honour. A method that it does not
+define is the base's, if one of those interfaces has it; so a layer's class defines all it changes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Layer:
     """Passes every call to *base*, a storage. `base` is that storage; closing a layer closes it.
 
     A subclass lists in `honours` the interfaces that it declares if the base does.
-    `UsageError` where *base* is no storage.
+    `UsageError` if *base* is not a storage.
     """
 
     honours: tuple[Any, ...] = (
@@ -52,7 +52,7 @@ class Layer:
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, base: Any, *arguments: Any, **options: Any) -> Self:
-        """Remember how the layer is made, for `again`."""
+        """Remember the arguments, for `again`."""
         layer = super().__new__(cls)
         layer._made_with = arguments, options
         return layer
@@ -60,8 +60,8 @@ class Layer:
     def __init__(self, base: Any) -> None:
         if not IStorage.providedBy(base):
             raise UsageError(
-                f"{base!r} is no storage to put a {type(self).__name__} over. Give it one, such "
-                "as FileStorage(path)"
+                f"{base!r} is not a storage to put a {type(self).__name__} over. Give it one, "
+                "such as FileStorage(path)"
             )
         self.base = base
         declared = [interface for interface in self.honours if interface.providedBy(base)]
@@ -73,7 +73,7 @@ class Layer:
             return getattr(self.base, name)
         raise AttributeError(
             f"{type(self).__name__} has no {name!r}: the storage under it does not declare an "
-            "interface with it, or the layer cannot pass it on"
+            "interface with it, or the layer does not support it"
         )
 
     def __len__(self) -> int:

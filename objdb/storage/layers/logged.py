@@ -1,4 +1,4 @@
-"""Every call to a storage, with what it took and gave, in a line each.
+"""Logging every call to a storage, with arguments and result, in a line each.
 
     load           0x2a                                        8.1 µs  150 bytes, 0x0406…
     tpc_vote                                                 120.4 µs  no entries
@@ -20,7 +20,7 @@ from objdb.errors import UsageError
 from objdb.ids import format_oid, format_tid
 from objdb.storage.layers.layer import Layer
 
-# What the interfaces call the arguments that are oids, and those that are tids.
+# The names, in the interfaces, of arguments that are oids, and of those that are tids.
 _OIDS = ("oid",)
 _TIDS = ("serial", "tid", "prev_txn", "start", "stop", "unchanged_since")
 _RECORD_FIRST = ("load", "loadBefore", "loadSerial")
@@ -30,11 +30,11 @@ _LONGEST = 100  # characters of a value, or of an error's message
 
 
 class LoggedStorage(Layer):
-    """Passes every call to *base*, and tells *logger* about it: the time it took, oids and tids,
-    bytes, what came back, or which error.
+    """Passes every call to *base*, and logs it to *logger*: its time, oids and tids, bytes, and the
+    result or error.
 
-    *logger*: a function that takes a line, a stream that it is written to, or a `logging.Logger`;
-    by default the one named `objdb.storage.calls`, at the level INFO.
+    *logger*: a function that takes a line, a stream to write to, or a `logging.Logger`; by default
+    the one named `objdb.storage.calls`, at the level INFO.
     """
 
     def __init__(self, base: Any, logger: Any = None) -> None:
@@ -83,7 +83,7 @@ def _teller(logger: Any) -> Callable[[str], object]:
         return tell
     if callable(getattr(logger, "write", None)):
         return lambda line: logger.write(line + "\n")
-    raise UsageError(f"{logger!r} is no logger: give a function, a stream or a logging.Logger")
+    raise UsageError(f"{logger!r} is not a logger: give a function, a stream or a logging.Logger")
 
 
 def _argument(name: str, value: Any) -> str:

@@ -1,16 +1,16 @@
 """The engine of a DemoStorage: changes over a storage that is never written.
 
-    load        the changes have the object   ─► what they have, deletions too
-                else                          ─► what the base has
+    load        the changes have the object   ─► their revision, tombstones too
+                else                          ─► that of the base
     store …     to the changes
 
-All that can be undone, and packed, is what was changed. What an object was in the base shows again
-when its first change is undone.
+Only the changes can be undone and packed. The base's revision of an object is visible again when
+the object's first change is undone.
 
-What the changes cannot say of the base is in records of two kinds that are no objects':
+Two kinds of records in the changes, which are not those of objects, refer to the base:
 
-    .-       the object, which the base has, is un-created (a pack would forget that it was there)
-    .< tid   it is as in the base's revision tid again: its first change was undone
+    .-       a tombstone for an object of the base (a pack would remove a real one)
+    .< tid   the base's revision tid is visible again: the object's first change was undone
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _AS_IN_BASE_BYTES = 10
 
 
 class Written(NamedTuple):
-    """The token: the metadata that the changes know the transaction by, its row, and of each
-    revision the oid, data, version and back pointer."""
+    """The token: the transaction's metadata in the changes, its row, and of each revision the oid,
+    data, version and back pointer."""
 
     metadata: TransactionMetaData
     transaction: TransactionRow
@@ -48,11 +48,11 @@ class Written(NamedTuple):
 
 @implementer(IOwnHistory, IOwnPack, IOidRanges, IPackedTid)
 class OverlayEngine:
-    """Shows *base*, and keeps what is changed in *changes*, another storage."""
+    """Shows *base*, and keeps the changes in *changes*, another storage."""
 
     path = has_checksums = None
     keeps_history = True
-    max_oid = 0  # they are reserved first
+    max_oid = 0  # oids are reserved first
 
     def __init__(self, base: Any, changes: Any) -> None:
         self.base = base
@@ -62,8 +62,8 @@ class OverlayEngine:
         self.has_versions = IStorageVersions.providedBy(changes)
         self._base_has_versions = self.has_versions and IStorageVersions.providedBy(base)
         self._base_end: Tid = next_tid(base.lastTransaction())
-        self._base_oid: int | None = None  # the last one of the base, when it is known
-        self._voting: TransactionMetaData | None = None  # what the changes know it by
+        self._base_oid: int | None = None  # the largest oid of the base, once known
+        self._voting: TransactionMetaData | None = None  # its metadata in the changes
         self._chains = self._read_chains()
         self.visibility.show(max(base.lastTransaction(), changes.lastTransaction()))
 
@@ -72,9 +72,9 @@ class OverlayEngine:
         for transaction in self.changes.iterator():
             if transaction.tid < self._base_end:
                 raise UsageError(
-                    f"{self.changes.getName()} has a transaction of {format_tid(transaction.tid)}, "
-                    f"and {self.base.getName()} goes on until later. Open changes over the base "
-                    "that they were made over"
+                    f"{self.changes.getName()} has the transaction {format_tid(transaction.tid)}, "
+                    f"but {self.base.getName()} has later ones. Open changes over the base that "
+                    "they belong to"
                 )
             chains.add(transaction.tid, transaction.status, (
                 (r.oid, self._shown(r.oid, r.data), r.version, r.data_txn or _in_base(r.data))
@@ -83,7 +83,7 @@ class OverlayEngine:
         return chains
 
     def _shown(self, oid: Oid, data: bytes | None) -> bytes | None:
-        """Return the record that the changes' *data* stand for."""
+        """Return the record for *data* of the changes."""
         if data is None or data == _GONE:
             return None
         tid = _in_base(data)
@@ -116,8 +116,7 @@ class OverlayEngine:
         return self.base.loadBefore(oid, tid)
 
     def reserve_oids(self, least: int, count: int) -> int:
-        """See `IOidRanges`: behind those of the base. A base that is read-only is read through
-        for that, once."""
+        """See `IOidRanges`: after those of the base. A read-only base is scanned for them, once."""
         if self._base_oid is None:
             try:
                 last = self.base.new_oid()
@@ -140,7 +139,7 @@ class OverlayEngine:
         except POSKeyError:
             return None
         version, outside = chains.versions.get((oid, tid), ("", None))
-        return Row(tid, data, version, outside, chains.repeats.get((oid, tid)))
+        return Row(tid, data, version, outside, chains.back_pointers.get((oid, tid)))
 
     def _data(self, chains: Chains, oid: Oid, tid: Tid) -> bytes | None:
         if (oid, tid) in chains.uncreated:
@@ -190,7 +189,7 @@ class OverlayEngine:
         return bool(self.has_versions)
 
     def chains(self) -> Iterator[tuple[Oid, list[tuple[Tid, int]]]]:
-        """Raise `Unsupported`: not all that are in the base are known."""
+        """Raise `Unsupported`: not all objects of the base are known."""
         raise Unsupported(f"{self.name} does not list its objects one by one")
 
     def oids(self) -> Iterator[Oid]:
@@ -200,7 +199,7 @@ class OverlayEngine:
     def transaction(self, tid: Tid) -> TransactionRow | None:
         """See `IEngine`. Raises `UndoError` for one of the base."""
         if NO_TID < tid < self._base_end:
-            reason = "it is not one of the changes; the base under them is never written"
+            reason = "it is not one of the changes, and the base is never written"
             raise UndoError(
                 f"transaction {format_tid(tid)} cannot be undone: there is no such transaction, or "
                 f"{reason}", tid=tid, reason=reason,
@@ -222,7 +221,7 @@ class OverlayEngine:
         known = [each for each in list(self._chains.transactions) if start <= each[0] <= stop]
         for tid, _, size in reversed(known) if newest_first else known:
             found = next(iter(self.changes.iterator(tid, tid)), None)
-            if found is not None:  # else a pack removed it just now
+            if found is not None:  # else a pack has just removed it
                 yield self._transaction_row(found, size)
 
     # -- history
@@ -248,7 +247,7 @@ class OverlayEngine:
     def _load_early(
         self, chains: Chains, oid: Oid, tid: Tid, version: str
     ) -> tuple[bytes, Tid, Tid | None] | None:
-        """Return what the base shows, and until when it does here."""
+        """Return the base's revision, and the tid until which it is visible here."""
         chain = chains.tids.get(oid, [])
         try:
             found = self._load_base(oid, min(tid, self._base_end), version)
@@ -286,7 +285,7 @@ class OverlayEngine:
                 yield row
 
     def list_revisions(self, oid: Oid, size: int) -> list[dict[str, Any]]:
-        """See `IOwnHistory`: the changes first, then what was in the base."""
+        """See `IOwnHistory`: the changes first, then the base's revisions."""
         chains = self._chains
         entries: list[dict[str, Any]] = []
         for storage in (self.changes, self.base):
@@ -298,7 +297,7 @@ class OverlayEngine:
             place = oid, entry["tid"]
             if place in chains.uncreated:
                 entry["size"] = 0
-            elif chains.repeats.get(place, MAX_TID) < self._base_end <= entry["tid"]:
+            elif chains.back_pointers.get(place, MAX_TID) < self._base_end <= entry["tid"]:
                 entry["size"] = len(self._data(chains, *place) or b"")
         if not entries:
             raise POSKeyError(oid, database=self.name)
@@ -374,8 +373,8 @@ class OverlayEngine:
     def pack(
         self, options: PackOptions, alone: Callable[[], AbstractContextManager[None]]
     ) -> PackResult:
-        """See `IOwnPack`. Packs the changes only: of the base's objects, what was changed stays,
-        and with it all that it refers to."""
+        """See `IOwnPack`. Packs the changes only: changed objects of the base stay, and with them
+        all objects they refer to."""
         given = options
 
         def kept() -> Iterable[Oid]:
@@ -423,7 +422,7 @@ class OverlayEngine:
 
 
 class _Records:
-    """The revisions of a transaction of the changes, as they are shown."""
+    """The revisions of a transaction of the changes, decoded."""
 
     def __init__(self, engine: OverlayEngine, transaction: Any) -> None:
         self._engine = engine
@@ -438,7 +437,7 @@ class _Records:
 
 
 def _in_base(data: bytes | None) -> Tid | None:
-    """Return the tid of the base's revision that *data* of the changes name, if they do."""
+    """Return the tid of the base's revision named in *data* of the changes, or None."""
     if data is not None and len(data) == _AS_IN_BASE_BYTES and data[:2] == _AS_IN_BASE:
         return data[2:]
     return None

@@ -1,4 +1,4 @@
-"""A storage that cannot be written, whatever is under it."""
+"""A read-only layer over any storage."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from objdb.storage.layers.layer import Layer
 class ReadOnlyStorage(Layer):
     """Shows *base* and refuses every call that would write, with `ReadOnlyError`.
 
-    It declares neither undo, nor pack, nor that it takes copies. Transactions that others commit
-    are seen as far as *base* follows them.
+    It declares neither undo, nor pack, nor copying to it. Transactions of others are visible as
+    far as *base* follows them.
     """
 
     honours: tuple[Any, ...] = (
@@ -35,16 +35,16 @@ class ReadOnlyStorage(Layer):
         return True
 
     def registerDB(self, db: Any) -> None:
-        """Hand *db* to a base that follows other processes and says what they changed. Any other
-        has no use for it here."""
+        """Register *db* with a base that follows other processes and sends their invalidations.
+        Other bases do not need it here."""
         if self.base.isReadOnly() or IStorageShared.providedBy(self.base):
             self.base.registerDB(db)
 
     def refused(self, *arguments: object, **options: object) -> NoReturn:
         """Raise `ReadOnlyError`."""
         raise ReadOnlyError(
-            f"{self.getName()} is shown through a {type(self).__name__}, which writes nothing. "
-            "Open the storage under it by itself to change something"
+            f"{self.getName()} is open through a {type(self).__name__}, which is read-only. Open "
+            "the storage under it directly to change it"
         )
 
     new_oid = tpc_begin = store = restore = deleteObject = refused

@@ -1,9 +1,9 @@
-"""What layers have in common that store other bytes than they are given.
+"""The common base of layers that change the bytes of records.
 
     record ─► encode(oid, record) ─► base.store          base.load… ─► decode(oid, data) ─► record
 
-The base compares, merges, packs and lists encoded data. What it asks for meanwhile it gets through
-the layer: `resolve` and `referencesf` see records, as the database gave them.
+The base compares, merges, packs and lists encoded data. Its callbacks pass the layer: `resolve`
+and `referencesf` receive decoded records.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from objdb.storage.packing import Elsewhere, PackResult, Progress, References
 from objdb.storage.staging import MAX_RECORD_BYTES
 from objdb.storage.undo import UndoneObject
 
-_AT_ONCE = 500  # records rewritten in a transaction
+_AT_ONCE = 500  # records rewritten per transaction
 
-# (oid, tid of the revision it was made from, data, version)
+# (oid, tid of the revision it is based on, data, version)
 Change = tuple[Oid, Tid, bytes, str]
 
 
@@ -40,32 +40,32 @@ class TransformingStorage(Layer):
         super().__init__(base)
         self._load_before: Callable[..., Any] = base.loadBefore
         self._db: Any = database_of(None)
-        if not base.isReadOnly():  # so that it knows equal records before it has a database
+        if not base.isReadOnly():  # so that it can compare records before it has a database
             base.registerDB(_Decoding(self, self._db))
 
     @abstractmethod
     def encode(self, oid: Oid, record: bytes) -> bytes:
-        """Return what the base stores for a record."""
+        """Return the base's data for a record."""
 
     @abstractmethod
     def decode(self, oid: Oid | None, data: bytes) -> bytes:
-        """Return the record that the base's *data* stand for; *oid* is None where it is not
-        known. `CorruptedDataError` for what cannot be any."""
+        """Return the record for the base's *data*; *oid* is None if it is not known.
+        `CorruptedDataError` for data that are not valid."""
 
     @abstractmethod
     def is_as_written(self, data: bytes) -> bool:
-        """Return whether a record would be encoded like *data* if it were stored now."""
+        """Return whether *data* are encoded as they would be if stored now."""
 
     def is_object(self, data: bytes) -> bool:
-        """Return whether *data* are an object, and not a record of the layer's own."""
+        """Return whether *data* are those of an object, not the layer's own."""
         return True
 
     def references(self, data: bytes, referencesf: References) -> Iterable[Oid]:
-        """Return the oids that *data* keep alive."""
+        """Return the oids that *data* refer to."""
         return referencesf(self.decode(None, data))
 
     def registerDB(self, db: Any) -> None:
-        """Take *db*, and hand the base one whose `resolve` understands its data."""
+        """Register *db*, and register with the base a database whose `resolve` decodes its data."""
         self._db = database_of(db)
         self.base.registerDB(_Decoding(self, self._db))
 
@@ -96,7 +96,7 @@ class TransformingStorage(Layer):
             if entry["size"]:
                 try:
                     entry["size"] = len(self.loadSerial(oid, entry["tid"]))
-                except POSKeyError:  # packed away at this moment
+                except POSKeyError:  # packed away just now
                     continue
         return entries
 
@@ -116,7 +116,7 @@ class TransformingStorage(Layer):
     # -- writing
 
     def _encoded(self, oid: Oid, record: bytes) -> bytes:
-        # The base refuses what is no record at all.
+        # The base refuses values that are not records.
         return self.encode(oid, record) if 0 < len(record) <= MAX_RECORD_BYTES else record
 
     def store(
@@ -129,7 +129,7 @@ class TransformingStorage(Layer):
         self, oid: Oid, serial: Tid, data: bytes | None, version: str, prev_txn: Tid | None,
         transaction: Any,
     ) -> None:
-        """See `IStorage`. What repeats a revision that is here gets that one's very bytes."""
+        """See `IStorage`. A revision with a back pointer gets the same bytes as its target."""
         if data is not None:
             again = None
             if prev_txn is not None:
@@ -141,7 +141,7 @@ class TransformingStorage(Layer):
         self.base.restore(oid, serial, data, version, prev_txn, transaction)
 
     def _data_of(self, oid: Oid, tid: Tid, transaction: Any) -> bytes | None:
-        """Return the base's data of a revision, None if there is none."""
+        """Return the base's data of a revision, None if it does not exist."""
         try:
             data: bytes = self.base.loadSerial(oid, tid)
             return data
@@ -149,7 +149,7 @@ class TransformingStorage(Layer):
             later = getattr(transaction, "later", None)
             if not later:
                 return None
-        while later:  # it may be decided, and not be visible before it is durable
+        while later:  # it may be committed, but not visible until it is durable
             later.pop(0)()
         return self._data_of(oid, tid, None)
 
@@ -192,15 +192,14 @@ class TransformingStorage(Layer):
         )
         return result
 
-    # -- writing anew
+    # -- rewriting
 
     def rewrite(self, progress: Callable[[int, int], object] | None = None) -> int:
-        """Store every current record anew that is not as it would be stored now; return how many
-        that were.
+        """Store again every current record whose encoding is out of date; return their number.
 
-        Others can read and write meanwhile; the tids of those objects change. Older revisions
-        stay as they are, and so do those that are outside of a version. *progress* is called with
-        (objects looked at, all). `Unsupported` if the base does not list its transactions.
+        Others can read and write meanwhile; the tids of those objects change. Older revisions do
+        not change, nor do those outside a version. *progress* is called with (objects examined,
+        all objects). `Unsupported` if the base does not list its transactions.
         """
         if not IStorageIteration.providedBy(self.base):
             raise Unsupported(f"{self.base.getName()} does not list its objects")
@@ -239,8 +238,8 @@ class TransformingStorage(Layer):
         return None if found is None else (found[0], found[1], version)
 
     def commit_data(self, make: Callable[[], Iterable[Change]]) -> int:
-        """Commit changes of the base's data; return their number. They are made again if others
-        come between."""
+        """Commit changes of the base's data; return their number. They are computed again after a
+        conflict."""
         while True:
             changes = list(make())
             if not changes:
@@ -276,14 +275,14 @@ class _Decoding:
     def resolve(
         self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
     ) -> bytes:
-        """Merge records; return data."""
+        """Merge decoded records; return data."""
         layer = self._layer
         before = None if old is None else layer.decode(oid, old)
         now, ours = layer.decode(oid, committed), layer.decode(oid, new)
         return layer.encode(oid, self._db.resolve(oid, before, now, ours, serials))
 
     def is_equal(self, oid: Oid, one: bytes | None, other: bytes | None) -> bool:
-        """Whether two records are the same, however they are encoded."""
+        """Whether two records are equal, also in different encodings."""
         if one is None or other is None or one == other:
             return one == other
         decoded = (self._layer.decode(oid, data) for data in (one, other))
@@ -294,7 +293,7 @@ class _Decoding:
 
 
 class _Transaction:
-    """A transaction of the base, with records in place of its data."""
+    """A transaction of the base, with decoded records."""
 
     def __init__(self, layer: TransformingStorage, transaction: Any) -> None:
         self._layer = layer

@@ -1,7 +1,7 @@
 """Zstandard frames, with and without dictionaries, for any number of threads.
 
-Compressors and decompressors are for one thread at a time, and take longer to make than a record
-takes to decompress; each thread has its own, one for each dictionary.
+Compressors and decompressors are for one thread at a time, and creating one takes longer than
+decompressing a record; each thread has its own, one for each dictionary.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any
 
 from objdb.errors import POSKeyError, Unsupported
 
-# Numbers below 32,768 are reserved for dictionaries that are published, which these are not.
+# Numbers below 32,768 are reserved for published dictionaries.
 MAX_NUMBER = 2**31 - 1
 
 
 class ZstdFailure(Exception):
-    """What should be a frame, or a dictionary, is none."""
+    """Not a valid zstd frame or dictionary."""
 
 
 class Zstd:
-    """Compresses at *level*; `load_dictionary(number)` gives the content of a dictionary.
+    """Compresses at *level*; `load_dictionary(number)` returns the content of a dictionary.
 
-    `local.expected(frame)` is what decompresses most frames; it raises one of `unusual` for a
-    thread's first one, for one made with another dictionary, or damage, which `decompress` tells
-    apart. `Unsupported` if the package `zstandard` is missing.
+    `local.expected(frame)` decompresses most frames; it raises one of `unusual` for a thread's
+    first frame, a frame with another dictionary, or damage, which `decompress` distinguishes.
+    `Unsupported` if the package `zstandard` is missing.
     """
 
     def __init__(self, level: int, load_dictionary: Callable[[int], bytes]) -> None:
@@ -33,7 +33,7 @@ class Zstd:
             import zstandard
         except ImportError as error:
             raise Unsupported(
-                "compressing with zstd takes the package zstandard, which is not installed. "
+                "compressing with zstd needs the package zstandard, which is not installed. "
                 "Install it with: pip install 'objdb[zstd]'"
             ) from error
         self._zstandard = zstandard
@@ -58,12 +58,12 @@ class Zstd:
         return frame
 
     def use(self, number: int) -> None:
-        """Expect most frames to be made with the dictionary *number* (0: none)."""
+        """Expect most frames to use the dictionary *number* (0: none)."""
         self._expected = number
 
     def decompress(self, frame: bytes) -> bytes:
-        """Return the record in a frame; `ZstdFailure` if it is damaged, or its dictionary is not
-        there."""
+        """Return the record in a frame; `ZstdFailure` if it is damaged, or its dictionary is
+        missing."""
         try:
             record: bytes = self.local.expected(frame)
         except self.unusual:
@@ -82,7 +82,7 @@ class Zstd:
             if number == self._expected:
                 self.local.expected = decompress
             record: bytes = decompress(frame)
-        except (MemoryError, self._error) as error:  # damaged frames may promise terabytes
+        except (MemoryError, self._error) as error:  # damaged frames may claim terabytes
             raise ZstdFailure(str(error)) from error
         return record
 

@@ -1,1 +1,1 @@
-"""Storages in SQL databases: what all have in common is in `storage`, SQLite in `sqlite`."""
+"""A storage in SQLite; reading order: `statements`, `rows` (tables), `sqlite_engine`, `sqlite`."""

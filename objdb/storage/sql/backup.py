@@ -16,11 +16,11 @@ def back_up(
     connect: Callable[[], sqlite3.Connection], path: str, target: str,
     progress: Callable[[int, int], object] | None,
 ) -> None:
-    """Write a copy of the database at *path*, which *connect* opens, to the new file *target*; it
-    is there as a whole or not at all. FileExistsError if there is such a file; sqlite3.Error."""
+    """Write a copy of the database at *path*, which *connect* opens, to the new file *target*,
+    atomically. FileExistsError if the file exists; sqlite3.Error."""
     require_folder(target, "backup")
     if os.path.lexists(target):
-        raise FileExistsError(17, "there is such a file already", target)
+        raise FileExistsError(17, "the file exists already", target)
     temporary = target + UNFINISHED
     with suppress(FileNotFoundError):
         os.remove(temporary)

@@ -1,9 +1,9 @@
-"""The connections of a storage to SQLite, for its threads, and what becomes of them in a fork.
+"""The connections of a storage to SQLite, for its threads, and during forks.
 
-SQLite keeps in each process which of the locks on a file the process has. A fork inherits that
-knowledge, and the system gives it none of the locks: so no connection may be open while a process
-forks. Before a fork all are closed, when nobody uses them; after it the parent opens new ones. In
-the child the storage is left alone: a new one is opened there.
+SQLite records in each process the locks that the process has on a file. A forked child inherits
+the records, but none of the locks: so no connection may be open during a fork. Before it, all are
+closed, once unused; after it, the parent opens new ones. The child does not use the storage, but
+opens a new one.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ from objdb.storage.holding import hold, let_go
 from objdb.storage.sql.rows import CurrentRow
 from objdb.storage.sql.statements import Statements
 
-_FORK_SECONDS = 5.0  # how long a fork waits for what is under way
-_REST_SECONDS = 0.01  # how long the clock waits for a link
+_FORK_SECONDS = 5.0  # the time that a fork waits for running calls
+_REST_SECONDS = 0.01  # the time that the clock waits for a link
 _AHEAD_OBJECTS, _NEAR = 31, 4
 _MAX_OID = 2**63 - 1
 
 
 class Link:
     """A connection to the database, and the last transaction known when its read transaction
-    began. `lock` is held during each call of SQLite, and by who closes it; so no connection is
-    closed under a call. Who meets a link in use marks it (`end`), and its user closes it.
+    began. `lock` is held during each call of SQLite, and while closing it; so no connection is
+    closed during a call. `end` marks a link in use, and the thread that uses it closes it.
 
-    `ahead` has rows that were not asked for yet: what is loaded in the order it was stored in is
-    read some objects at a time.
+    `ahead` has rows read ahead: objects loaded in the order of their oids are read some at a time.
     """
 
     __slots__ = (
@@ -44,18 +43,18 @@ class Link:
     )
 
     def __init__(self, connection: sqlite3.Connection, statements: Statements) -> None:
+        self._pid = os.getpid()
+        self.lock = threading.Lock()
+        self.is_ending = self.is_closed = False
         self.connection = connection
         self._statements = statements
         self.execute = connection.cursor().execute
-        self.lock = threading.Lock()
-        self.is_ending = self.is_closed = False
         self.ahead: dict[int, CurrentRow] = {}
         self._last_oid = 0
-        self._pid = os.getpid()
         self.tid: Tid | None = None
 
     def find(self, oid: int) -> CurrentRow | None:
-        """Return an object's row, which is not in `ahead`."""
+        """Return the row of an object that is not in `ahead`."""
         is_next = 0 < oid - self._last_oid <= _NEAR
         self._last_oid = oid
         if is_next:
@@ -70,20 +69,20 @@ class Link:
         return found
 
     def see(self, tid: Tid) -> None:
-        """Note that *tid* can be seen now."""
+        """Note that *tid* is visible now."""
         self.tid = tid
         self.ahead = {}
 
     def renew(self, tid: Tid) -> None:
-        """Begin a read transaction in which *tid* can be seen."""
+        """Begin a read transaction in which *tid* is visible."""
         if self.connection.in_transaction:
             self.connection.execute("COMMIT")
         self.connection.execute("BEGIN")
         self.see(tid)
 
     def rest(self, seconds: float) -> None:
-        """End the read transaction, unless the link is in use for *seconds*. Reading goes on, and
-        begins another one."""
+        """End the read transaction, unless the link is in use for *seconds*. The next read begins
+        another one."""
         if self.lock.acquire(timeout=seconds):
             try:
                 with suppress(sqlite3.Error):
@@ -95,12 +94,12 @@ class Link:
             self.end_if_told()
 
     def end_if_told(self) -> None:
-        """Close the connection if another thread wanted to while it was in use."""
+        """Close the connection if another thread called `end` while it was in use."""
         if self.is_ending:
             self.end()
 
     def end(self, seconds: float = 0) -> bool:
-        """Close the connection, or let its user do it, if it is in use for longer than *seconds*.
+        """Close the connection; if it is in use for longer than *seconds*, let its user close it.
         Return whether it is closed."""
         self.is_ending = True
         if self._pid != os.getpid():
@@ -116,7 +115,9 @@ class Link:
             self.lock.release()
         return True
 
-    __del__ = end
+    def __del__(self) -> None:
+        if hasattr(self, "connection"):  # else its constructor was interrupted
+            self.end()
 
 
 class _Own:
@@ -132,9 +133,9 @@ class _Own:
 
 
 class Links:
-    """The links of all threads; made with *connect*, and using *statements*. `_lock` is held while
-    the list changes, and during a fork. `local` has of each thread its `link`, None while another
-    is `lent` to it, and that one's lock in `borrowed`."""
+    """The links of all threads; opened with *connect*, and using *statements*. `_lock` is held
+    while the list changes, and during a fork. `local` has each thread's `link`, None while it has
+    a `lent` one, with that one's lock in `borrowed`."""
 
     def __init__(
         self, connect: Callable[[], sqlite3.Connection], statements: Statements
@@ -147,7 +148,7 @@ class Links:
         self.local = threading.local()
 
     def open(self) -> Link | None:
-        """Return a link for this thread, which becomes its own; None after `close`."""
+        """Open the link of this thread; None after `close`."""
         with self._lock:
             if self._is_closed:
                 return None
@@ -158,7 +159,7 @@ class Links:
             return link
 
     def lend(self, link: Link) -> None:
-        """Let this thread use *link*, which nobody else can use until `give_back`."""
+        """Let this thread use *link* exclusively until `give_back`."""
         local = self.local
         if not hasattr(local, "borrowed"):
             local.borrowed = []
@@ -166,8 +167,7 @@ class Links:
         local.link, local.lent = None, link
 
     def give_back(self) -> None:
-        """Let this thread use its own link again, if it was lent another; again, if that was
-        interrupted."""
+        """Return a lent link, so that this thread uses its own again. Repeated if interrupted."""
         local = self.local
         borrowed: list[Any] = getattr(local, "borrowed", [])
         if not any(borrowed):
@@ -176,14 +176,14 @@ class Links:
         local.lent = None
         if hasattr(local, "own"):
             local.link = local.own.link
-            local.link.tid = None  # what was lent may have seen more
+            local.link.tid = None  # the lent link may have seen later transactions
         let_go(borrowed)
         if lent is not None:
             lent.end_if_told()
 
     @contextmanager
     def using(self, link: Link) -> Iterator[None]:
-        """Use *link*, which is no thread's own, whether it is lent to this thread or not."""
+        """Use *link*, a shared one, whether or not it is lent to this thread."""
         if link.lock in getattr(self.local, "borrowed", ()):
             yield
             return
@@ -203,8 +203,8 @@ class Links:
         return links
 
     def close(self, seconds: float) -> None:
-        """Close all links. Who is in a call is interrupted, and waited for: after so many seconds
-        it closes its link itself."""
+        """Close all links. Running calls are interrupted; a thread still in one after *seconds*
+        closes its link itself."""
         links = self._listed()
         self._is_closed = True
         for link in links:
@@ -213,13 +213,13 @@ class Links:
         _end_all(links, seconds)
 
     def pause(self, seconds: float) -> bool:
-        """Close all links, when they are not in use; nobody gets one until `go_on`. Return
-        whether all were closed: after so many seconds it is given up."""
+        """Close all links, once unused, and open none until `go_on`. Return whether all were
+        closed within *seconds*."""
         self._lock.acquire()
         return _end_all(list(self._all), seconds)
 
     def go_on(self) -> None:
-        """Let everybody have links again."""
+        """Allow opening links again."""
         self._lock.release()
 
 
@@ -232,16 +232,16 @@ def _end_all(links: Iterable[Link], seconds: float) -> bool:
 
 
 class Forkable(Protocol):
-    """What has connections that must not be open during a fork."""
+    """A storage with connections that must not be open during a fork."""
 
     def before_fork(self, seconds: float) -> bool:
-        """Close all connections; False if some are still in use after so many seconds."""
+        """Close all connections; False if some are still in use after *seconds*."""
 
     def after_fork(self) -> None:
         """Go on, in the parent."""
 
     def leave_to_parent(self) -> None:
-        """Let go, in the child, of what would outlive the parent there."""
+        """Release, in the child, handles that would outlive the parent."""
 
     def real_path(self) -> str:
         """Return the path of the file, absolute and without links."""
@@ -249,8 +249,8 @@ class Forkable(Protocol):
 
 _open: WeakSet[Forkable] = WeakSet()
 _paused: list[Forkable] = []
-_in_use: set[str] = set()  # files whose connections could not all be closed before the fork
-_not_here: frozenset[str] = frozenset()  # those, in the child and its children
+_in_use: set[str] = set()  # files with connections that could not be closed before the fork
+_not_here: frozenset[str] = frozenset()  # the same, in the child and its children
 
 
 def watch(storage: Forkable) -> None:
@@ -259,12 +259,12 @@ def watch(storage: Forkable) -> None:
 
 
 def unwatch(storage: Forkable) -> None:
-    """Forget a storage that was closed."""
+    """Forget a closed storage."""
     _open.discard(storage)
 
 
 def is_open_in_parent(path: str) -> bool:
-    """Whether this process was forked while another thread was using the file *path*, so that it
+    """Whether this process was forked while another thread used the file *path*, so that it
     cannot be opened here."""
     return os.path.realpath(path) in _not_here
 
@@ -293,7 +293,7 @@ def _in_child() -> None:
     _paused.clear()
 
 
-_abandoned: list[Any] = []  # the parent's: closing what they have open would harm it
+_abandoned: list[Any] = []  # the parent's connections: closing them here would harm it
 
 at_fork(
     Stage.STORAGES, before=_before, in_parent=_in_parent, in_child=_in_child

@@ -1,4 +1,4 @@
-"""Opening an SQLite database: what has to be right, how it is made, and what errors mean."""
+"""Opening an SQLite database: checks, creation, locks, and the translation of errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ from objdb.errors import (
     UsageError,
     require_at_least,
 )
-from objdb.storage.files import require_folder, require_no_link, require_regular, sync_path
+from objdb.storage.files import (
+    NO_FILE,
+    open_descriptor,
+    require_folder,
+    require_no_link,
+    require_regular,
+    sync_path,
+)
 from objdb.storage.libraries import has_locks, looking, note_locks
 from objdb.storage.sql.connections import is_open_in_parent
 from objdb.storage.sql.statements import SCHEMA
@@ -34,14 +41,14 @@ DURABILITIES = {"sync": "FULL", "os": "NORMAL"}
 APPLICATION_ID = 0x6F626A64  # "objd", at byte 68 of the file
 SCHEMA_VERSION = 2
 _WITH_CHECKSUMS = 2  # from this version on
-# SQLite's numbers of errors, and what their texts have in them.
+# SQLite's error codes, by parts of the messages.
 _BUSY, _LOCKED, _READONLY, _CORRUPT, _FULL, _CANTOPEN, _NOTADB = 5, 6, 8, 11, 13, 14, 26
 _TEXTS = {
     "database is locked": _BUSY, "is locked": _LOCKED, "readonly": _READONLY,
     "malformed": _CORRUPT, "is full": _FULL, "unable to open": _CANTOPEN,
     "not a database": _NOTADB,
 }
-# What it raises; the second, for a text that damage made no text of.
+# The errors of SQLite; the second, for damaged text.
 SQLITE_ERRORS = sqlite3.Error, UnicodeDecodeError
 _MAGIC = b"SQLite format 3\0"
 _FIRST_WAIT_SECONDS, _MOST_WAIT_SECONDS = 0.0001, 0.005
@@ -59,54 +66,54 @@ _VIEW = (
 
 
 def require_seconds(**options: float) -> None:
-    """Raise `UsageError` for what is no number of seconds."""
+    """Raise `UsageError` for a value that is not a number of seconds."""
     for name, value in options.items():
         if not (isinstance(value, (int, float)) and value >= 0):
-            raise UsageError(f"{name} is {value!r}; it is a number of seconds, 0 or more")
+            raise UsageError(f"{name} is {value!r}; it must be a number of seconds, 0 or more")
 
 
 def pragmas(durability: str, cache_bytes: int) -> tuple[str, ...]:
-    """Return the statements that each connection begins with. `UsageError` for what none can be."""
+    """Return the first statements of each connection. `UsageError` for values not valid."""
     if durability not in DURABILITIES:
         raise UsageError(f"durability is {durability!r}; it can be {' or '.join(DURABILITIES)}")
     require_at_least(0, cache_bytes=cache_bytes)
     return (
         f"PRAGMA synchronous={DURABILITIES[durability]}",
         f"PRAGMA cache_size=-{cache_bytes // 1024}",
-        # The clock does it; this is for when it cannot keep up.
+        # The clock makes checkpoints; this is for when it cannot keep up.
         "PRAGMA wal_autocheckpoint=10000",
     )
 
 
 class Made(NamedTuple):
-    """How a database was made, which stays."""
+    """The fixed properties of a database, from its creation."""
 
     keeps_history: bool
     has_checksums: bool
 
 
 class ProcessLock:
-    """A lock file that processes wait at. The system frees it when a process ends."""
+    """A lock file at which processes wait. The system releases it when a process ends."""
 
     def __init__(self, path: str, seconds: float) -> None:
         self._path = path
         self._seconds = seconds
-        self._file = -1
+        self._file = NO_FILE
         self._is_held = False
 
     def acquire(self) -> None:
-        """Take the lock; `StorageLockedError` if another process has it for too long."""
+        """Take the lock; `StorageLockedError` if another process holds it too long."""
         if self._file < 0:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = open_descriptor(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         deadline, wait = time.monotonic() + self._seconds, _FIRST_WAIT_SECONDS
-        self._is_held = True  # or will be: who is interrupted in between releases it
+        self._is_held = True  # set before, so that an interrupted caller releases it
         while True:
             try:
                 return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise StorageLockedError(
-                        f"{self._path} was held by another process for {self._seconds:g} s: it "
+                        f"{self._path} was held by another process for {self._seconds:g} s, which "
                         "commits, packs, or hangs. Try again, or raise busy_seconds",
                         path=self._path,
                     ) from None
@@ -114,28 +121,26 @@ class ProcessLock:
             wait = min(wait * 1.3, _MOST_WAIT_SECONDS)
 
     def release(self) -> None:
-        """Free the lock, if it is held."""
+        """Release the lock, if it is held."""
         if self._is_held:
             fcntl.flock(self._file, fcntl.LOCK_UN)
             self._is_held = False
 
     def close(self) -> None:
-        """Let go of the file. In the child of a fork, this leaves the parent's lock alone."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file, self._is_held = -1, False
+        """Close the file. In a forked child, this does not release the parent's lock."""
+        self._file, self._is_held = NO_FILE, False
 
 
 class Grip:
-    """What a process holds that has the database *path* open: the files that SQLite writes to, and
-    its locks on them. Those end when anything in the process closes the file that it opened on its
-    own; then another process takes itself for the last one, and removes the write-ahead log."""
+    """A process's hold on the open database *path*: the files that SQLite writes to, and its locks
+    on them. The locks end when any other code in the process opens and closes such a file; then
+    another process may take itself for the last one, and remove the write-ahead log."""
 
     _forget: Callable[[], None] | None = None
 
     def __init__(self, path: str, look: Callable[[], object]) -> None:
-        """Note that SQLite opens *path* from now on, having called *look*, which opens files of it,
-        if nobody in this process has it open yet."""
+        """Note that SQLite opens *path* from now on; first call *look*, which opens its files, if
+        this process does not have it open yet."""
         self._log = path + "-wal"
         self._files = {path: _identity(path), self._log: None}
         with looking:
@@ -144,11 +149,11 @@ class Grip:
             self._forget = note_locks(path)
 
     def take(self) -> None:
-        """Note which files they are, now that they are open."""
+        """Note the identity of the files, now that they are open."""
         self._files = {name: _identity(name) for name in self._files}
 
     def let_go(self) -> None:
-        """SQLite has closed the database."""
+        """Note that SQLite has closed the database."""
         forget, self._forget = self._forget, None
         if forget is not None:
             forget()
@@ -156,16 +161,16 @@ class Grip:
     __del__ = let_go
 
     def what_is_gone(self, only_log: bool = False) -> str | None:
-        """Return what has become of a file that is not there any more, as a reason to commit no
-        more; None if both are. Before a commit nothing would be written then that a checkpoint
-        takes to the database; *only_log*, behind one: it may be gone since."""
+        """Return a clause about a removed or replaced file, as a reason to refuse commits; None if
+        both are in place. Checked before a commit, since no checkpoint would copy it to the
+        database; with *only_log* after one, since the log may be gone since."""
         for name in (self._log,) if only_log else self._files:
             there = _identity(name)
             if there != self._files[name]:
                 how = "was removed" if there is None else "was replaced"
                 return (
-                    f"{name} {how} while the database was open: what this process commits would "
-                    "be lost, and what it committed last may be lost"
+                    f"{name} {how} while the database was open: further commits of this process "
+                    "would be lost, and its last ones may be lost"
                 )
         return None
 
@@ -181,8 +186,8 @@ def _identity(path: str) -> tuple[int, int] | None:
 def connect(
     path: str, read_only: bool, busy_seconds: float, pragmas: Iterable[str] = ()
 ) -> sqlite3.Connection:
-    """Return a connection to an existing database, without transactions of Python's own, that has
-    read it once. Raises sqlite3.Error."""
+    """Return a connection to an existing database, without Python's implicit transactions, that
+    has read it once. Raises sqlite3.Error."""
     mode = "ro" if read_only else "rw"
     place = quote(os.fsencode(os.path.abspath(path)))
     connection = sqlite3.connect(
@@ -196,7 +201,7 @@ def connect(
                 connection.execute(statement).fetchall()
             return connection
         except sqlite3.OperationalError as error:
-            # SQLite itself does not wait for a process that recovers the log, or removes it.
+            # SQLite itself does not wait for a process that recovers or removes the log.
             if _code(error) not in (_BUSY, _LOCKED) or time.monotonic() >= deadline:
                 connection.close()
                 raise
@@ -210,14 +215,14 @@ def open_database(
     path: str, history: bool | None, create: bool, read_only: bool, busy_seconds: float,
     durability: str,
 ) -> tuple[Made, Grip]:
-    """Make the database if it is to be made, and return how it was made, and the hold on it.
+    """Create the database if necessary, and return its fixed properties, and the hold on it.
 
-    `FileFormatError`, `UsageError` if it cannot be opened like this.
+    `FileFormatError`, `UsageError` if it cannot be opened this way.
     """
     if is_open_in_parent(path):
         raise StorageForkedError(
-            f"{path} was in use by another thread while this process was forked, so SQLite cannot "
-            "open it here. Fork when nothing is being committed"
+            f"{path} was in use by another thread when this process was forked, so SQLite cannot "
+            "open it here. Fork while no transaction is being committed"
         )
     _require_openable(path, create)
     lock = ProcessLock(path + ".lock", busy_seconds)
@@ -259,18 +264,17 @@ def _require_openable(path: str, create: bool) -> None:
             magic = file.read(16)
     if not magic:
         raise FileFormatError(
-            f"{path} is empty, so it is no database. Remove it to let a new one be made", path=path
+            f"{path} is empty, so it is not a database. Remove it to create a new one", path=path
         )
     if magic != _MAGIC:
         raise FileFormatError(
-            f"{path} is no SQLite database: it begins with {magic!r}", path=path
+            f"{path} is not an SQLite database: it begins with {magic!r}", path=path
         )
 
 
 def _require_one_name(path: str) -> None:
-    """Raise `StorageLockedError` if the database is in use under another name (a hard link) that
-    is in the same directory: it has a log of its own there, and the two would not know of each
-    other."""
+    """Raise `StorageLockedError` if the database is in use under another name (a hard link) in
+    the same directory: the two names would have separate logs."""
     there = os.stat(path)
     if there.st_nlink == 1:
         return
@@ -289,7 +293,7 @@ def _look_at(connection: sqlite3.Connection, path: str, history: bool | None) ->
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     if application != APPLICATION_ID:
         raise FileFormatError(
-            f"{path} is an SQLite database of something else (application id {application:#x}). "
+            f"{path} is an SQLite database of another program (application id {application:#x}). "
             "Nothing was changed; name another file", path=path,
         )
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -301,26 +305,25 @@ def _look_at(connection: sqlite3.Connection, path: str, history: bool | None) ->
     found = connection.execute("SELECT value FROM facts WHERE name = 'keeps_history'").fetchone()
     if found is None or found[0] not in (0, 1):
         raise CorruptedDataError(
-            f"{path}: the table facts has no keeps_history that is 0 or 1: {found!r:.40}", path=path
+            f"{path}: keeps_history in the table facts is not 0 or 1: {found!r:.40}", path=path
         )
     if history is not None and bool(found[0]) is not history:
         raise UsageError(
-            f"{path} was made with history={bool(found[0])}, and that stays. Leave the argument "
-            "out, or copy it to a database made with the other (objdb migrate)"
+            f"{path} was created with history={bool(found[0])}, which cannot change. Omit the "
+            "argument, or copy it to a database created with the other (objdb migrate)"
         )
     return Made(bool(found[0]), version >= _WITH_CHECKSUMS)
 
 
 def _make_file(path: str, history: bool, busy_seconds: float) -> None:
-    """Make the database under another name first, so that it is there as a whole or not at all.
-    The lock is held."""
+    """Create the database atomically, under another name first. The lock is held."""
     if os.path.exists(path + "-wal"):
         raise CorruptedDataError(
-            f"{path} is missing, and {path}-wal, which has its last transactions, is there. Put "
-            "it back; or, for a new database, remove the other one", path=path,
+            f"{path} is missing, but {path}-wal, with its last transactions, exists. Restore the "
+            "first; or, for a new database, remove the other", path=path,
         )
     new = path + ".new"
-    for name in (new, new + "-wal", new + "-shm"):  # what a crash has left
+    for name in (new, new + "-wal", new + "-shm"):  # leftovers of a crash
         with suppress(FileNotFoundError):
             os.remove(name)
     os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
@@ -343,8 +346,8 @@ def _make(connection: sqlite3.Connection, path: str, history: bool) -> None:
     (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
     if mode != "wal":
         raise StorageError(
-            f"{path}: SQLite has no write-ahead log here (its journal mode is {mode!r}). It "
-            "takes a local file system"
+            f"{path}: SQLite has no write-ahead log here (its journal mode is {mode!r}). It needs "
+            "a local file system"
         )
     connection.execute("BEGIN IMMEDIATE")
     for statement in SCHEMA:
@@ -359,37 +362,37 @@ def _make(connection: sqlite3.Connection, path: str, history: bool) -> None:
 
 
 def explained(error: BaseException, path: str) -> ObjdbError:
-    """Return the error that says what one of SQLite means."""
+    """Return the objdb error for an error of SQLite."""
     code = _code(error)
     if code in (_BUSY, _LOCKED):
         return StorageLockedError(
-            f"{path}: another program holds the database for longer than this one waits "
+            f"{path}: another program has locked the database for longer than busy_seconds "
             f"({error}). End its transaction, or raise busy_seconds", path=path,
         )
     if code in (_CORRUPT, _NOTADB) or "decode" in str(error):
         return CorruptedDataError(
-            f"{path} is damaged: SQLite says {str(error)!r}. Put a backup in its place, or try "
-            "`sqlite3 FILE .recover`", path=path,
+            f"{path} is damaged: SQLite says {str(error)!r}. Restore a backup, or try `sqlite3 "
+            "FILE .recover`", path=path,
         )
     if code == _FULL:
         return StorageWriteError(
-            f"{path}: the disk is full; nothing was committed. Make room, and try again"
+            f"{path}: the disk is full; nothing was committed. Free disk space and try again"
         )
     if code == _READONLY:
         return ReadOnlyError(
-            f"{path} cannot be written ({error}). See to its permissions, or open it with "
-            "read_only=True; and to its folder's, where SQLite makes files for readers too"
+            f"{path} cannot be written ({error}). Check its permissions, or open it with "
+            "read_only=True; and those of its folder, where SQLite creates files for readers too"
         )
     if code == _CANTOPEN:
         return StorageError(
-            f"{path} cannot be opened ({error}). See to its permissions and its folder's: SQLite "
-            "makes files beside it"
+            f"{path} cannot be opened ({error}). Check its permissions and those of its folder: "
+            "SQLite creates files beside it"
         )
     return StorageError(f"{path}: SQLite says {str(error)!r}")
 
 
 def _code(error: BaseException) -> int:
-    """Return SQLite's number of an error, which Python 3.10 does not tell."""
+    """Return SQLite's code of an error, which Python 3.10 does not give."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     if code is not None:
         return code & 0xFF

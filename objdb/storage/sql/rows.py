@@ -1,16 +1,16 @@
-"""Rows in the tables of an SQL database: found, and written.
+"""Rows in the tables of an SQL database: finding and writing them.
 
     objects         the last revision of each object     oid, tid, data, …
     old_revisions   those before it                      oid, tid, data, …
     transactions    tid, status, user, description, extension, oids, size
     facts           name, value
 
-So what is read most often is one row of the smaller table. A commit moves what it replaces from
-the one to the other. Oids and tids are signed 64-bit integers of the same bits; `data` is NULL
-where the object was un-created, `version` where the revision is in none.
+So the usual load reads one row of the smaller table. A commit moves replaced rows to the other
+table. Oids and tids are signed 64-bit integers of the same bits; `data` is NULL for a tombstone,
+`version` for a revision outside any version.
 
-The statements are standard SQL with `?` for parameters, and ON CONFLICT. What differs from one
-database to another, connections and locking above all, is the engine's.
+The statements are standard SQL with `?` for parameters, and ON CONFLICT. The engine implements
+the parts that differ between databases, mainly connections and locking.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from objdb.storage.staging import StagedRows
 
 _PIECE = 500  # rows fetched at a time
 _MANY = 16  # objects; more are compared with the largest oid first
-_GROUPS = (200, 20, 1)  # how many oids one statement asks for
+_GROUPS = (200, 20, 1)  # numbers of oids in one statement
 
-# What the columns of sound rows have in them.
+# The types in the columns of undamaged rows.
 _NONE = type(None)
 _NUMBER, _TEXT, _DATA, _TEXTS = {int, _NONE}, {str, _NONE}, {bytes, _NONE}, {str, bytes}
 
@@ -54,12 +54,12 @@ CurrentRow = tuple[Any, ...]  # oid, tid, data, version, checksum or None
 
 
 def number(name: bytes) -> int:
-    """Return the integer that an oid or tid is in the database."""
+    """Return the integer for an oid or tid in the database."""
     return int.from_bytes(name, "big", signed=True)
 
 
 def name_of(number: int) -> bytes:
-    """Return the oid or tid that an integer stands for."""
+    """Return the oid or tid for an integer."""
     return number.to_bytes(8, "big", signed=True)
 
 
@@ -68,7 +68,7 @@ def _optional(tid: Tid | None) -> int | None:
 
 
 def revision_row(oid: Oid, values: Sequence[Any], path: str) -> Row:
-    """Return the row of *oid* that has these columns, of which a seventh is the checksum;
+    """Return the row of *oid* with these columns, of which a seventh is the checksum;
     `CorruptedDataError` naming *path*."""
     tid, data, version, outside, back_pointer, follows_gap, *crc = values
     if not (
@@ -93,8 +93,8 @@ def _current(values: Sequence[Any]) -> tuple[Oid, Current]:
     oid, tid, version = values
     if type(oid) is not int or type(tid) is not int or type(version) not in _TEXT:
         raise CorruptedDataError(
-            f"the row of a revision of object {oid!r} is damaged: its transaction is {tid!r:.40}, "
-            f"its version {version!r:.40}"
+            f"the row of a revision of object {oid!r} is damaged: its tid is {tid!r:.40}, its "
+            f"version {version!r:.40}"
         )
     return name_of(oid), Current(name_of(tid), version or "")
 
@@ -120,7 +120,7 @@ def _bytes(text: str | bytes) -> bytes:
 
 
 def transaction_row(values: Sequence[Any], path: str) -> TransactionRow:
-    """Return the transaction that has these columns, of which an eighth is the checksum."""
+    """Return the transaction with these columns, of which an eighth is the checksum."""
     tid, status, user, description, extension, oids, size, *crc = values
     if not (
         type(status) is str and len(status) == 1 and type(user) in _TEXTS
@@ -129,7 +129,7 @@ def transaction_row(values: Sequence[Any], path: str) -> TransactionRow:
     ):
         raise CorruptedDataError(
             f"{path}: the row of transaction {format_tid(name_of(tid))} is damaged: it has columns "
-            f"{[type(value).__name__ for value in values]}, or a status or oids that are none",
+            f"{[type(value).__name__ for value in values]}, or a status or oids not valid",
             path=path,
         )
     row = TransactionRow(
@@ -142,14 +142,14 @@ def transaction_row(values: Sequence[Any], path: str) -> TransactionRow:
 
 
 class SQLRows(ABC):
-    """The part of an engine that works on rows by statements of SQL. A subclass supplies, besides
+    """The part of an engine that uses rows through SQL statements. A subclass supplies, besides
     `name`:
 
-    * `_find(statement, *parameters)`, `_find_all(…)`: one row or None, all rows, of what is
-      committed; inside a vote, with the changes of that
+    * `_find(statement, *parameters)`, `_find_all(…)`: one row or None, all rows, of committed
+      data; inside a vote, including its changes
     * `_change(statement, rows)`: execute a statement, inside a vote or alone, for each row of
       parameters
-    * `_statements`: of a database with checksums, or without
+    * `_statements`: those of a database with checksums, or without
     """
 
     name: str
@@ -157,7 +157,7 @@ class SQLRows(ABC):
 
     @abstractmethod
     def _find(self, statement: str, *parameters: Any) -> Any:
-        """Return the first row, None if there is none."""
+        """Return the first row, or None."""
 
     @abstractmethod
     def _find_all(self, statement: str, *parameters: Any) -> list[Any]:
@@ -172,7 +172,7 @@ class SQLRows(ABC):
         return int(self._find("SELECT count(*) FROM objects")[0])
 
     def fact(self, name: str, default: int | None) -> int:
-        """Return a number that is kept by name. Raises `CorruptedDataError`."""
+        """Return a number from the table `facts`. Raises `CorruptedDataError`."""
         found = self._find("SELECT value FROM facts WHERE name = ?", name)
         value = default if found is None else found[0]
         if type(value) is not int:
@@ -259,13 +259,13 @@ class SQLRows(ABC):
 
     def _require_in_order(self, least: int, rows: list[Any]) -> None:
         """Raise `CorruptedDataError` unless the keys of *rows* are in order, and from *least* on:
-        going on behind them might never end."""
+        otherwise a scan might never end."""
         last = least - 1
         for row in rows:
             if not (type(row[0]) is int and row[0] > last):
                 raise CorruptedDataError(
-                    f"{self.name} is damaged: a table has its rows in another order than that of "
-                    "their keys. Put a backup in its place, or try `sqlite3 FILE .recover`",
+                    f"{self.name} is damaged: the rows of a table are not in key order. Restore a "
+                    "backup, or try `sqlite3 FILE .recover`",
                     path=self.name,
                 )
             last = row[0]
@@ -319,8 +319,8 @@ class SQLRows(ABC):
     def _plain(
         self, tid: Tid, rows: Iterable[tuple[Oid, Row]], other: list[tuple[Oid, Row]]
     ) -> Iterator[tuple[Any, ...]]:
-        """Yield the columns of rows that have a record, or none, and nothing else, up to the
-        first *other* one: in most transactions there is none."""
+        """Yield the columns of plain rows, with a record or a tombstone only, up to the first
+        *other* one: most transactions have none."""
         from_bytes, has_checksums = int.from_bytes, self._statements.has_checksums
         tid_number = number(tid)
         for oid, row in rows:
@@ -339,7 +339,7 @@ class SQLRows(ABC):
         self._change(self._statements.note, [values])
 
     def _columns(self, row: TransactionRow) -> tuple[Any, ...]:
-        """Return what a transaction's columns are after its tid."""
+        """Return a transaction's columns after its tid."""
         crc = (transaction_crc(row),) if self._statements.has_checksums else ()
         return (
             row.status, _text(row.user), _text(row.description), row.extension_bytes,
@@ -347,7 +347,7 @@ class SQLRows(ABC):
         )
 
     def _facts_of(self, oid: Oid, row: Row) -> tuple[Any, ...]:
-        """Return what a row's columns are after its data."""
+        """Return a row's columns after its data."""
         crc = (row_crc(oid, row),) if self._statements.has_checksums else ()
         return *_facts(row), *crc
 
@@ -386,5 +386,5 @@ class SQLRows(ABC):
 
 
 def _bound(tid: Tid) -> int:
-    """Return the integer to compare the tids in the database with."""
+    """Return the integer to compare with the tids in the database."""
     return min(int.from_bytes(tid, "big"), 2**63 - 1)

@@ -1,5 +1,4 @@
-"""Whether a commit fits on the disk: SQLite writes when it decides, which is too late to find out.
-"""
+"""Checking that a commit fits on the disk: SQLite writes at its COMMIT, which is too late."""
 
 from __future__ import annotations
 
@@ -10,15 +9,15 @@ from objdb.errors import StorageWriteError
 from objdb.storage.files import free_bytes
 from objdb.storage.rows import TransactionRow
 
-# What a commit of some bytes may take.
+# The space that a commit may take.
 _TIMES, _ROW_BYTES, _PAGE_BYTES, _PAGES_BESIDE = 2, 110, 4096, 16
 
 
 def require_space(
     path: str, transaction: TransactionRow, replaced: int, count_pages: Callable[[], int]
 ) -> None:
-    """Raise `StorageWriteError` if a transaction, which replaces so many rows, may fill the disk.
-    `count_pages()` returns how many pages the database *path* has."""
+    """Raise `StorageWriteError` if a transaction that replaces some rows may fill the disk.
+    `count_pages()` returns the number of pages of the database *path*."""
     rows = transaction.size * _TIMES + len(transaction.oids) * _ROW_BYTES
     changed = replaced * 2
     free = free_bytes(os.path.dirname(path))
@@ -28,5 +27,5 @@ def require_space(
     if needed > free:
         raise StorageWriteError(
             f"{path}: the disk is full: a commit of {transaction.size} bytes may need {needed}, "
-            f"and {free} are free; nothing was committed. Make room, and try again"
+            f"but {free} are free; nothing was committed. Free disk space and try again"
         )

@@ -1,4 +1,4 @@
-"""SQLiteStorage: a storage over the SQLite engine, and what becomes of it in a fork."""
+"""SQLiteStorage: a storage over the SQLite engine, and its handling of forks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from zope.interface import implementer
 from objdb.interfaces import IStorageShared
 from objdb.storage.durability import Durability
 from objdb.storage.files import path_given
+from objdb.storage.owning import drops_what_it_opened
 from objdb.storage.sql.backup import back_up
 from objdb.storage.sql.connections import unwatch, watch
 from objdb.storage.sql.opening import SQLITE_ERRORS, explained, require_seconds
@@ -21,22 +22,23 @@ from objdb.storage.storage import Storage
 
 @implementer(IStorageShared)
 class SQLiteStorage(Storage):
-    """Keeps revisions in the SQLite database *path*, made if it does not exist (unless *create*
-    is false). Several processes may have it open at once, and see each other's commits.
+    """Keeps revisions in the SQLite database *path*, created if it does not exist (unless
+    *create* is false). Several processes may have it open at once, and see each other's commits.
 
-    *history*: whether old revisions are kept, for undo, versions and the past (default: as the
-    database was made; true for a new one). Without, they stay for *keep_seconds*, for those who
-    still read them. *read_only*: take no transactions. *durability*: `"sync"`: a commit returns
-    when it is on the medium (`synchronous=FULL`); `"os"`: when the operating system has it.
-    *busy_seconds*: how long a commit waits for another process's. *cache_bytes*: of SQLite's
-    cache, for each thread.
+    *history*: whether to keep old revisions, for undo, versions and historical connections
+    (default: as the database was created; true for a new one). Without, they stay for
+    *keep_seconds*, for existing views. *read_only*: refuse transactions. *durability*: `"sync"`: a
+    commit returns after a sync (`synchronous=FULL`); `"os"`: when the operating system has the
+    data. *busy_seconds*: how long a commit waits for another process's. *cache_bytes*: size of
+    SQLite's cache, for each thread.
 
-    Raises `FileFormatError` for a file of something else or of a newer release,
+    Raises `FileFormatError` for a file of another kind or of a newer release,
     `StorageLockedError`, `CorruptedDataError`, or OSError from the operating system.
     """
 
     engine: SQLiteEngine
 
+    @drops_what_it_opened
     def __init__(
         self, path: str | os.PathLike[str], *, history: bool | None = None, create: bool = True,
         read_only: bool = False, durability: Durability = "sync", busy_seconds: float = 30,
@@ -47,7 +49,7 @@ class SQLiteStorage(Storage):
             "history": history, "create": False, "read_only": read_only, "durability": durability,
             "busy_seconds": busy_seconds, "cache_bytes": cache_bytes, "keep_seconds": keep_seconds,
         }
-        self._paused = ExitStack()  # what is held during a fork
+        self._paused = ExitStack()  # the locks held during a fork
         engine = SQLiteEngine(
             path_given(path, "file"), history, create, read_only, durability, busy_seconds,
             cache_bytes, keep_seconds,
@@ -56,7 +58,7 @@ class SQLiteStorage(Storage):
         watch(self)
 
     def registerDB(self, db: Any) -> None:
-        """See `IStorage`; *db* is told what other processes commit."""
+        """See `IStorage`; *db* receives the invalidations of other processes' commits."""
         super().registerDB(db)
         self.engine.tell = self._db.invalidate
 
@@ -71,9 +73,10 @@ class SQLiteStorage(Storage):
     def backup(
         self, path: str | os.PathLike[str], progress: Callable[[int, int], object] | None = None
     ) -> None:
-        """Write a copy of the database, as of now, to the new file *path*, while others work.
+        """Write a copy of the database, as of now, to the new file *path*, while others read and
+        commit.
 
-        `progress(pages, of)` is called now and then. FileExistsError if there is such a file.
+        `progress(pages, of)` is called periodically. FileExistsError if the file exists.
         """
         self._access.require_open()
         try:
@@ -91,11 +94,11 @@ class SQLiteStorage(Storage):
     # -- forks
 
     def real_path(self) -> str:
-        """See `links.Forkable`."""
+        """See `connections.Forkable`."""
         return os.path.realpath(self.engine.path)
 
     def before_fork(self, seconds: float) -> bool:
-        """See `links.Forkable`."""
+        """See `connections.Forkable`."""
         if self._clock is not None:
             self._clock.stop(seconds)
         is_quiet = self._paused.enter_context(self._slot.quiet(seconds))
@@ -104,11 +107,11 @@ class SQLiteStorage(Storage):
         return self.engine.pause(seconds, may_write=is_quiet) and is_quiet
 
     def after_fork(self) -> None:
-        """See `links.Forkable`."""
+        """See `connections.Forkable`."""
         self.engine.go_on()
         self._paused.close()
         self._start_clock()
 
     def leave_to_parent(self) -> None:
-        """See `links.Forkable`."""
+        """See `connections.Forkable`."""
         self.engine.leave_to_parent()

@@ -1,19 +1,19 @@
 """SQLite: an engine in one file, for several threads and several processes at once.
 
-    loads     each thread has a connection of its own, in a read transaction that is begun anew
-              when something was committed; in the order of the oids, some rows at a time
+    loads     each thread has a connection of its own, in a read transaction that is begun again
+              after a commit; in the order of the oids, some rows at a time
     commits   one connection, used by the holder of the commit slot
-    poll      what other processes have committed: transactions after the last one known
+    poll      takes in commits of other processes: transactions after the last known one
 
     vote      file lock ─► BEGIN IMMEDIATE ─► poll ─► checks ─► rows written
     finish    COMMIT (and sync) ─► file lock freed ─► callback ─► visible
 
-SQLite's write-ahead log lets everybody read meanwhile. Processes wait for each other at a lock
-file, since SQLite itself can only be asked again and again; programs that do not know of it are
-waited for at BEGIN IMMEDIATE.
+SQLite's write-ahead log allows reading meanwhile. Processes wait for each other at a lock file,
+since SQLite itself only offers polling; BEGIN IMMEDIATE waits for programs that do not use the
+lock file.
 
-A read transaction keeps the write-ahead log from being started over, so a thread (`Clock`) ends
-those that are not new, once a second, and copies the log into the file.
+A read transaction prevents a restart of the write-ahead log, so a thread (`Clock`) ends old ones,
+once a second, and makes a checkpoint.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ from objdb.storage.engine import (
     IShared,
     Visibility,
 )
+from objdb.storage.owning import drops_what_it_opened
 from objdb.storage.rows import PLAIN, TransactionRow
 from objdb.storage.sql.connections import Link, Links
 from objdb.storage.sql.opening import (
     SQLITE_ERRORS,
+    Grip,
     ProcessLock,
     connect,
     explained,
@@ -66,7 +68,7 @@ from objdb.storage.sql.statements import (
 from objdb.storage.sql.verify import find_problems
 from objdb.storage.staging import StagedRows
 
-_CLOSE_SECONDS = 5.0  # how long closing waits for a call of SQLite
+_CLOSE_SECONDS = 5.0  # the time that closing waits for a call of SQLite
 _LONG_LOG_BYTES = 4 << 20
 
 
@@ -74,22 +76,23 @@ _LONG_LOG_BYTES = 4 << 20
 class SQLiteEngine(SQLRows):
     """Keeps rows in the SQLite database *path*; see `SQLiteStorage` for the arguments.
 
-    `_polling` has its own lock, `_poll_lock`, which covers `visibility` and `_own_tid` too. The
-    writer is used by one thread at a time, which has borrowed it.
+    `_polling` has its own lock, `_poll_lock`, which covers `visibility` and `_own_tid` too. One
+    thread at a time borrows and uses the writer.
     """
 
     tick_seconds = 1.0
-    max_oid = 0  # all are reserved first
+    max_oid = 0  # all oids are reserved first
 
+    @drops_what_it_opened
     def __init__(
         self, path: str, history: bool | None, create: bool, read_only: bool, durability: Any,
         busy_seconds: float, cache_bytes: int, keep_seconds: float,
     ) -> None:
         self.name = path
-        self.path = os.path.abspath(path)  # it stays, when the process changes its directory
+        self.path = os.path.abspath(path)  # valid even if the process changes directory
         self.keep_seconds = keep_seconds
         self.visibility = Visibility(path)
-        # Called with the tid and oids of what another process committed.
+        # Called with the tid and oids of each commit of another process.
         self.tell: Callable[[Tid, list[Oid]], object] = _tell_nobody
         self._pragmas = pragmas(durability, cache_bytes)
         self._is_read_only = read_only
@@ -108,10 +111,10 @@ class SQLiteEngine(SQLRows):
         self._writer = Link(self._connect(), self._statements)
         self._polling = self._connect()
         self._grip.take()
-        self._own_tid: Tid | None = None  # of the transaction that is being committed here
-        self._last_oid = 0  # the last one that is reserved, or stored, by any process: at least
-        self._noted_oid = 0  # by the transaction that is being committed, or an earlier one
-        self._paused = ExitStack()  # what is held during a fork
+        self._own_tid: Tid | None = None  # of the transaction being committed here
+        self._last_oid = 0  # a lower bound of the last oid reserved, or stored, by any process
+        self._noted_oid = 0  # the last oid noted by this process's transactions
+        self._paused = ExitStack()  # the locks held during a fork
         last = self._find("SELECT max(tid) FROM transactions")[0]
         if last is not None:
             self.visibility.show(name_of(last))
@@ -122,18 +125,18 @@ class SQLiteEngine(SQLRows):
         except SQLITE_ERRORS as error:
             raise self._explained(error) from error
 
-    # -- asking SQLite
+    # -- calls of SQLite
 
     def _link(self) -> Link:
-        """Return the link of this thread, which may be closed at any moment."""
+        """Return the link of this thread, which another thread may close at any moment."""
         link: Link | None = getattr(self._links.local, "link", None)
         if link is None or link.is_ending:
             if self._is_closed:
                 raise self._closed_error()
             if self._pid != os.getpid():
                 raise StorageForkedError(
-                    f"{self.name} was opened by process {self._pid}, of which this one is a "
-                    "fork. Open the storage in the child"
+                    f"{self.name} was opened by process {self._pid}, and this is a forked child. "
+                    "Open the storage in the child"
                 )
             link = self._links.open()
             if link is None:
@@ -158,7 +161,7 @@ class SQLiteEngine(SQLRows):
             while True:
                 link = self._link()
                 with link.lock:
-                    if link.is_closed:  # at this moment, for a fork
+                    if link.is_closed:  # just now, for a fork
                         continue
                     if link.tid is not visibility.tid:
                         link.renew(visibility.tid)
@@ -192,7 +195,7 @@ class SQLiteEngine(SQLRows):
             if link.is_ending:
                 link.end()
         except (AttributeError, *SQLITE_ERRORS):
-            # The first time in this thread, or in a vote; or told, or got over, by what is slower.
+            # First use in this thread, or a vote; the slow path handles, or raises, other errors.
             return None
         if found is not None:
             _, tid_number, data, own, crc = found
@@ -204,13 +207,13 @@ class SQLiteEngine(SQLRows):
                     return data, serial, None
         return None
 
-    # -- what other processes do
+    # -- commits of other processes
 
     def poll(self) -> None:
-        """Take in what other processes have committed."""
+        """Take in the commits of other processes."""
         try:
             with self._poll_lock:
-                # What others committed behind a transaction of this process is seen with it.
+                # Commits of others after a transaction of this process become visible with it.
                 while (own := self._take_in(self._polling)) is not None:
                     self._poll_lock.wait_for(partial(self.is_foreign, own))
         except SQLITE_ERRORS as error:
@@ -221,8 +224,8 @@ class SQLiteEngine(SQLRows):
         return tid != self._own_tid
 
     def _take_in(self, connection: sqlite3.Connection) -> Tid | None:
-        """Note what was committed, up to a transaction of this process that is decided and not
-        shown yet; return that if others have committed behind it. `_poll_lock` is held."""
+        """Take in commits, up to a transaction of this process that is committed but not visible
+        yet; return its tid if others have committed after it. `_poll_lock` is held."""
         visible = self.visibility.tid
         last = connection.execute("SELECT max(tid) FROM transactions").fetchone()[0]
         if last is None or last == number(visible):
@@ -260,8 +263,8 @@ class SQLiteEngine(SQLRows):
         self._links.give_back()
 
     def _begin_writing(self) -> None:
-        """Keep all other processes from writing, and take in what they wrote. The writer is lent
-        to this thread."""
+        """Keep all other processes from writing, and take in their commits. This thread borrows
+        the writer."""
         if self._is_closed:
             raise self._closed_error()
         self._process_lock.acquire()
@@ -319,8 +322,8 @@ class SQLiteEngine(SQLRows):
         return transaction.tid
 
     def _note_largest(self, oids: list[Oid]) -> None:
-        """Let no process hand out an oid up to the largest of *oids*, which may come from
-        elsewhere."""
+        """Prevent all processes from handing out oids up to the largest of *oids*, which another
+        storage may have assigned."""
         largest = number(max(oids, default=ROOT_OID))
         if largest < 0:  # the first bit is the sign
             largest = max(map(number, oids))
@@ -330,7 +333,7 @@ class SQLiteEngine(SQLRows):
 
     def commit(self, token: Tid) -> None:
         """See `IEngine`."""
-        if self._writer.is_closed:  # it took too long
+        if self._writer.is_closed:  # the commit took too long
             raise self._closed_error()
         try:
             self._end_writing("COMMIT")
@@ -350,8 +353,8 @@ class SQLiteEngine(SQLRows):
         return not (self._writer.is_closed or self._writer.connection.in_transaction)
 
     def _require_in_place(self, only_log: bool = False) -> None:
-        """Raise `StorageFailedError` if what is written would go to files that are no longer those
-        of the database."""
+        """Raise `StorageFailedError` if writes would go to files that are no longer those of the
+        database."""
         gone = self._grip.what_is_gone(only_log)
         if gone is not None:
             raise StorageFailedError(gone)
@@ -373,13 +376,13 @@ class SQLiteEngine(SQLRows):
     # -- facts and maintenance
 
     def size(self) -> int:
-        """See `IEngine`: of the pages in use."""
+        """See `IEngine`: the size of the pages in use."""
         names = "page_count", "freelist_count", "page_size"
         pages, free, size = (self._find(f"PRAGMA {name}")[0] for name in names)
         return int((pages - free) * size)
 
     def tick(self) -> None:
-        """See `IMaintained`: end read transactions, copy a long log into the file."""
+        """See `IMaintained`: end old read transactions, make a checkpoint of a long log."""
         self._links.rest()
         with suppress(OSError, *SQLITE_ERRORS):
             if os.path.getsize(self.path + "-wal") > _LONG_LOG_BYTES:
@@ -387,7 +390,8 @@ class SQLiteEngine(SQLRows):
                     self._polling.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def self_check(self) -> list[str]:
-        """See `ISelfChecking`: what SQLite finds, and what `checking` finds in the rows."""
+        """See `ISelfChecking`: the problems that SQLite finds, and those that `verify` finds in
+        the rows."""
         return list(
             find_problems(self._find_all, self._statements, self.name, self.keeps_history)
         )
@@ -395,20 +399,32 @@ class SQLiteEngine(SQLRows):
     def close(self) -> None:
         """See `IEngine`."""
         self._is_closed = True
-        if self._pid != os.getpid():
-            return  # the connections are the parent's
-        self._links.close(_CLOSE_SECONDS)
+        if self._pid == os.getpid():  # else the connections are the parent's
+            self._close(_CLOSE_SECONDS)
+
+    def _close(self, seconds: float) -> None:
+        self._links.close(seconds)
         with self._poll_lock:
             self._polling.close()
-        self._writer.end(_CLOSE_SECONDS)  # which takes back what was not decided
+        self._writer.end(seconds)  # which rolls back an uncommitted transaction
         self._grip.let_go()
         self._process_lock.close()
+
+    def drop_opened(self) -> None:
+        """Close what the constructor has opened (see `owning`)."""
+        self._is_closed = True
+        for name, end in (
+            ("_links", lambda links: links.close(0)), ("_polling", sqlite3.Connection.close),
+            ("_writer", Link.end), ("_grip", Grip.let_go), ("_process_lock", ProcessLock.close),
+        ):
+            if (found := self.__dict__.get(name)) is not None:
+                end(found)
 
     # -- forks
 
     def pause(self, seconds: float, may_write: bool) -> bool:
-        """Close all connections before a fork, that for writing if *may_write*; return whether
-        nobody was using one, after at most so many seconds."""
+        """Close all connections before a fork, including the writer if *may_write*; return whether
+        none was in use, after at most *seconds*."""
         self._paused.enter_context(self._poll_lock)
         self._paused.callback(self._links.go_on)
         is_unused = self._links.pause(seconds)
@@ -426,9 +442,9 @@ class SQLiteEngine(SQLRows):
         self._paused.close()
 
     def leave_to_parent(self) -> None:
-        """Release, in the child, what would outlive the parent there."""
+        """Release, in the child, handles that would outlive the parent."""
         self._process_lock.close()
 
 
 def _tell_nobody(tid: Tid, oids: list[Oid]) -> None:
-    """Stand for the database, until there is one."""
+    """Do nothing: stands for the database until one is registered."""

@@ -1,12 +1,12 @@
 """The tables, and the statements that find and change rows in them.
 
-Where a database has checksums each row has one, beside what it is of: see `rows`. Those made by
-objdb 0.1 have none, and stay as they are: another process may have one open with that release.
+In a database with checksums each row has one in a column: see `rows`. Databases created by objdb
+0.1 have none, and do not change: another process may have one open with that release.
 """
 
 from __future__ import annotations
 
-# {by_key}: what makes a table that is kept in the order of its key, where there is such.
+# {by_key}: the clause for a table in key order, where supported.
 SCHEMA = (
     """CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL)""",
     """CREATE TABLE objects (
@@ -26,7 +26,7 @@ SCHEMA = (
     " UNION ALL SELECT oid, tid, version, data FROM old_revisions",
 )
 
-# What was replaced up to a transaction.
+# Revisions that were replaced up to a transaction.
 FORGET_OLD = (
     "DELETE FROM old_revisions WHERE EXISTS (SELECT 1 FROM objects AS newer WHERE"
     " newer.oid = old_revisions.oid AND newer.tid <= ?) OR EXISTS (SELECT 1 FROM old_revisions"
@@ -50,7 +50,7 @@ REVISION_TABLES = ("objects", "old_revisions")
 
 
 class Statements:
-    """The statements of a database that has checksums, or not.
+    """The statements of a database, with or without checksums.
 
     Columns are: of a revision `tid, data, version, outside, repeat, follows_gap[, crc]`, of a
     transaction `tid, status, user, description, extension, oids, size[, crc]`.

@@ -1,4 +1,4 @@
-"""What is wrong with the rows of an SQL database, besides what the engine itself finds."""
+"""Checking the rows of an SQL database, beyond the checks of SQLite itself."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from objdb.storage.sql.statements import REVISION_TABLES, Statements
 
 FindAll = Callable[..., list[Any]]
 _PIECE = 200  # rows
-_MOST = 100  # problems of a kind
+_MOST = 100  # maximum number of problems of a kind
 
 
 def find_problems(
     find_all: FindAll, statements: Statements, path: str, keeps_history: bool
 ) -> Iterator[str]:
-    """Yield what is wrong: what SQLite finds; and, at most a hundred of a kind, rows whose checksum
-    does not fit, and revisions whose transaction is missing.
+    """Yield problems: those that SQLite finds; and, at most a hundred of a kind, rows whose
+    checksum does not match, and revisions whose transaction is missing.
 
     `find_all(statement, *parameters)` returns rows; *path* is the database's.
     """

@@ -1,9 +1,8 @@
-"""Looking at SQLite's write-ahead log before SQLite does.
+"""Checking SQLite's write-ahead log before SQLite reads it.
 
-SQLite reads it up to the first frame whose checksum does not fit, and drops the rest without a
-word, since that is what a commit looks like that a crash has cut off. Such a commit has one frame
-that ends a transaction, at most. With two or more behind the damage, there was something that had
-been acknowledged.
+SQLite reads it up to the first frame whose checksum does not match, and drops the rest silently,
+since a commit torn by a crash looks the same. Such a commit has at most one frame that ends a
+transaction. With two or more after the damage, acknowledged transactions would be lost.
 
     header  magic 4 (its last bit: words are big-endian), version 4, page size 4, number 4,
             salts 8, checksum 8
@@ -31,13 +30,13 @@ log = logging.getLogger("objdb.storage")
 
 _HEADER, _FRAME = 32, 24
 _MAGIC = 0x377F0682
-_IN_USE_AT = 128  # of PATH-shm: the byte that everybody who has the database open has locked
+_IN_USE_AT = 128  # of PATH-shm: the byte locked by every process that has the database open
 _FLOCK = struct.Struct("hhqqi0q")
 _PAUSE_SECONDS = 0.2
 
 
 class _Break(NamedTuple):
-    """Where the chain of frames ends, though transactions end behind it: so many."""
+    """The end of the chain of frames, and the number of transactions that end after it."""
 
     frame: int
     position: int
@@ -46,32 +45,32 @@ class _Break(NamedTuple):
 
 def require_whole_log(path: str, durability: str) -> None:
     """Raise `CorruptedDataError` if the write-ahead log of the database *path*, which this process
-    does not have open, is damaged before transactions that were acknowledged. With *durability*
-    `"os"`, where a loss of power may leave that, warn."""
+    does not have open, is damaged before acknowledged transactions. With *durability* `"os"`,
+    which permits that after a loss of power, only warn."""
     if _is_in_use(path + "-shm"):
         return
     found = _look(path + "-wal")
     if found is None:
         return
     time.sleep(_PAUSE_SECONDS)
-    if _is_in_use(path + "-shm") or _look(path + "-wal") != found:  # somebody is writing it
+    if _is_in_use(path + "-shm") or _look(path + "-wal") != found:  # another process is writing it
         return
     what = (
         f"{path}-wal is damaged in frame {found.frame}, at position {found.position}: SQLite "
-        f"would drop it and what is behind it, {found.transactions} transactions or more"
+        f"would drop it and all later frames, {found.transactions} transactions or more"
     )
     if durability != "sync":
         log.warning("%s. With durability=\"os\" a loss of power does that", what)
         return
     raise CorruptedDataError(
-        f"{what}. Nothing was changed. Put a backup in its place; or copy the files, and let "
-        f"SQLite drop them: sqlite3 {path} 'PRAGMA wal_checkpoint(TRUNCATE)'",
+        f"{what}. Nothing was changed. Restore a backup; or copy the files, and let SQLite drop "
+        f"them: sqlite3 {path} 'PRAGMA wal_checkpoint(TRUNCATE)'",
         path=path + "-wal", position=found.position,
     )
 
 
 def _is_in_use(path: str) -> bool:
-    """Whether another process has the database open whose shared memory is the file *path*."""
+    """Whether another process has open the database whose shared memory is the file *path*."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -85,7 +84,7 @@ def _is_in_use(path: str) -> bool:
 
 
 def _look(path: str) -> _Break | None:
-    """Return where a log is damaged; None if it is whole, or ends as a crash leaves it."""
+    """Return the damage in a log; None if it is whole, or has a torn tail only."""
     try:
         with open(path, "rb") as file:
             header = file.read(_HEADER)
@@ -109,7 +108,7 @@ def _look(path: str) -> _Break | None:
                     broken = frame
                     position = _HEADER + (frame - 1) * (_FRAME + page_size)
                 if broken == 0 and salts != its_salts and not ends:
-                    salts = its_salts  # the header's may be what is damaged
+                    salts = its_salts  # the header itself may be damaged
                 ends += size > 0 and its_salts == salts
     except OSError:
         return None

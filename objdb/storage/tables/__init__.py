@@ -1,1 +1,1 @@
-"""What was moved, for one release: see the end of docs/writing-a-storage.md."""
+"""Moved names, kept for one release: see the end of docs/writing-a-storage.md."""

@@ -1,4 +1,4 @@
-"""Names that are in `objdb.storage.rows` now. Goes with the next release."""
+"""Names that are in `objdb.storage.rows` now. Removed in the next release."""
 
 from __future__ import annotations
 

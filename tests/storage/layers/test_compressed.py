@@ -203,7 +203,7 @@ def test_a_dictionary_is_no_object(base: Any) -> None:
     storage, oids, dictionary = trained(base)
     shown = {revision[0] for entry in contents(storage) for revision in entry[-1]}
     assert shown == {ROOT_OID, *oids}
-    with pytest.raises(CorruptedDataError, match="dictionary, no object"):
+    with pytest.raises(CorruptedDataError, match="dictionary, not an object"):
         storage.load(dictionary)
     copy = CompressedStorage(MappingStorage())
     copy.copyTransactionsFrom(storage)

@@ -64,7 +64,7 @@ def test_a_layer_declares_what_the_base_does(tmp_path: Path, base: MappingStorag
 def test_no_storage() -> None:
     """A layer over something else is refused."""
     for what in (None, "data.fs", object()):
-        with pytest.raises(UsageError, match="no storage"):
+        with pytest.raises(UsageError, match="not a storage"):
             Layer(what)
 
 
@@ -315,7 +315,7 @@ def test_logging(base: MappingStorage, caplog: pytest.LogCaptureFixture) -> None
     LoggedStorage(base, logging.getLogger("mine")).sortKey()
     found = [(record.name, record.getMessage().split()[0]) for record in caplog.records]
     assert found == [("objdb.storage.calls", "getName"), ("mine", "sortKey")]
-    with pytest.raises(UsageError, match="no logger"):
+    with pytest.raises(UsageError, match="not a logger"):
         LoggedStorage(base, 7)
 
 

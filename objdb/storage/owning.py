@@ -1,0 +1,88 @@
+"""Files, locks and threads that a constructor has opened, whatever it is interrupted by.
+
+    DB.__init__ ─► FileStorage.__init__ ─► FileEngine.__init__ ─► lock, log, index ─► clock
+       notes itself    notes itself            notes itself
+       ╰──────────── raised anywhere in here: all that noted themselves drop what they have ──╯
+
+Nobody else could: who calls a constructor that is interrupted has no object to close. Between the
+end of an inner constructor and the moment that the outer one has its object, there is nobody who
+has it; so the inner one stays noted until the outermost has ended. That it has ended is noted by
+one assignment, behind which nothing can be raised before the object is returned.
+
+An object drops what it has by `drop_opened()`, which writes nothing, and takes attributes that are
+not there yet for nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
+
+
+class _Current(threading.local):
+    """What has noted itself in the outermost constructor of this thread; None outside of one."""
+
+    noted: list[Any] | None = None
+
+
+_current = _Current()
+
+
+def drops_what_it_opened(init: Constructor) -> Constructor:
+    """Return the constructor *init* of a class with `drop_opened()`, so that whatever is raised in
+    it leaves nothing open."""
+
+    @wraps(init)
+    def constructor(self: Any, *arguments: Any, **options: Any) -> None:
+        outer = _current.noted
+        noted: list[Any] = [] if outer is None else outer
+        first = len(noted)
+        try:
+            _current.noted = noted
+            noted.append(self)
+            init(self, *arguments, **options)
+            _current.noted = outer
+        except BaseException:
+            _current.noted = outer
+            _drop(noted, first)
+            raise
+
+    return constructor  # type: ignore[return-value]
+
+
+def _drop(noted: list[Any], first: int) -> None:
+    """Let those that are noted from number *first* on drop what they have, the last first."""
+    failure: BaseException | None = None
+    while len(noted) > first:
+        try:
+            noted.pop().drop_opened()
+        except Exception as error:  # noqa: BLE001  the others drop what they have, too
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
+class Closing:
+    """The end of an object: what it takes is done once, and once more where it was interrupted.
+    Another thread that closes it meanwhile waits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.is_over = False
+
+    def run(self, close: Callable[[], None]) -> None:
+        """Call *close*, whose steps can be done twice."""
+        with self._lock:
+            if self.is_over:
+                return
+            try:
+                close()
+            except BaseException:
+                close()
+                self.is_over = True
+                raise
+            self.is_over = True
