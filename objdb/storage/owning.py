@@ -9,8 +9,8 @@ end of an inner constructor and the moment that the outer one has its object, th
 has it; so the inner one stays noted until the outermost has ended. That it has ended is noted by
 one assignment, behind which nothing can be raised before the object is returned.
 
-An object drops what it has by `drop_opened()`, which writes nothing, and takes attributes that are
-not there yet for nothing.
+An object that is made already is closed. One that is being made drops what it has, by
+`drop_opened()`, which writes nothing, and takes attributes that are not there yet for nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +23,18 @@ from typing import Any, TypeVar
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
-class _Current(threading.local):
-    """What has noted itself in the outermost constructor of this thread; None outside of one."""
+class _Note:
+    """An object that a constructor of this thread makes, or has made."""
 
-    noted: list[Any] | None = None
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self.is_made = False
+
+
+class _Current(threading.local):
+    """What is noted in the outermost constructor of this thread; None outside of one."""
+
+    noted: list[_Note] | None = None
 
 
 _current = _Current()
@@ -39,12 +47,14 @@ def drops_what_it_opened(init: Constructor) -> Constructor:
     @wraps(init)
     def constructor(self: Any, *arguments: Any, **options: Any) -> None:
         outer = _current.noted
-        noted: list[Any] = [] if outer is None else outer
+        noted: list[_Note] = [] if outer is None else outer
         first = len(noted)
+        note = _Note(self)
         try:
             _current.noted = noted
-            noted.append(self)
+            noted.append(note)
             init(self, *arguments, **options)
+            note.is_made = True
             _current.noted = outer
         except BaseException:
             _current.noted = outer
@@ -54,13 +64,18 @@ def drops_what_it_opened(init: Constructor) -> Constructor:
     return constructor  # type: ignore[return-value]
 
 
-def _drop(noted: list[Any], first: int) -> None:
-    """Let those that are noted from number *first* on drop what they have, the last first."""
+def _drop(noted: list[_Note], first: int) -> None:
+    """Let those that are noted from number *first* on go, the outermost first: those that are made
+    are closed, the others drop what they have."""
     failure: BaseException | None = None
     while len(noted) > first:
+        note = noted.pop(first)
         try:
-            noted.pop().drop_opened()
-        except Exception as error:  # noqa: BLE001  the others drop what they have, too
+            if note.is_made:
+                note.owner.close()
+            else:
+                note.owner.drop_opened()
+        except Exception as error:  # noqa: BLE001  the others go, too
             failure = failure or error
     if failure is not None:
         raise failure

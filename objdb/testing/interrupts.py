@@ -17,7 +17,9 @@ import random
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
@@ -188,6 +190,10 @@ class Exploration:
 
     def run(self, most: int | None = None, seed: int = 0) -> int:
         """Interrupt at all places, or at *most* random ones; return how many."""
+        with _without_warnings():
+            return self._run(most, seed)
+
+    def _run(self, most: int | None, seed: int) -> int:
         db = self._open()
         with Interrupter() as interrupter:
             self._operation(db)
@@ -294,6 +300,10 @@ class OpeningExploration:
 
     def run(self, most: int | None = None, seed: int = 0) -> int:
         """Interrupt at all places, or at *most* random ones; return how many."""
+        with _without_warnings():
+            return self._run(most, seed)
+
+    def _run(self, most: int | None, seed: int) -> int:
         self._open_and_commit()
         with Interrupter() as interrupter:
             self._open_and_commit()
@@ -356,6 +366,16 @@ class OpeningExploration:
         with objdb.DB(lambda: self._open_storage(self._folder)) as db, db.transaction() as opened:
             number: int = opened.root().get("number", 0)
             return number
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Ignore Python's warning about a file that was dropped in the middle of being opened, and is
+    closed by that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
 
 
 def _open_files() -> int:

@@ -27,7 +27,7 @@ from tests.storages import STORAGES
 # What is no leak: dicts and lists that grow in steps; and the name of a directory, which the
 # binding of Berkeley DB keeps each time that it is told one. A leak keeps a transaction, or a
 # connection: dozens of blocks each time.
-MOST_BLOCKS = 2
+MOST_BLOCKS = 3
 MOST_RESIDENT = 16 * 1024 * 1024  # bytes that the libraries and the allocator take in steps
 WARM = 0.25  # of the times
 

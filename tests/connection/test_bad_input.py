@@ -106,7 +106,7 @@ def test_a_resolver_that_changes_another_object(
         return new
 
     collide(people, connection, meddle)
-    with pytest.raises(objdb.ConnectionStateError, match="must not touch objects"):
+    with pytest.raises(objdb.ConnectionStateError, match="gets states and returns one"):
         commit_unresolved()
     assert ann.age == 1
 

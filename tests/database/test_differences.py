@@ -338,7 +338,7 @@ def test_mistakes(story: Story) -> None:
     """Other objects, and what is not stored, are refused in words."""
     story.tell(Person(), change_a_value)
     now = story.now.root()["it"]
-    with pytest.raises(objdb.UsageError, match=r"0x0 .*PersistentMapping.* no two revisions"):
+    with pytest.raises(objdb.UsageError, match=r"0x0 .*PersistentMapping.* not two revisions"):
         objdb.diff(story.now.root(), now)
     for nothing in (Person(), "text", None):
         with pytest.raises(objdb.UsageError, match="no revisions"):

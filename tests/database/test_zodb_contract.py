@@ -121,7 +121,7 @@ def test_what_undoing_would_change(db: objdb.DB) -> None:
         (change,) = db.undo_preview(last).changes
         assert change.attributes["data"][0] == {"x": 2}
     else:
-        with pytest.raises(Unsupported, match="cannot say"):
+        with pytest.raises(Unsupported, match="cannot tell"):
             db.undo_preview(last)
 
 
@@ -271,7 +271,7 @@ def test_prefetch_called_plainly_and_awaited(tmp_path: Path) -> None:
         connection.prefetch(mappings)
         assert all(each._p_changed is False for each in mappings)
         connection.cacheMinimize()
-        with pytest.raises(UsageError, match="no persistent object"):
+        with pytest.raises(UsageError, match="not a persistent object"):
             connection.prefetch("text")
         connection.prefetch(mappings[0]._p_oid, mappings[1])
         assert [each._p_changed for each in mappings] == [False, False, None, None, None]
