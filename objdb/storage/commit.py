@@ -295,6 +295,12 @@ class CommitSlot:
         """Return the staged writes of *transaction*, or None if it never began, or has ended."""
         return self._staged.get(id(transaction))
 
+    def close_unvoted(self) -> None:
+        """Drop what transactions have staged that cannot vote any more: the storage is closed."""
+        for staged in list(self._staged.values()):
+            if not self.is_held_by(staged):
+                staged.close()
+
     def end(self, transaction: Any) -> None:
         """Forget *transaction*."""
         self._staged.pop(id(transaction), None)

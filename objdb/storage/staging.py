@@ -78,7 +78,7 @@ class Writes:
         self.token: Any = None
         self.held: list[Any] = []  # the commit slot's lock, while this transaction holds it
         self.ticket: Any = None  # its ticket in the group commit, once it is committed
-        self._spool: Any = None
+        self.spool: Any = None
 
     def __len__(self) -> int:
         return len(self.bases)
@@ -175,18 +175,18 @@ class Writes:
     # -- records
 
     def _to_spool(self, record: bytes) -> Spooled:
-        if self._spool is None:
-            self._spool = tempfile.TemporaryFile(prefix="objdb-commit-")
+        if self.spool is None:
+            self.spool = tempfile.TemporaryFile(prefix="objdb-commit-")
             for oid, kept in self._records.items():
                 if isinstance(kept, bytes):
                     self._records[oid] = self._to_spool(kept)
-        position = self._spool.seek(0, 2)
-        self._spool.write(record)
+        position = self.spool.seek(0, 2)
+        self.spool.write(record)
         return Spooled(position, len(record))
 
     def _from_spool(self, place: Spooled) -> bytes:
-        self._spool.seek(place.position)
-        data: bytes = self._spool.read(place.size)
+        self.spool.seek(place.position)
+        data: bytes = self.spool.read(place.size)
         return data
 
     def record(self, oid: Oid) -> bytes | None:
@@ -197,7 +197,7 @@ class Writes:
     def records(self) -> Iterable[tuple[Oid, bytes | None]]:
         """Return (oid, record) in the order of staging, with one spooled record in memory at a
         time."""
-        if self._spool is None:
+        if self.spool is None:
             return self._records.items()  # type: ignore[return-value]
         return self._spooled_records()
 
@@ -209,8 +209,13 @@ class Writes:
         """Drop everything."""
         self.bases = {}
         self._records = {}
-        if self._spool is not None:
-            self._spool.close()
+        self.close_spool()
+
+    def close_spool(self) -> None:
+        """Close the temporary file: its records are written, or not wanted any more."""
+        spool, self.spool = self.spool, None
+        if spool is not None:
+            spool.close()
 
 
 # -- requests

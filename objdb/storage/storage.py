@@ -345,6 +345,7 @@ class Storage:
                 staging.transaction_row(writes), staging.StagedRows(self.engine, writes)
             )
             writes.phase = Phase.VOTED
+            writes.close_spool()
         except errors.ConflictError as error:
             if error.oid in writes.bases:
                 error.record = writes.record(error.oid)
@@ -380,8 +381,7 @@ class Storage:
     ) -> bytes:
         """Let the application merge two changes, with or without holding the slot."""
         with self._slot.resolving_in(writes):
-            merged: bytes = self._db.resolve(oid, old, committed, new, serials)
-            return merged
+            return bytes(self._db.resolve(oid, old, committed, new, serials))
 
     def tpc_finish(
         self, transaction: Any, callback: Callable[[Tid], object] | None = None
@@ -491,6 +491,7 @@ class Storage:
             finally:
                 self._access.is_released = True
                 self.engine.close()
+                self._slot.close_unvoted()
 
     def __enter__(self) -> Self:
         return self

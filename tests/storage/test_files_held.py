@@ -20,7 +20,9 @@ from objdb.errors import (
     StorageLockedError,
 )
 from objdb.ids import NO_TID, ROOT_OID
+from objdb.storage import staging
 from objdb.storage.berkeley.storage import BerkeleyStorage
+from objdb.storage.commit import TransactionMetaData
 from objdb.storage.file.storage import FileStorage
 from objdb.storage.pickled import PickledMappingStorage
 from objdb.storage.sql.sqlite import SQLiteStorage
@@ -238,3 +240,27 @@ def test_owners_are_kept(tmp_path: Path) -> None:
             os.chown(path, *owner)
             replace(storage)
         assert (path.stat().st_uid, path.stat().st_gid) == owner
+
+
+def test_what_is_staged_when_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The temporary files of transactions that have begun, and of one that has voted, are closed
+    with the storage."""
+
+    def spools() -> int:
+        links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
+        return sum("(deleted)" in os.readlink(link) for link in links if os.path.islink(link))
+
+    monkeypatch.setattr(staging, "SPOOL_BYTES", 1000)
+    before = spools()
+    with FileStorage(tmp_path / "data.fs") as storage:
+        for _ in range(2):
+            transaction = TransactionMetaData()
+            storage.tpc_begin(transaction)
+            storage.store(storage.new_oid(), NO_TID, b"x" * 3000, "", transaction)
+        assert spools() == before + 2
+        storage.tpc_vote(transaction)
+        assert spools() == before + 1
+        storage.tpc_abort(transaction)
+    assert spools() == before
