@@ -63,16 +63,24 @@ def test_killed_beside_others(tmp_path: Path) -> None:
     chance = random.Random(seed)
     uri = f"sqlite:{tmp_path}/data.sqlite"
     acknowledged: dict[int, int] = {}
+    killed = dict.fromkeys(range(6), 0)
     writers = [start_writer(uri, first=2 * number, threads=2) for number in range(3)]
+
+    def kill_one(number: int, after: int) -> None:
+        told = kill(writers[number], after)
+        acknowledged.update(told)
+        for thread in (2 * number, 2 * number + 1):
+            killed[thread] = 1 if thread in told else killed[thread] + 1
+
     try:
         for _ in range(12):
             number = chance.randrange(3)
-            acknowledged |= kill(writers[number], chance.randrange(1, 60))
+            kill_one(number, chance.randrange(1, 60))
             writers[number] = start_writer(uri, first=2 * number, threads=2)
     finally:
-        for writer in writers:
-            acknowledged |= kill(writer, 1)
+        for number in range(3):
+            kill_one(number, 1)
     try:
-        verify(uri, acknowledged, threads=6)
+        verify(uri, acknowledged, 6, killed)
     except AssertionError as error:
         raise AssertionError(f"seed {seed}: {error}") from error
