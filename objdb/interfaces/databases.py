@@ -19,9 +19,6 @@ class IDatabaseForStorage(Interface):
     def is_equal(oid, one, other):
         """Return whether two records of an object are equal; None stands for no object."""
 
-    def references(record, oids=None):
-        """Return the oids that a record refers to; added to *oids* if that is given."""
-
     def invalidate(tid, oids, version=""):
         """Invalidate *oids*, which the transaction *tid* changed in *version*."""
 
@@ -68,6 +65,9 @@ class IDatabaseForConnection(Interface):
 
 class IDatabase(IDatabaseForStorage):
     """Hands out connections to one storage."""
+
+    def references(record, oids=None):
+        """Return the oids that a record refers to; added to *oids* if that is given."""
 
     storage = Attribute("The storage.")
     database_name = Attribute("The database's name among `databases`.")

@@ -189,12 +189,9 @@ class ForeignDatabase:
 
     def is_equal(self, oid: Oid, one: bytes | None, other: bytes | None) -> bool:
         """See `IDatabaseForStorage`."""
+        if hasattr(self._db, "is_equal"):
+            return bool(self._db.is_equal(oid, one, other))
         return one == other
-
-    def references(self, record: bytes, oids: list[Oid] | None = None) -> list[Oid]:
-        """See `IDatabaseForStorage`."""
-        found: list[Oid] = self._db.references(record, oids)
-        return found
 
     def invalidate(self, tid: Tid, oids: Iterable[Oid], version: str = "") -> None:
         """See `IDatabaseForStorage`."""
@@ -207,8 +204,9 @@ class ForeignDatabase:
             self._db.invalidateCache()
 
     def oldest_view(self) -> Tid:
-        """See `IDatabaseForStorage`: no view is known."""
-        return MAX_TID
+        """See `IDatabaseForStorage`; the end of time if no view is known."""
+        view: Tid = self._db.oldest_view() if hasattr(self._db, "oldest_view") else MAX_TID
+        return view
 
 
 def database_of(db: Any) -> Any:

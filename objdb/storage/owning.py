@@ -20,6 +20,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 
+from objdb.storage.holding import held_for
+
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
@@ -83,16 +85,16 @@ def _drop(noted: list[_Note], first: int) -> None:
 
 class Closing:
     """The end of an object: what it takes is done once, and once more where it was interrupted.
-    Another thread that closes it meanwhile waits."""
+    Whoever closes it meanwhile does nothing: the first may be waiting for that thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self.is_over = False
 
     def run(self, close: Callable[[], None]) -> None:
         """Call *close*, whose steps can be done twice."""
-        with self._lock:
-            if self.is_over:
+        with held_for(self._lock, 0) as is_first:
+            if self.is_over or not is_first:
                 return
             try:
                 close()

@@ -119,25 +119,15 @@ def value_of(db: objdb.DB) -> Any:
 
 
 def _read(db: objdb.DB) -> Any:
-    manager = transaction.TransactionManager()
-    connection = db.open(transaction_manager=manager)
-    try:
+    with _working(db) as (_, connection):
         root = connection.root()
         return {name: getattr(root[name], "value", None) for name in sorted(root)}
-    finally:
-        manager.abort()
-        connection.close()
 
 
 def _write(db: objdb.DB, value: int) -> None:
-    manager = transaction.TransactionManager()
-    connection = db.open(transaction_manager=manager)
-    try:
+    with _working(db) as (manager, connection):
         connection.root()["later"].value = value
         manager.commit()
-    finally:
-        manager.abort()
-        connection.close()
 
 
 class Cell(objdb.Persistent):
@@ -386,76 +376,67 @@ def _open_files() -> int:
 # -- operations
 
 
+@contextmanager
+def _working(db: objdb.DB, version: str = "") -> Iterator[tuple[Any, objdb.Connection]]:
+    """Give a transaction manager, and a connection in its transactions; abort and close at the
+    end, once more if that is interrupted."""
+    manager = transaction.TransactionManager()
+    connection = db.open(version, transaction_manager=manager)
+    try:
+        yield manager, connection
+    finally:
+        try:
+            manager.abort()
+            connection.close()
+        except BaseException:
+            manager.abort()
+            connection.close()
+            raise
+
+
 def commit(db: objdb.DB) -> None:
     """Change an object, make another, and commit."""
-    manager = transaction.TransactionManager()
-    connection = db.open(transaction_manager=manager)
-    try:
+    with _working(db) as (manager, connection):
         root = connection.root()
         root["cell"].value += 1
         root["cell"].other = Cell()
         manager.commit()
-    finally:
-        _end(manager, connection)
-
-
-def _end(manager: Any, connection: Any) -> None:
-    """Abort and close; once more, if that is interrupted."""
-    try:
-        manager.abort()
-        connection.close()
-    except BaseException:
-        manager.abort()
-        connection.close()
-        raise
 
 
 def abort(db: objdb.DB) -> None:
     """Change, make a savepoint, change, roll back, and abort."""
-    manager = transaction.TransactionManager()
-    connection = db.open(transaction_manager=manager)
-    try:
+    with _working(db) as (manager, connection):
         cell = connection.root()["cell"]
         cell.value += 1
         savepoint = manager.savepoint()
         cell.other = Cell()
         savepoint.rollback()
-    finally:
-        _end(manager, connection)
 
 
 def savepoint(db: objdb.DB) -> None:
     """Change, with savepoints on the way, go back to one, and commit what is left."""
-    manager = transaction.TransactionManager()
-    connection = db.open(transaction_manager=manager)
-    try:
-        root = connection.root()
-        root["cell"].value += 1
-        root["cell"].other = Cell()
+    with _working(db) as (manager, connection):
+        cell = connection.root()["cell"]
+        cell.value += 1
+        cell.other = Cell()
         manager.savepoint()
         first = manager.savepoint()
-        root["cell"].value += 100
-        root["cell"].more = Cell()
+        cell.value += 100
+        cell.more = Cell()
         manager.savepoint()
         first.rollback()
         manager.commit()
-    finally:
-        _end(manager, connection)
 
 
 def poll(db: objdb.DB) -> None:
     """Change beside a connection whose view then moves on, and that commits, too."""
-    manager = transaction.TransactionManager()
-    connection = db.open(transaction_manager=manager)
-    try:
+    with _working(db) as (manager, connection):
         _ = connection.root()["cell"].value
         _write(db, -1)
         connection.sync()
         connection.root()["cell"].value += 1
         manager.commit()
         connection.sync()
-    finally:
-        _end(manager, connection)
 
 
 def undo(db: objdb.DB) -> None:
@@ -471,15 +452,11 @@ def undo(db: objdb.DB) -> None:
 
 def version(db: objdb.DB) -> None:
     """Change in a version, and commit that."""
-    manager = transaction.TransactionManager()
-    connection = db.open("plan", transaction_manager=manager)
-    try:
+    with _working(db, "plan") as (manager, connection):
         connection.root()["cell"].value += 1
         manager.commit()
         db.commitVersion("plan", "", manager.get())
         manager.commit()
-    finally:
-        _end(manager, connection)
 
 
 def pack(db: objdb.DB) -> None:

@@ -151,3 +151,20 @@ def test_a_sync_behind_the_close(tmp_path: Path) -> None:
     file.close()
     with pytest.raises(objdb.StorageClosedError, match="closed during a sync"):
         file.sync()
+
+
+def test_closing_in_a_thread_that_closing_waits_for(tmp_path: Path) -> None:
+    """Whoever closes what is being closed goes on at once, also if the first waits for that."""
+    db = objdb.DB(tmp_path / "data.fs")
+    closed_in_time: list[bool] = []
+
+    def close_beside() -> None:
+        beside = Worker(db.close)
+        beside.join(30)
+        closed_in_time.append(not beside.is_alive())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(db.workers, "close", close_beside)
+        db.close()
+    assert closed_in_time == [True]
+    objdb.DB(tmp_path / "data.fs").close()

@@ -86,6 +86,11 @@ class SQLiteStorage(Storage):
         except SQLITE_ERRORS as error:
             raise explained(error, self._name) from error
 
+    def drop_opened(self) -> None:
+        """See `Storage`."""
+        unwatch(self)
+        super().drop_opened()
+
     def close(self) -> None:
         """See `IStorage`."""
         unwatch(self)
