@@ -71,7 +71,7 @@ class Interrupter:
             name = frame.f_code.co_filename
             is_outside = not name.startswith(_ROOTS) or name.startswith(_NOT_LOOKED_AT)
             # What is raised in a finalizer ends there: Python tells it, and drops it.
-            if is_outside or frame.f_code.co_name == "__del__":
+            if is_outside or _is_in_finalizer(frame):
                 return None
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
         elif event == "opcode":
@@ -92,6 +92,14 @@ class Interrupter:
             code = frame.f_code
             self.where = f"{code.co_filename}:{frame.f_lineno} {code.co_name}"
             raise self._exception("raised by the exploration")
+
+
+def _is_in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @cache

@@ -18,12 +18,14 @@ since the other pages are not affected.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from operator import methodcaller
 from typing import Any, TypeVar
 
 from objdb.errors import CorruptedDataError, StorageWriteError
@@ -31,6 +33,7 @@ from objdb.storage.berkeley.directory import TABLES, file_of
 from objdb.storage.berkeley.package import DIRTY, abandon, bdb, explained, is_panic
 from objdb.storage.berkeley.pages import blank_pages, describe_blank, require_no_blank_pages
 from objdb.storage.files import free_bytes, sync_path
+from objdb.storage.holding import call_each
 
 Result = TypeVar("Result")
 Found = tuple[bytes, bytes]
@@ -43,6 +46,7 @@ _LOG_FILE_BYTES, _LOG_BUFFER_BYTES = 1 << 20, 1 << 18
 _PIECE_BYTES = 1 << 20
 _MOST_TRIES, _PAUSE_SECONDS, _SHORT_SECONDS = 10, 0.001, 0.00005
 _CLOSE_SECONDS = 5.0
+_close = methodcaller("close")
 _OWN_REFERENCES = 2  # to an unused table: the attribute, and the argument of getrefcount
 
 
@@ -173,37 +177,41 @@ class Environment:
         return self.read(self._beside, table, key, False)
 
     def _beside(self, table: str, key: bytes, after: bool) -> Found | None:
-        with self._cursor(table) as cursor:
-            found: Found | None = cursor.set_range(key)
+        with self._cursor(table) as opened:
+            found: Found | None = opened[0].set_range(key)
             if after:
-                return cursor.next() if found is not None and found[0] == key else found
-            return _back(cursor, found or cursor.last(), key)
+                return opened[0].next() if found is not None and found[0] == key else found
+            return _back(opened, found or opened[0].last(), key)
 
     @contextmanager
-    def _cursor(self, table: str) -> Iterator[Any]:
+    def _cursor(self, table: str) -> Iterator[list[Any]]:
+        """Give a list with a cursor in it. It is in no variable, and not in the list at the end: a
+        traceback keeps variables, and the table would count as being in use."""
         # In a transaction that never waits for a lock while it has one, so there is no deadlock.
         txn = self.handle.txn_begin(None, bdb.DB_TXN_NOWAIT)
+        opened: list[Any] = []
         try:
-            cursor = getattr(self, table).cursor(txn, DIRTY)
-            try:
-                yield cursor
-            except bdb.DBError as error:
-                self.is_damage(error)  # otherwise the cursor could not be closed
-                raise
-            finally:
-                with suppress(bdb.DBError):
-                    cursor.close()
+            opened.extend(map(getattr(self, table).cursor, (txn,), (DIRTY,)))
+            yield opened
+        except bdb.DBError as error:
+            self.is_damage(error)  # otherwise the cursor could not be closed
+            raise
         finally:
-            with suppress(bdb.DBError):
-                txn.abort()
+            try:
+                with suppress(bdb.DBError):
+                    call_each(opened, _close)
+            finally:
+                opened.clear()
+                with suppress(bdb.DBError):
+                    txn.abort()
 
     def last(self, table: str) -> Found | None:
         """Return the last (key, value)."""
         return self.read(self._last, table)
 
     def _last(self, table: str) -> Found | None:
-        with self._cursor(table) as cursor:
-            found: Found | None = cursor.last()
+        with self._cursor(table) as opened:
+            found: Found | None = opened[0].last()
             return found
 
     def piece(
@@ -217,25 +225,25 @@ class Environment:
     def _piece(self, table: str, start: bytes, stop: bytes, limit: int) -> list[Found]:
         rows: list[Found] = []
         size = 0
-        with self._cursor(table) as cursor:
-            found = cursor.set_range(start)
+        with self._cursor(table) as opened:
+            found = opened[0].set_range(start)
             while found is not None and found[0] <= stop and _fits(rows, size, limit):
                 rows.append(found)
                 size += len(found[1])
-                found = cursor.next()
+                found = opened[0].next()
         return rows
 
     def _piece_back(self, table: str, start: bytes, stop: bytes, limit: int) -> list[Found]:
         rows: list[Found] = []
         size = 0
-        with self._cursor(table) as cursor:
-            found = cursor.set_range(stop)
+        with self._cursor(table) as opened:
+            found = opened[0].set_range(stop)
             if found is None or found[0] != stop:
-                found = _back(cursor, found or cursor.last(), stop)
+                found = _back(opened, found or opened[0].last(), stop)
             while found is not None and found[0] >= start and _fits(rows, size, limit):
                 rows.append(found)
                 size += len(found[1])
-                found = cursor.prev()
+                found = opened[0].prev()
         return rows
 
     def find_blank_pages(self) -> list[str]:
@@ -316,6 +324,8 @@ class Environment:
 
     def _close_when_unused(self, is_written: bool) -> None:
         deadline = time.monotonic() + _CLOSE_SECONDS
+        if self._is_in_use():
+            gc.collect()  # by a traceback in a circle, too
         while self._is_in_use():
             if time.monotonic() > deadline:
                 self.abandon()
@@ -360,11 +370,11 @@ def _is_full(*folders: str) -> bool:
     return min(map(free_bytes, folders)) < _LOG_FILE_BYTES
 
 
-def _back(cursor: Any, found: Found | None, key: bytes) -> Found | None:
+def _back(opened: list[Any], found: Found | None, key: bytes) -> Found | None:
     """Move the cursor back from *found* to before *key*: by several steps, if others insert pairs
     meanwhile."""
     while found is not None and found[0] >= key:
-        found = cursor.prev()
+        found = opened[0].prev()
     return found
 
 
