@@ -64,7 +64,8 @@ The documentation's first page is docs/quickstart.md.
 #                      packing · safes · uris · __main__ beside it
 #     typed, btrees, notebook      what type checkers and IPython are told
 #     testing/         for authors of storages and applications
-#                      conformance, suite, plugin, helpers · versions, undoing, undolog, history
+#                      conformance, suite, plugin, helpers, script (and scripts/)
+#                      versions, undoing, undolog, history
 #                      packing, packing_model, packing_versions, copying, threads
 #                      faults (a file system that fails) · interrupts
 #                      schedule · histories, recording, observations, cycles, anomalies (isolation)

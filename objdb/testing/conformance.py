@@ -41,10 +41,16 @@ from objdb.testing.copying import CopyConformance
 from objdb.testing.helpers import Make, commit, undo
 from objdb.testing.history import HistoryConformance
 from objdb.testing.packing import PackConformance
+from objdb.testing.script import Run, Script, scripts
 from objdb.testing.threads import ThreadConformance
 from objdb.testing.undoing import UndoConformance
 from objdb.testing.undolog import UndoLogConformance
 from objdb.testing.versions import VersionConformance
+
+SCRIPTS = [
+    pytest.param(script, id=f"{about}: {script.name}")
+    for about in ("undo", "versions", "packing") for script in scripts(about)
+]
 
 
 class Merging:
@@ -455,3 +461,9 @@ class StorageConformance(
     VersionConformance, PackConformance,
 ):
     """The whole suite."""
+
+    @pytest.mark.parametrize("script", SCRIPTS)
+    def test_script(self, storage: Any, make_storage: Make, script: Script) -> None:
+        """What a script says holds: see `script`."""
+        script.require(storage)
+        Run(script, storage).all(make_storage if self.persistent else None)

@@ -7,10 +7,29 @@ from typing import Any
 
 import pytest
 
+from objdb.errors import ConflictError
 from objdb.ids import Oid, Tid
 from objdb.storage.commit import TransactionMetaData
 
 Make = Callable[[], Any]
+
+
+class Joining:
+    """A database whose resolver joins the three records, unless one says otherwise."""
+
+    calls: list[tuple[bytes, bytes, bytes]]
+
+    def __init__(self) -> None:
+        self.calls = []
+
+    def resolve(
+        self, oid: Oid, old: bytes, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
+    ) -> bytes:
+        """Return what the arguments were; refuse where one contains "stubborn"."""
+        if b"stubborn" in old + committed + new:
+            raise ConflictError(oid=oid, class_name="Stubborn", serials=serials)
+        self.calls.append((old, committed, new))
+        return b"|".join((old, committed, new))
 
 
 def commit(

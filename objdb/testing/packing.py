@@ -19,7 +19,6 @@ from objdb.errors import (
     PackError,
     POSKeyError,
     StorageClosedError,
-    UndoError,
     UsageError,
 )
 from objdb.ids import NO_TID, ROOT_OID, Oid, Tid, format_oid, next_tid, time_from_tid
@@ -28,10 +27,9 @@ from objdb.interfaces import (
     IStoragePackable,
     IStorageRestoreable,
     IStorageSelfCheck,
-    IStorageUndoable,
 )
 from objdb.storage.commit import TransactionMetaData
-from objdb.testing.helpers import commit, contents, current, require, undo
+from objdb.testing.helpers import commit, contents, current, require
 from objdb.testing.packing_model import (
     pack_at_random,
     record,
@@ -76,29 +74,6 @@ class PackConformance(VersionPackConformance):
 
     # -- what stays
 
-    def test_pack(self, packable: Any) -> None:
-        """Of what is reached the last revision stays, in its transaction as it was; others go."""
-        require(packable, IStorageHistory)
-        a, b, c, tids = self.chain(packable)
-        before = contents(packable)
-        result = self.pack(packable)
-        after = contents(packable)
-        assert oids_in(packable) == [[ROOT_OID], [a, b]]
-        assert [entry[:5] for entry in after] == [
-            (before[i][0], "p", *before[i][2:5]) for i in (1, 3)
-        ]
-        assert packable.load(b) == (record("b2"), tids[2])
-        assert current(packable, c) is None and len(packable) == 3
-        assert (result.objects_before, result.objects_after) == (4, 3)
-        assert result.size_before > result.size_after == packable.getSize()
-        assert packable.packed_tid == packable.lastTransaction() == tids[2]
-
-    def test_without_garbage_collection(self, packable: Any) -> None:
-        """With gc=False, an object that nothing refers to stays, in its last revision."""
-        a, b, c, _ = self.chain(packable)
-        self.pack(packable, gc=False)
-        assert oids_in(packable) == [[ROOT_OID, c], [a, b]]
-
     def test_dry_run(self, packable: Any) -> None:
         """A dry run changes nothing, and says how many objects would stay."""
         _, _, _, tids = self.chain(packable)
@@ -111,38 +86,11 @@ class PackConformance(VersionPackConformance):
         assert planned.objects_after == done.objects_after == len(packable)
         assert planned.size_before == done.size_before > planned.size_after
 
-    def test_to_a_moment(self, packable: Any) -> None:
-        """The revisions current at the moment stay, and everything later; up to where something
-        may be gone is known then, even if it was asked for before."""
-        require(packable, IStorageHistory)
-        a, b, _c, tids = self.chain(packable)
-        assert packable.packed_tid == NO_TID
-        self.pack(packable, tids[1])
-        assert packable.packed_tid == tids[1]
-        assert oids_in(packable) == [[ROOT_OID], [a, b], [a, b]]
-        assert [entry[1] for entry in contents(packable)] == ["p", "p", " "]
-        assert packable.loadBefore(a, tids[2]) == (record("a1", b), tids[1], tids[2])
-        assert packable.loadBefore(a, tids[1]) is None
-        with pytest.raises(POSKeyError):
-            packable.loadSerial(a, tids[0])
-
     def test_to_a_time(self, packable: Any) -> None:
         """Seconds since 1970 mean what was committed up to then."""
         a, b, _c, tids = self.chain(packable)
         self.pack(packable, time_from_tid(tids[2]))
         assert oids_in(packable) == [[ROOT_OID], [a, b]]
-
-    def test_nothing_to_do(self, packable: Any) -> None:
-        """Packing to a moment before the first transaction changes nothing; nor does packing
-        twice."""
-        self.chain(packable)
-        before = contents(packable)
-        result = self.pack(packable, 0)
-        assert contents(packable) == before and result.size_after == result.size_before
-        self.pack(packable)
-        before = contents(packable)
-        self.pack(packable)
-        assert contents(packable) == before
 
     @pytest.mark.parametrize("moment", ["now", None, b"short", True, [], float("nan")])
     def test_no_moment(self, packable: Any, moment: Any) -> None:
@@ -159,50 +107,6 @@ class PackConformance(VersionPackConformance):
             packable.pack(moment, refer, gc=False)
             assert packable.load(oid)[0] == record("two")
             assert packable.loadBefore(oid, next_tid(tid)) is None
-
-    def test_uncreated(self, packable: Any) -> None:
-        """An object that does not exist any more at the moment is gone, also without gc."""
-        require(packable, IStorageHistory)
-        oid = packable.new_oid()
-        tid = commit(packable, {oid: (NO_TID, record("one"))})
-        commit(packable, {oid: (tid, None)})
-        self.pack(packable, gc=False)
-        assert oids_in(packable) == [[ROOT_OID], []] and len(packable) == 1
-        with pytest.raises(POSKeyError):
-            packable.load(oid)
-
-    def test_the_last_transaction_stays(self, packable: Any) -> None:
-        """The last transaction stays the last one, even if nothing is left of it."""
-        require(packable, IStorageHistory)
-        tid = commit(packable, {packable.new_oid(): (NO_TID, record("lost"))})
-        self.pack(packable)
-        assert [entry[:2] for entry in contents(packable)][-1] == (tid, "p")
-        assert packable.lastTransaction() == tid and oids_in(packable)[-1] == []
-
-    def test_uncreated_later(self, packable: Any) -> None:
-        """That an object was un-created after the moment stays, and can be undone."""
-        require(packable, IStorageHistory)
-        oid = packable.new_oid()
-        tid = commit(packable, {oid: (NO_TID, record("one"))})
-        last = commit(packable, {oid: (tid, None)})
-        self.pack(packable, tid)
-        assert current(packable, oid) is None
-        undo(packable, last)
-        assert current(packable, oid) == record("one")
-
-    def test_cycles(self, packable: Any) -> None:
-        """Objects that refer to one another, and nothing else to them, go."""
-        a, b = packable.new_oid(), packable.new_oid()
-        commit(packable, {a: (NO_TID, record("a", b)), b: (NO_TID, record("b", a))})
-        self.pack(packable)
-        assert len(packable) == 1
-
-    def test_dangling(self, packable: Any) -> None:
-        """A reference to what does not exist is no obstacle, where nothing goes."""
-        missing = packable.new_oid()
-        commit(packable, {ROOT_OID: (packable.getTid(ROOT_OID), record("root", missing))})
-        self.pack(packable)
-        assert len(packable) == 1
 
     def test_dangling_and_garbage(self, packable: Any) -> None:
         """Where an object is missing, none is dropped as garbage: the missing one may have led to
@@ -222,37 +126,6 @@ class PackConformance(VersionPackConformance):
 
     # -- what is linked again
 
-    def test_linked_again(self, packable: Any) -> None:
-        """An object that is not reached at the moment, and was linked again later, stays with
-        all that it refers to. ZODB loses it."""
-        a, b, c, tids = self.chain(packable)
-        unlinked = commit(packable, {ROOT_OID: (tids[0], record("empty"))})
-        commit(packable, {ROOT_OID: (unlinked, record("again", a))})
-        self.pack(packable, unlinked)
-        assert packable.load(a)[0] == record("a2", b) and packable.load(b)[0] == record("b2")
-        assert current(packable, c) is None
-
-    def test_linked_for_a_while(self, packable: Any) -> None:
-        """So does one that was linked, and unlinked, later: it can be seen at that time."""
-        a, _b, c, tids = self.chain(packable)
-        last = commit(packable, {ROOT_OID: (tids[0], record("empty"))})
-        linked = commit(packable, {ROOT_OID: (last, record("again", c))})
-        commit(packable, {ROOT_OID: (linked, record("empty"))})
-        self.pack(packable, last)
-        assert packable.loadBefore(c, next_tid(linked))[0] == record("c" * 20_000)
-        assert current(packable, a) is None
-
-    def test_changed_later(self, packable: Any) -> None:
-        """An object that nothing refers to stays, as it was, if it was changed later: else that
-        could not be undone."""
-        require(packable, IStorageHistory)
-        _a, _b, c, tids = self.chain(packable)
-        changed = commit(packable, {c: (tids[0], record("c1"))})
-        self.pack(packable, tids[2])
-        assert packable.load(c)[0] == record("c1")
-        undo(packable, changed)
-        assert packable.load(c)[0] == record("c" * 20_000)
-
     def test_roots_from_elsewhere(self, packable: Any) -> None:
         """What `roots` gives stays, with what it refers to."""
         _a, b, c, _ = self.chain(packable)
@@ -261,62 +134,6 @@ class PackConformance(VersionPackConformance):
         assert current(packable, c) is not None
 
     # -- undoing
-
-    def test_packed_transactions_are_not_undone(self, packable: Any) -> None:
-        """Undoing a packed transaction, or one that is gone, is refused; the log ends before."""
-        require(packable, IStorageUndoable)
-        _, _, _, tids = self.chain(packable)
-        self.pack(packable, tids[1])
-        with pytest.raises(UndoError, match="packed"):
-            undo(packable, tids[1])
-        self.pack(packable, tids[2])
-        with pytest.raises(UndoError, match="no such transaction"):
-            undo(packable, tids[1])
-        assert packable.undoLog(0, 10) == []
-
-    def test_data_brought_back(self, packable: Any) -> None:
-        """A revision that has the data of one that goes keeps them; so do those that repeat one
-        that stays."""
-        require(packable, IStorageUndoable)
-        a, b, _c, tids = self.chain(packable)
-        tids.append(undo(packable, tids[2]))
-        tids.append(commit(packable, {a: (tids[3], record("a4", b))}))
-        tids.append(undo(packable, tids[4]))
-        expected = {
-            (oid, tid): packable.loadSerial(oid, tid)
-            for oid, tid in ((a, tids[3]), (b, tids[3]), (a, tids[4]), (a, tids[5]))
-        }
-        for moment in tids[2:]:
-            self.pack(packable, moment)
-            for (oid, tid), data in expected.items():
-                if tid >= moment:
-                    assert packable.loadSerial(oid, tid) == data
-        assert packable.load(a)[0] == record("a1", b)
-
-    def test_undo_of_what_is_packed_meanwhile(self, packable: Any) -> None:
-        """Undoing that was asked for before its transaction was packed is refused at the vote."""
-        require(packable, IStorageUndoable)
-        a, b, _c, tids = self.chain(packable)
-        transaction = TransactionMetaData()
-        packable.tpc_begin(transaction)
-        packable.undo(tids[2], transaction)
-        self.pack(packable)
-        with pytest.raises(UndoError, match="packed"):
-            packable.tpc_vote(transaction)
-        packable.tpc_abort(transaction)
-        assert packable.load(a)[0] == record("a2", b)
-
-    def test_undo_across_a_pack(self, packable: Any) -> None:
-        """What undoing planned before a pack is right after it."""
-        require(packable, IStorageUndoable)
-        a, b, _c, tids = self.chain(packable)
-        transaction = TransactionMetaData()
-        packable.tpc_begin(transaction)
-        packable.undo(tids[2], transaction)
-        self.pack(packable, tids[1])
-        packable.tpc_vote(transaction)
-        packable.tpc_finish(transaction)
-        assert packable.load(a)[0] == record("a1", b) and packable.load(b)[0] == record("b1")
 
     def test_restore_across_a_pack(self, packable: Any) -> None:
         """A copied revision that repeats one that goes meanwhile keeps its data."""

@@ -25,9 +25,8 @@ from objdb.ids import MAX_TID, NO_TID, ROOT_OID, Oid, Tid, next_tid
 from objdb.interfaces import IStorage, IStorageIteration, IStorageVersions
 from objdb.storage.layers.layer import Layer
 from objdb.storage.sql.sqlite import SQLiteStorage
-from objdb.testing.helpers import commit, contents, undo
+from objdb.testing.helpers import Joining, commit, contents, undo
 from objdb.testing.packing_model import RandomHistory, record, refer
-from objdb.testing.undoing import Joining
 from objdb.testing.versions import perform
 from tests.storage.layers.helpers import Note, copy_of, fill, texts
 
