@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import objdb
 from objdb.storage.berkeley.storage import BerkeleyStorage
 from objdb.storage.file.storage import FileStorage
 from objdb.storage.layers.compressed import CompressedStorage
@@ -44,3 +45,8 @@ STORAGES: dict[str, Open] = {
 OTHERS = [name for name in STORAGES if name not in ("memory", "file")]
 # Those that are not found again.
 FORGETFUL = ("memory",)
+
+
+def open_database(kind: str, folder: Path) -> objdb.DB:
+    """Open a database on the storage of a kind in *folder*."""
+    return objdb.DB(lambda: STORAGES[kind](folder))

@@ -167,15 +167,14 @@ def test_public_things_say_what_they_are(path: Path) -> None:
 
 
 def test_no_towers() -> None:
-    """A class has one class of ours behind it, at most; one of a layer two."""
+    """A class has one class of ours behind it, at most."""
     for info in pkgutil.walk_packages(objdb.__path__, "objdb."):
         if info.name.endswith("__main__") or info.name.startswith("objdb.testing."):
             continue  # suites of tests are collected from many
         for name, value in vars(importlib.import_module(info.name)).items():
             if isinstance(value, type) and value.__module__ == info.name:
-                is_layer = info.name.startswith("objdb.storage.layers.")
                 is_value = issubclass(value, (Exception, tuple))
-                assert _levels(value) <= (3 if is_layer else 2) or is_value, name
+                assert _levels(value) <= 2 or is_value, name
 
 
 def _levels(cls: type) -> int:

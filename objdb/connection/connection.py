@@ -21,7 +21,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from functools import partial
 from threading import get_ident
 from typing import Any, NoReturn
@@ -467,9 +466,10 @@ class Connection(LoadPath):
         database is)."""
         if self.is_open:
             manager, self.transaction_manager, self._owner = self.transaction_manager, None, None
-            # Another thread may be closing it as well, or its opening was interrupted.
-            with suppress(KeyError, AttributeError):
+            try:
                 manager.unregisterSynch(self)
+            except (KeyError, AttributeError):
+                pass  # another thread is closing it as well, or its opening was interrupted
             if self.work is not None:
                 self.work.close_savepoints()
             self._load_before = self._load_when_closed

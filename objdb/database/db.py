@@ -238,7 +238,8 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
             self._require_versions()
             require_name(version)
         mode = self.isolation if isolation is None else require_isolation(isolation)
-        past = bound(at, before, self.storage.lastTransaction())
+        is_past = at is not None or before is not None
+        past = bound(at, before, self.storage.lastTransaction()) if is_past else None
         if transaction is not None:
             return self._open_for(transaction, version, mode, past)
         connection = self._take(temporary, version, past)
@@ -487,7 +488,6 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
 
 
 DB.__doc__ = f"{DB.__doc__}\n    Options:\n\n{described('    ')}\n    "
-
 
 def _opened(storage: Callable[[], Any], read_only: bool) -> Any:
     return open_storage(storage, read_only=read_only)[0]

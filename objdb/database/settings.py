@@ -24,6 +24,7 @@ from objdb.database.opening import open_storage
 from objdb.database.options import OPTIONS
 from objdb.database.packing import open_among
 from objdb.errors import UsageError
+from objdb.storage.owning import drops_what_it_opened
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -110,8 +111,23 @@ def _open_one(path: str, name: str, options: Any, databases: dict[str, Any]) -> 
             f"{path}: [{name}] has {', '.join(sorted(unknown))}; known are storage, "
             f"{', '.join(_KNOWN)}"
         )
-    storage, given = open_storage(
-        where, os.path.dirname(os.path.abspath(path)), read_only=bool(options.get("read_only"))
-    )
-    given.pop("database_name", None)
-    DB(storage, **{**options, **given}, databases=databases, database_name=name)
+    folder = os.path.dirname(os.path.abspath(path))
+    _Opening(where, folder, {**options, "databases": databases, "database_name": name})
+
+
+class _Opening:
+    """Opens a database with *options* on the storage *where*; the URI's options win. The storage
+    goes, too, if it is interrupted before the database has it."""
+
+    @drops_what_it_opened
+    def __init__(self, where: str, folder: str, options: dict[str, Any]) -> None:
+        storage, given = open_storage(where, folder, read_only=bool(options.get("read_only")))
+        given.pop("database_name", None)
+        self._database = DB(storage, **{**options, **given})
+
+    def drop_opened(self) -> None:
+        """Do nothing: storage and database drop what they have."""
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()

@@ -73,7 +73,7 @@ class GroupCommit:
     def join(self, ticket: Ticket, *, waits_at_once: bool = True) -> None:
         """Enter a ticket; called in tid order, by the holder of the commit slot."""
         with self._mutex:
-            if not ticket.is_settled and ticket not in self.unpublished:
+            if not ticket.is_settled and self.unpublished[-1:] != (ticket,):
                 self.unpublished += (ticket,)
             if waits_at_once:
                 self._line_up(ticket)

@@ -141,7 +141,7 @@ class Writes:
         data of an older revision again, or, without a back pointer, becomes a tombstone."""
         assert self.plan is not None
         self.plan.results.update(current)
-        self.bases.update({oid: found.tid for oid, found in current.items()})
+        self.bases.update({oid: found[0] for oid, found in current.items()})
         self._records.update(dict.fromkeys(current))
         self.record_bytes += 8 * len(current)
         self.back_pointers.update(
@@ -193,6 +193,11 @@ class Writes:
         """Return the staged record of *oid*."""
         record = self._records[oid]
         return self._from_spool(record) if isinstance(record, Spooled) else record
+
+    def with_data(self, oids: Iterable[Oid]) -> list[Oid]:
+        """Return those of *oids* whose staged record is not None."""
+        staged = self._records
+        return [oid for oid in oids if staged[oid] is not None]
 
     def records(self) -> Iterable[tuple[Oid, bytes | None]]:
         """Return (oid, record) in the order of staging, with one spooled record in memory at a
@@ -266,11 +271,8 @@ def _plan_again(engine: Any, writes: Writes, plan: Plan, packs: int) -> None:
 def current_of(engine: Any, writes: Writes) -> dict[Oid, Current | None]:
     """Return the current revisions of all objects written. The plan is up to date."""
     assert writes.plan is not None
-    found: dict[Oid, Current | None] = engine.current(
-        writes.bases.keys() - writes.plan.results.keys()
-    )
-    found.update(writes.plan.results)
-    return found
+    others = writes.bases.keys() - writes.plan.results.keys()
+    return {**(engine.current(others) if others else {}), **writes.plan.results}
 
 
 # -- the rows for an engine
@@ -323,15 +325,11 @@ class StagedRows:
 def settle_back_pointers(engine: Any, writes: Writes, packs: int) -> None:
     """Drop back pointers whose target a pack may have removed; and, for an engine that follows
     them, the records that have one. *packs* is the number of packs that have changed rows."""
-    if writes.pointers_at == packs and not IChained.providedBy(engine):
-        return
-    for oid, tid in list(writes.back_pointers.items()):
-        record = writes.record(oid)
-        if record is None:
-            continue
-        if writes.pointers_at != packs and data_of(engine, oid, tid) != record:
+    is_chained, has_packed = IChained.providedBy(engine), writes.pointers_at != packs
+    for oid in writes.with_data(writes.back_pointers) if is_chained or has_packed else ():
+        if has_packed and data_of(engine, oid, writes.back_pointers[oid]) != writes.record(oid):
             del writes.back_pointers[oid]
-        elif IChained.providedBy(engine):
+        elif is_chained:
             writes.drop_record(oid)
 
 

@@ -69,10 +69,8 @@ def require_two(source: str, destination: str) -> None:
 
 def modified_in(engine: Any, version: str) -> dict[Oid, Current]:
     """Return {oid: `Current`} of the objects whose current revision is in *version*."""
-    return {
-        oid: current for oid, current in engine.in_versions().items()
-        if current.version == version
-    }
+    found = engine.in_versions()
+    return {oid: current for oid, current in found.items() if current[1] == version}
 
 
 def empty(engine: Any, writes: Writes, version: str, destination: str | None) -> list[Oid]:
@@ -90,7 +88,7 @@ def empty(engine: Any, writes: Writes, version: str, destination: str | None) ->
     if destination is None:
         pointers = {oid: _outside(engine, oid, current) for oid, current in modified.items()}
     else:
-        pointers = {oid: current.tid for oid, current in modified.items()}
+        pointers = {oid: current[0] for oid, current in modified.items()}
     writes.write_results(modified, pointers, destination or "")
     assert writes.plan is not None
     writes.plan.emptied[version] = modified
@@ -100,7 +98,8 @@ def empty(engine: Any, writes: Writes, version: str, destination: str | None) ->
 def _outside(engine: Any, oid: Oid, current: Current) -> Tid | None:
     """Return the tid of the revision with the data visible outside; None if there is none."""
     row = engine.row(oid, current.tid)
-    outside = None if row is None or row.outside is None else engine.row(oid, row.outside)
+    tid = None if row is None else row.outside
+    outside = None if tid is None else engine.row(oid, tid)
     return None if outside is None else original(engine, oid, outside)
 
 
@@ -109,9 +108,10 @@ def original(engine: Any, oid: Oid, row: Row) -> Tid | None:
     tombstone."""
     if not row.exists:
         return None
-    found: Row | None = row
     tid = row.tid
-    while found is not None and found.back_pointer is not None:
-        found = engine.row(oid, found.back_pointer)
-        tid = tid if found is None else found.tid
+    while (pointer := row.back_pointer) is not None:
+        target = engine.row(oid, pointer)
+        if target is None:
+            break
+        row, tid = target, target.tid
     return tid

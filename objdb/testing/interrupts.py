@@ -281,15 +281,17 @@ class Exploration:
 
 
 class OpeningExploration:
-    """Interrupts opening a database on what `open_storage(folder)` opens, a commit, and closing it.
-    Whatever was interrupted, and closed if there was something to close, the database can be opened
-    at once, with the commit or without; no file and no thread stays."""
+    """Interrupts `open_database(folder)`, a commit in that database, and closing it.
+
+    Whatever was interrupted, and closed if there was something to close, the database can be
+    opened at once, with the commit or without; no file and no thread stays.
+    """
 
     def __init__(
-        self, open_storage: Callable[[Path], Any], parent: Path,
+        self, open_database: Callable[[Path], objdb.DB], parent: Path,
         exception: type[BaseException] = KeyboardInterrupt, persists: bool = True,
     ) -> None:
-        self._open_storage = open_storage
+        self._open_database = open_database
         self._parent = parent
         self._folder = Path(tempfile.mkdtemp(dir=parent))
         self._exception = exception
@@ -348,7 +350,7 @@ class OpeningExploration:
     def _open_and_commit(self) -> None:
         db = None
         try:
-            db = objdb.DB(lambda: self._open_storage(self._folder))
+            db = self._open_database(self._folder)
             with db.transaction() as connection:
                 root = connection.root()
                 root["number"] = root.get("number", 0) + 1
@@ -361,7 +363,7 @@ class OpeningExploration:
                     raise
 
     def _read(self) -> int:
-        with objdb.DB(lambda: self._open_storage(self._folder)) as db, db.transaction() as opened:
+        with self._open_database(self._folder) as db, db.transaction() as opened:
             number: int = opened.root().get("number", 0)
             return number
 

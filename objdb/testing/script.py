@@ -64,8 +64,8 @@ _NEEDS = {
     r"\bundo\b": IStorageUndoable,
     r"\b(in|abort|commit|versions?)\b": IStorageVersions,
     r"\bpack\b": IStoragePackable,
-    r"\b(at|of|history)\b": IStorageHistory,
-    r"\b(transactions|objects of)\b": IStorageIteration,
+    r"\b(at|of|history|transactions)\b": IStorageHistory,
+    r"\b(of|transactions)\b": IStorageIteration,
 }
 _STORE = re.compile(r"(\w+) = (.+?)(?: on (\w+))?(?: in (\w+))?")
 _READ = re.compile(r"read (\w+) of (\w+)(?: in (\w+))?")
@@ -106,22 +106,20 @@ class Run:
         self._oids = {"root": ROOT_OID}
         self._tids: dict[str, Tid] = {"0": storage.lastTransaction(), "nothing": NO_TID}
         self._open: dict[str, TransactionMetaData] = {}
-        self._asks: dict[re.Pattern[str], Callable[..., None]] = {
-            re.compile(pattern): ask
-            for pattern, ask in {
-                r"(\w+) of (\w+) is (.+)": self._wrote,
-                r"(\w+) of (\w+) has the data of (\w+)": self._has_data_of,
-                r"versions: (.+)": self._versions,
-                r"objects in (\w+): (.+)": self._objects_in,
-                r"version of (\w+): (.+)": self._version_of,
-                r"transactions: (.+)": self._transactions,
-                r"objects of (\w+): (.+)": self._objects_of,
-                r"objects: (.+)": self._objects,
-                r"history of (\w+): (.+)": self._history,
-                r"undo log: (.+)": self._undo_log,
-                _SEEN.pattern: self._seen,
-            }.items()
+        asks: dict[str, Callable[..., None]] = {
+            r"(\w+) of (\w+) is (.+)": self._wrote,
+            r"(\w+) of (\w+) has the data of (\w+)": self._has_data_of,
+            r"versions: (.+)": self._versions,
+            r"objects in (\w+): (.+)": self._objects_in,
+            r"version of (\w+): (.+)": self._version_of,
+            r"transactions: (.+)": self._transactions,
+            r"objects of (\w+): (.+)": self._objects_of,
+            r"objects: (.+)": self._objects,
+            r"history of (\w+): (.+)": self._history,
+            r"undo log: (.+)": self._undo_log,
+            _SEEN.pattern: self._seen,
         }
+        self._asks = {re.compile(pattern): ask for pattern, ask in asks.items()}
 
     def all(self, make_storage: Make | None = None) -> None:
         """Run the steps. The last that ask are asked again in a copy, and, with *make_storage*,

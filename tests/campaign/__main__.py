@@ -14,6 +14,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from tests.campaign.races import race
 from tests.campaign.sweeps import sweep
 from tests.isolation.interleavings import interleaved
 from tests.safe import kills as safe_kills
-from tests.storages import FORGETFUL, STORAGES
+from tests.storages import FORGETFUL, STORAGES, open_database
 
 # A campaign takes seconds; one that takes so long does not end.
 LONGEST_SECONDS = 900.0
@@ -165,7 +166,8 @@ def interrupts(directory: Path, seed: int) -> None:
     persists = kind not in FORGETFUL
     exploration: Exploration | OpeningExploration
     if name == "opening":
-        exploration = OpeningExploration(STORAGES[kind], directory, persists=persists)
+        opens = partial(open_database, kind)
+        exploration = OpeningExploration(opens, directory, persists=persists)
     else:
         exploration = Exploration(STORAGES[kind], directory, OPERATIONS[name], persists=persists)
     exploration.run(sized(200) if _share < 1 else None, seed)

@@ -105,7 +105,7 @@ COMMITS = (
         "        if writes.reads or writes.unchanged_since is not None:\n",
         "        if writes.unchanged_since is not None:\n",
         "A vote fails when something that had to be current is not.",
-        (f"{_MEMORY}::test_reads_are_checked_as_seen",),
+        (f"{_MEMORY}::test_script[versions: reads are checked as seen]",),
     ),
     Mutation(
         "deletion-wins", "storage/conflicts.py",
@@ -119,7 +119,7 @@ COMMITS = (
         "committed, ours, serials)\n",
         "ours, committed, serials)\n",
         "The class merges what is committed with what is new, in this order.",
-        (f"{_MEMORY}::test_conflict_in_a_version",),
+        (f"{_MEMORY}::test_script[versions: a conflict in a version]",),
     ),
     Mutation(
         "merge-not-told", "storage/conflicts.py",
@@ -133,14 +133,14 @@ COMMITS = (
         '        if is_checked and writes.versions.get(oid, "") != version:\n',
         "        if is_checked and oid not in writes.versions:\n",
         "An object in a version is not changed in another version.",
-        (f"{_MEMORY}::test_locked",),
+        (f"{_MEMORY}::test_script[versions: locked]",),
     ),
     Mutation(
         "reads-beside-versions", "storage/conflicts.py",
         "    return row is not None and row.outside == tid\n",
         "    return row is not None\n",
         "What was read outside a version is checked against what is outside now.",
-        (f"{_MEMORY}::test_reads_before_a_lock",),
+        (f"{_MEMORY}::test_script[versions: reads before a lock]",),
     ),
     # Versions
     Mutation(
@@ -148,7 +148,7 @@ COMMITS = (
         '    writes.write_results(modified, pointers, destination or "")\n',
         '    writes.write_results(modified, pointers, "")\n',
         "A version that is committed to another one is seen there only.",
-        (f"{_MEMORY}::test_snapshot_of_a_version_that_moved",),
+        (f"{_MEMORY}::test_script[versions: a version that moved]",),
     ),
     Mutation(
         "new-members-stay", "storage/staging.py",
@@ -185,21 +185,21 @@ COMMITS = (
         "    if plan.planned_at[1] != packs or engine.current(plan.results) != plan.results:\n",
         "    if plan.planned_at[1] != packs:\n",
         "An undo does not overwrite what was committed since it was asked for.",
-        (f"{_MEMORY}::test_changed_before_the_vote",),
+        (f"{_MEMORY}::test_script[undo: changed before the vote]",),
     ),
     Mutation(
         "undo-merge-swapped", "storage/undo.py",
         "            return self._merge(oid, undone.data, current, data, (current_tid, tid))\n",
         "            return self._merge(oid, data, current, undone.data, (current_tid, tid))\n",
         "An undo that merges takes the change back, and does not make it twice.",
-        (f"{_MEMORY}::test_undo_an_earlier_change_in_a_version",),
+        (f"{_MEMORY}::test_script[undo: an earlier change in a version]",),
     ),
     Mutation(
         "undo-of-packed", "storage/undo.py",
         '        elif found.status == "p":\n',
         '        elif found.status == "p" and not found.oids:\n',
         "A transaction that was packed is not undone.",
-        (f"{_MEMORY}::test_packed_transactions_are_not_undone",),
+        (f"{_MEMORY}::test_script[packing: packed transactions are not undone]",),
     ),
     # History
     Mutation(
@@ -236,7 +236,7 @@ COMMITS = (
         "        upto = [entry for entry in chain if entry[0] <= self._pack_to]\n",
         "        upto = [entry for entry in chain if entry[0] < self._pack_to]\n",
         "A pack to a transaction forgets what that one replaced.",
-        (f"{_MEMORY}::test_to_a_moment",),
+        (f"{_MEMORY}::test_script[packing: to a moment]",),
     ),
     Mutation(
         "pack-drops-linked", "storage/row_packing.py",
@@ -250,14 +250,14 @@ COMMITS = (
         "            self._amender.count += 1\n",
         "",
         "An undo that was asked for before a pack is planned again after it.",
-        (f"{_MEMORY}::test_undo_of_what_is_packed_meanwhile",),
+        (f"{_MEMORY}::test_script[packing: undone before the vote]",),
     ),
     Mutation(
         "pack-not-noted", "storage/row_packing.py",
         "            self._amender.note_packed(self._pack_to)\n",
         "            pass\n",
         "A view that a pack has taken something from is told so.",
-        (f"{_MEMORY}::test_to_a_moment",),
+        (f"{_MEMORY}::test_script[packing: to a moment]",),
     ),
     Mutation(
         "prune-under-readers", "storage/amending.py",

@@ -93,7 +93,7 @@ ENGINES = (
         "        if position >= self.end or current >= before:\n",
         "        if position >= self.end or current > before:\n",
         "A record of the bound itself is not before it.",
-        (f"{_FILE}::test_to_a_moment",), is_pure=True,
+        (f"{_FILE}::test_script[packing: to a moment]",), is_pure=True,
     ),
     # SQLite
     Mutation(
@@ -163,7 +163,7 @@ ENGINES = (
         "            if head is not None and head > self.visibility.committed_tid:\n",
         "            if head == NO_TID:\n",
         "What is not decided is current for nobody.",
-        (f"{_BERKELEY}::test_undo_beside_a_vote_that_is_aborted",),
+        (f"{_BERKELEY}::test_script[undo: a vote that is aborted]",),
     ),
     # In memory, over a mapping, pickled
     Mutation(

@@ -61,7 +61,7 @@ LAYERS = (
     ),
     Mutation(
         "conflict-is-encoded", "storage/layers/transforming.py",
-        "                error.record = self.decode(error.oid, error.record)\n",
+        "                error.record = self.codec.decode(error.oid, error.record)\n",
         "                pass\n",
         "A conflict under a layer has the record as it was given.",
         (f"{_COMPRESSED}::test_a_conflict_has_the_record",),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from objdb.testing.conformance import SCRIPTS
 from tests.mutations import MUTATIONS, running
 from tests.mutations import __main__ as command
 from tests.mutations.mutation import Mutation
@@ -38,7 +39,9 @@ def test_a_mutation_fits_the_code(mutation: Mutation) -> None:
         path, *names = test.split("::")
         source = (ROOT / path).read_text() + SUITE
         for name in names:
+            name, _, script = name.removesuffix("]").partition("[")
             assert f"def {name}(" in source or f"class {name}(" in source, test
+            assert name != "test_script" or script in {each.id for each in SCRIPTS}
 
 
 def test_names() -> None:

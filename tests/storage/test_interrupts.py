@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from objdb.testing.interrupts import (
     OpeningExploration,
 )
 from tests.leftovers import now_open
-from tests.storages import FORGETFUL, STORAGES
+from tests.storages import FORGETFUL, STORAGES, open_database
 
 POINTS = 6
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,8 +56,29 @@ def test_opening_and_closing(tmp_path: Path, kind: str) -> None:
     """Wherever opening or closing a database is interrupted, it can be opened at once, and no file
     and no thread stays."""
     seed = random.randrange(10**9)
-    exploration = OpeningExploration(STORAGES[kind], tmp_path, persists=kind not in FORGETFUL)
+    opens = partial(open_database, kind)
+    exploration = OpeningExploration(opens, tmp_path, persists=kind not in FORGETFUL)
     exploration.run(3 * POINTS, seed)
+    assert exploration.faults == [], f"seed {seed}"
+
+
+@pytest.mark.parametrize("storage", ["file.fs", "compressed+file:file.fs", "sqlite:file.sqlite"])
+def test_opening_by_settings(tmp_path: Path, storage: str) -> None:
+    """The same where a settings file says what to open."""
+
+    def opens(folder: Path) -> objdb.DB:
+        settings = folder / "objdb.toml"
+        settings.write_text(f'[it]\nstorage = "{storage}"\n')
+        databases = objdb.open_databases(settings)
+        try:
+            return databases["it"]
+        except BaseException:
+            databases.close()
+            raise
+
+    seed = random.randrange(10**9)
+    exploration = OpeningExploration(opens, tmp_path)
+    exploration.run(5 * POINTS, seed)
     assert exploration.faults == [], f"seed {seed}"
 
 

@@ -60,8 +60,7 @@ class FileEngine:
     """Keeps every revision in the file *path*; see `FileStorage` for the arguments. `generation`
     is the log and index in use; `load_current` is its method."""
 
-    keeps_history = True
-    has_checksums = True
+    keeps_history, has_checksums = True, True
     lock: Lock | None = None
     generation: Generation
     _is_dropped = False
@@ -125,49 +124,54 @@ class FileEngine:
 
     # -- rows
 
-    def _entry(self, oid: Oid) -> tuple[int, Tid] | None:
+    def _entry(self, oid: Oid, generation: Generation | None = None) -> tuple[int, Tid] | None:
         """Return (position, tid) of the last committed record."""
         # Read before the index: a transaction leaves only when its entries are in the index.
         for written in reversed(self._unpublished):
             if oid in written.positions:
                 return written.positions[oid], written.tid
-        return self.generation.index.settled(oid)
+        return (generation or self.generation).index.settled(oid)
 
-    def _chain(self, oid: Oid) -> Iterator[Record]:
-        entry = self._entry(oid)
+    def _chain(self, generation: Generation, oid: Oid) -> Iterator[Record]:
+        entry = self._entry(oid, generation)
         if entry is None:
             return iter(())
-        generation = self.generation
         if entry[0] & POSITION >= generation.published.end and not generation.is_shared:
             return generation.chain_from(generation.log.record(entry[0]))
         return generation.chain(oid, *entry)
 
+    def _record(self, generation: Generation, oid: Oid, tid: Tid) -> Record | None:
+        met = generation.met.get((oid, tid))
+        return met or history.revision(generation.log, self._chain(generation, oid), tid)
+
     def row(self, oid: Oid, tid: Tid) -> FileRow | None:
         """See `IEngine`."""
-        log = self.generation.log
-        record = history.revision(log, self._chain(oid), tid)
-        return None if record is None else FileRow(log, record)
+        generation = self.generation
+        record = self._record(generation, oid, tid)
+        return None if record is None else FileRow(generation, record)
 
     def before(self, oid: Oid, tid: Tid) -> FileRow | None:
         """See `IEngine`."""
-        log = self.generation.log
-        found = next((record for record in self._chain(oid) if record.tid < tid), None)
-        return None if found is None else FileRow(log, found)
+        generation = self.generation
+        older = (record for record in self._chain(generation, oid) if record.tid < tid)
+        found = next(older, None)
+        return None if found is None else FileRow(generation, found)
 
     def after(self, oid: Oid, tid: Tid) -> FileRow | None:
         """See `IEngine`."""
-        log, found = self.generation.log, None
-        for record in self._chain(oid):
+        generation, found = self.generation, None
+        for record in self._chain(generation, oid):
             if record.tid <= tid:
                 break
             found = record
-        return None if found is None else FileRow(log, found)
+        return None if found is None else FileRow(generation, found)
 
     def current(self, oids: Iterable[Oid]) -> dict[Oid, Current | None]:
         """See `IEngine`."""
         find = self._entry if self._unpublished else self.generation.index.get
         found: dict[Oid, Current | None] = {}
         in_versions: dict[Oid, tuple[int, Tid]] = {}
+        made: dict[Tid, Current] = {}  # see `FileVersions.currents`
         for oid in oids:
             entry = find(oid)
             if entry is None:
@@ -175,7 +179,7 @@ class FileEngine:
             elif entry[0] >= IN_VERSION:
                 in_versions[oid] = entry
             else:
-                found[oid] = new_current(Current, (entry[1], ""))
+                found[oid] = made.get(entry[1]) or made.setdefault(entry[1], Current(entry[1], ""))
         if in_versions:
             for oid, version in self.generation.versions.of(in_versions).items():
                 found[oid] = new_current(Current, (in_versions[oid][1], version))
@@ -192,11 +196,7 @@ class FileEngine:
     def in_versions(self) -> dict[Oid, Current]:
         """See `IEngine`."""
         unpublished = self._unpublished  # read before the visible part
-        versions = self.generation.versions
-        found = {
-            oid: new_current(Current, (tid, version)) for version in versions.names()
-            for oid, (_, tid) in versions.objects(version).items()
-        }
+        found = self.generation.versions.currents()
         for written in unpublished:
             for oid, version in written.versions.items():
                 found.pop(oid, None)
@@ -220,8 +220,10 @@ class FileEngine:
 
     def chains(self) -> Iterator[tuple[Oid, list[tuple[Tid, int]]]]:
         """See `IEngine`."""
-        for oid in self.generation.index.oids():
-            yield oid, [(record.tid, record.size) for record in self._chain(oid)][::-1]
+        generation = self.generation
+        for oid in generation.index.oids():
+            chain = [(record.tid, record.size) for record in self._chain(generation, oid)]
+            yield oid, chain[::-1]
 
     # -- history
 
@@ -261,7 +263,9 @@ class FileEngine:
         self._writing_to = end = generation.end + head.size
         try:
             self.make_room(end, transaction.oids)
-            return log.write(transaction, rows, head, self._before(rows))
+            before = self._before(rows)
+            generation.met.clear()
+            return log.write(transaction, rows, head, before)
         except OSError as error:
             raise StorageWriteError(
                 f"{self.name}: the transaction ({head.size} bytes) could not be written: {error}. "
@@ -278,16 +282,15 @@ class FileEngine:
     def _before(self, rows: StagedRows) -> Before:
         """Return the records that those of a transaction point to."""
         find = self._entry if self._unpublished else self.generation.index.get
-        entries = {oid: find(oid) for oid in rows.replaced}
-        previous = {oid: entry[0] for oid, entry in entries.items() if entry is not None}
+        entries = {oid: entry for oid in rows.replaced if (entry := find(oid)) is not None}
         if not (rows.locked or rows.versions or rows.back_pointers):
-            return Before(previous, {}, {}, {})
-        previous = {oid: position & POSITION for oid, position in previous.items()}
-        data = {}
-        for oid, tid in rows.back_pointers.items():
-            entry = entries.get(oid)
-            is_current = entry is not None and entry[1] == tid
-            data[oid] = previous[oid] if is_current else self._position_of(oid, tid)
+            return Before({oid: entry[0] for oid, entry in entries.items()}, {}, {}, {})
+        previous = {oid: entry[0] & POSITION for oid, entry in entries.items()}
+        data = {
+            oid: previous[oid] if oid in entries and entries[oid][1] == tid
+            else self._position_of(oid, tid)
+            for oid, tid in rows.back_pointers.items()
+        }
         log, versions, locked = self.generation.log, self.generation.versions, rows.locked
         versions.forget_outside(locked.keys() ^ rows.versions.keys())
         outside = {}
@@ -305,10 +308,10 @@ class FileEngine:
 
     def _position_of(self, oid: Oid, tid: Tid) -> int:
         """Return the position of the existing revision *tid*."""
-        row = self.row(oid, tid)
-        if row is None:
+        record = self._record(self.generation, oid, tid)
+        if record is None:
             raise self.generation.log.damaged(0, f"revision {tid.hex()} cannot be found", oid)
-        return row.record.position
+        return record.position
 
     def _latest_in(self, version: str) -> int:
         """Return the position of the last record in *version*, 0 if there is none."""
@@ -363,7 +366,8 @@ class FileEngine:
     def take_in(self, written: Written) -> None:
         """Note a transaction that is committed, but not visible yet."""
         with self._unpublished_lock:
-            if not self.is_failed and all(each is not written for each in self._unpublished):
+            is_new = not self._unpublished or self._unpublished[-1].tid < written.tid
+            if is_new and not self.is_failed:  # else a previous call was interrupted
                 self._unpublished += (written,)
         self.generation.end = written.end
 
@@ -382,7 +386,8 @@ class FileEngine:
         if self.visibility.tid < token.tid:
             self._show(token)
         with self._unpublished_lock:
-            self._unpublished = tuple(each for each in self._unpublished if each is not token)
+            while self._unpublished and self._unpublished[0].tid <= token.tid:
+                self._unpublished = self._unpublished[1:]
 
     def _show(self, token: Written) -> None:
         generation = self.generation

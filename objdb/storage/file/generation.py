@@ -26,6 +26,8 @@ from objdb.storage.file.lookup import IN_VERSION, RecordReader
 from objdb.storage.file.versions import FileVersions
 from objdb.storage.files import File
 
+_MOST_MET = 1 << 15  # some 400 bytes each
+
 
 class Published(NamedTuple):
     """The visible part: the log up to `end`, its last `tid`, and the facts there."""
@@ -43,7 +45,9 @@ class Generation:
     never changed, so that it is read atomically. *is_shared*: another process writes it.
     """
 
-    __slots__ = ("end", "file", "index", "is_shared", "log", "published", "reader", "versions")
+    __slots__ = (
+        "end", "file", "index", "is_shared", "log", "met", "published", "reader", "versions",
+    )
 
     def __init__(self, file: File, log: Log, index: Index, *, is_shared: bool) -> None:
         self.file = file
@@ -54,6 +58,9 @@ class Generation:
         self.versions = FileVersions(log, index)
         self.end = START
         self.published = Published(START, NO_TID, 0, 0)
+        # Old records that others refer to, by (oid, tid): an undo, or the end of a version, asks
+        # for them several times, and a chain is long. Emptied with each write.
+        self.met: dict[tuple[Oid, Tid], Record] = {}
 
     def publish(self, published: Published) -> None:
         """Replace the visible part."""
@@ -75,14 +82,14 @@ class Generation:
     # -- an object's records
 
     def chain(self, oid: Oid, position: int, tid: Tid) -> Iterator[Record]:
-        """Yield the object's records, newest first; by the index the first, of the revision *tid*,
+        """Return the object's records, newest first; by the index the first, of the revision *tid*,
         is at *position*."""
         if position >= IN_VERSION:
             position -= IN_VERSION
-        yield from self.chain_from(self.current_record(oid, position, tid))
+        return self.chain_from(self.current_record(oid, position, tid))
 
     def chain_of(self, oid: Oid, name: str) -> Iterator[Record]:
-        """Yield the records of *oid*, newest first. Raises `POSKeyError` naming the file *name*
+        """Return the records of *oid*, newest first. Raises `POSKeyError` naming the file *name*
         if there is no such object."""
         entry = self.index.settled(oid)
         if entry is None:
@@ -112,6 +119,14 @@ class Generation:
             position, "the record here is not the one in the index. If the file itself is "
             "undamaged, remove the index beside it (.oidx); it is then rebuilt", oid,
         )
+
+    def meet(self, record: Record | None) -> Record | None:
+        """Keep a record that another one refers to, for `met`; return it."""
+        if record is not None and record.position < self.published.end and not self.is_shared:
+            if len(self.met) >= _MOST_MET:
+                self.met.clear()
+            self.met[record.oid, record.tid] = record
+        return record
 
     # -- transactions
 

@@ -30,12 +30,13 @@ class FileRow:
     """A revision in a file, with the attributes of a `Row`; those that need a read are read lazily.
     """
 
-    __slots__ = ("_log", "record")
+    __slots__ = ("_generation", "_pointed", "record")
     follows_gap = False
 
-    def __init__(self, log: Log, record: Record) -> None:
-        self._log = log
+    def __init__(self, generation: Generation, record: Record) -> None:
+        self._generation = generation
         self.record = record
+        self._pointed: Record | None = None  # the record that the back pointer refers to, once read
 
     @property
     def tid(self) -> Tid:
@@ -55,27 +56,33 @@ class FileRow:
     @property
     def exists(self) -> bool:
         """Whether it is not a tombstone."""
-        record: Record | None = self.record
+        record = self.record if self.record.size else self._target
         while record is not None and not record.size:
-            record = self._log.target(record)
+            record = self._generation.log.target(record)
         return record is not None
 
     @property
     def data(self) -> bytes | None:
         """The record's bytes; None for a tombstone."""
-        return self._log.data(self.record)
+        return self._generation.log.data(self.record)
 
     @property
     def outside(self) -> Tid | None:
         """The tid of the revision visible outside its version while it is current."""
-        outside = self._log.outside(self.record)
+        outside = self._generation.meet(self._generation.log.outside(self.record))
         return None if outside is None else outside.tid
 
     @property
     def back_pointer(self) -> Tid | None:
         """The tid of the older revision whose data it has."""
-        target = None if self.record.size else self._log.target(self.record)
+        target = None if self.record.size else self._target
         return None if target is None else target.tid
+
+    @property
+    def _target(self) -> Record | None:
+        if self._pointed is None:
+            self._pointed = self._generation.meet(self._generation.log.target(self.record))
+        return self._pointed
 
 
 def load_before(

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from objdb.ids import Oid, Tid
 from objdb.storage.file.index import Index
 from objdb.storage.file.log import POSITION, Log
+from objdb.storage.rows import Current
 
 Entry = tuple[int, Tid]  # as in the index
 
@@ -78,6 +79,16 @@ class FileVersions:
                 if version is None or objects[version][oid] != entry:
                     version = self._log.record(entry[0]).version
                 found[oid] = version
+        return found
+
+    def currents(self) -> dict[Oid, Current]:
+        """Return {oid: `Current`} of the objects in a version: one for all that a transaction
+        wrote in it, since many would make Python look for garbage."""
+        found: dict[Oid, Current] = {}
+        for version in self.names():
+            made: dict[Tid, Current] = {}
+            for oid, (_, tid) in self.objects(version).items():
+                found[oid] = made.get(tid) or made.setdefault(tid, Current(tid, version))
         return found
 
     def update(self, versions: dict[Oid, str], positions: dict[Oid, int], tid: Tid) -> None:

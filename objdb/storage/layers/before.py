@@ -16,12 +16,13 @@ from objdb.interfaces import (
     IStoragePacked,
     IStorageVersions,
 )
+from objdb.storage.layers.layer import Layer
 from objdb.storage.layers.readonly import ReadOnlyStorage
 from objdb.storage.times import bound
 from objdb.storage.versions import require_name
 
 
-class BeforeStorage(ReadOnlyStorage):
+class BeforeStorage(Layer):
     """Shows *base* as it was *before* a moment, read-only.
 
     *before*: a tid (8 bytes), seconds since 1970, a datetime with a time zone, or text in ISO
@@ -35,6 +36,7 @@ class BeforeStorage(ReadOnlyStorage):
 
     def __init__(self, base: Any, before: Any) -> None:
         super().__init__(base)
+        self.go_through(ReadOnlyStorage(base))
         if not IStorageIteration.providedBy(base):
             raise Unsupported(
                 f"{base.getName()} does not list its transactions, so it is not known which are "

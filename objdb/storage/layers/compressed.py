@@ -19,13 +19,14 @@ from __future__ import annotations
 import random
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 from objdb.errors import CorruptedDataError, StorageError, UndoError, Unsupported, UsageError
 from objdb.ids import MAX_TID, ROOT_OID, Oid, Tid, format_oid, int_from_oid, oid_from_int
 from objdb.interfaces import IStorageIteration
-from objdb.storage.layers.transforming import Change, TransformingStorage
+from objdb.storage.layers.layer import Layer
+from objdb.storage.layers.transforming import Change, Codec, TransformingStorage
 from objdb.storage.layers.zstd import MAX_NUMBER, Zstd, ZstdFailure
 from objdb.storage.packing import PackResult, References, no_roots
 from objdb.storage.undo import tid_from_id
@@ -39,18 +40,14 @@ _LEAST_GAIN = 8  # a gain of less than an eighth is not worth the time
 _LARGEST_SAMPLE_BYTES = 128 * 1024
 
 
-class CompressedStorage(TransformingStorage):
-    """Compresses the records of *base*.
+class Compression(Codec):
+    """Compresses records with a method at a level; *load_dictionary* loads a dictionary's data, by
+    its number."""
 
-    *method*: for new records: `"zlib"`, or `"zstd"`, which is faster and needs the extra
-    `objdb[zstd]`; both are read. *level*: -1 to 9 for zlib, 1 to 22 for zstd. Small records, and
-    those that would not get smaller, are not compressed.
-
-    `UsageError` for another method or level; `Unsupported` without the extra.
-    """
+    title = "CompressedStorage"
 
     def __init__(
-        self, base: Any, method: Literal["zlib", "zstd"] = "zlib", *, level: int | None = None
+        self, method: str, level: int | None, load_dictionary: Callable[[int], bytes]
     ) -> None:
         if method not in METHODS:
             raise UsageError(f"method is {method!r}; it can be {' or '.join(METHODS)}")
@@ -58,29 +55,22 @@ class CompressedStorage(TransformingStorage):
         self._level = usual if level is None else level
         if not isinstance(self._level, int) or not least <= self._level <= most:
             raise UsageError(f"level is {level!r}; for {method} it is {least} to {most}")
-        super().__init__(base)
+        self._load_dictionary = load_dictionary
         self._smallest = _SMALLEST_BYTES
-        self._number = 0  # the number of the newest dictionary
-        self._zstd: Zstd | None = None
+        self.number = 0  # the number of the newest dictionary
+        self.zstd: Zstd | None = None
         self._frames = threading.local()
         self._unusual: tuple[type[Exception], ...] = (AttributeError,)
         if method == "zstd":
-            self._zstd = Zstd(self._level, self._load_dictionary)
-            self._frames, self._unusual = self._zstd.local, self._zstd.unusual
-            self._use_newest_dictionary(self._zstd)
-        self._reader = self._zstd  # for reading frames, with any method for writing
-        self._method = method
+            self.zstd = Zstd(self._level, load_dictionary)
+            self._frames, self._unusual = self.zstd.local, self.zstd.unusual
+        self._reader = self.zstd  # for reading frames, with any method for writing
 
-    # -- records
-
-    def loadBefore(
+    def load_before(
         self, oid: Oid, tid: Tid, version: str = ""
     ) -> tuple[bytes, Tid, Tid | None] | None:
-        """See `IStorage` and `IStorageVersions`."""
-        # Like `decode`, with the usual cases first: this runs for every load.
-        found: tuple[bytes, Tid, Tid | None] | None = (
-            self._load_before(oid, tid, version) if version else self._load_before(oid, tid)
-        )
+        """See `Codec`: like `decode`, with the usual cases first."""
+        found = self.base_load(oid, tid, version) if version else self.base_load(oid, tid)
         if found is None:
             return None
         data, serial, end = found
@@ -96,14 +86,14 @@ class CompressedStorage(TransformingStorage):
     def encode(self, oid: Oid, record: bytes) -> bytes:
         """Return the base's data for a record."""
         if len(record) >= self._smallest:
-            if self._zstd is None:
+            if self.zstd is None:
                 data = _ZLIB + zlib.compress(record, self._level)
             else:
-                data = _ZSTD + self._zstd.compress(record, self._number)
+                data = _ZSTD + self.zstd.compress(record, self.number)
             if len(data) < len(record) - len(record) // _LEAST_GAIN:
                 return data
-        if self._number and self._zstd is not None and oid == ROOT_OID:
-            return _ZSTD + self._zstd.compress(record, self._number)
+        if self.number and self.zstd is not None and oid == ROOT_OID:
+            return _ZSTD + self.zstd.compress(record, self.number)
         return record if record[0] in _AS_IT_IS else _PLAIN + record
 
     def decode(self, oid: Oid | None, data: bytes) -> bytes:
@@ -134,9 +124,9 @@ class CompressedStorage(TransformingStorage):
     def is_as_written(self, data: bytes) -> bool:
         """Return whether *data* are encoded as they would be if stored now."""
         kind = data[:2]
-        if kind == _ZSTD and self._zstd is not None:
-            return self._zstd.number_of(data[2:]) == self._number
-        if kind == _ZLIB and self._zstd is None:
+        if kind == _ZSTD and self.zstd is not None:
+            return self.zstd.number_of(data[2:]) == self.number
+        if kind == _ZLIB and self.zstd is None:
             return True
         return kind not in (_ZLIB, _ZSTD) and len(data) < self._smallest
 
@@ -150,6 +140,38 @@ class CompressedStorage(TransformingStorage):
         number = (self._reader or self._open_reader()).number_of(data[2:])
         return [*found, oid_from_int(number)] if number else found
 
+    def use(self, number: int) -> None:
+        """Compress new records with the dictionary *number*."""
+        assert self.zstd is not None  # otherwise no dictionary was found
+        self._smallest = _SMALLEST_WITH_DICTIONARY
+        self.number = number
+        self.zstd.use(number)
+
+
+class CompressedStorage(Layer):
+    """Compresses the records of *base*.
+
+    *method*: for new records: `"zlib"`, or `"zstd"`, which is faster and needs the extra
+    `objdb[zstd]`; both are read. *level*: -1 to 9 for zlib, 1 to 22 for zstd. Small records, and
+    those that would not get smaller, are not compressed.
+
+    `UsageError` for another method or level; `Unsupported` without the extra.
+    """
+
+    def __init__(
+        self, base: Any, method: Literal["zlib", "zstd"] = "zlib", *, level: int | None = None
+    ) -> None:
+        self._codec = codec = Compression(method, level, self._load_dictionary)
+        super().__init__(base)
+        self._records = TransformingStorage(base, codec)
+        self.go_through(self._records)
+        if codec.zstd is not None:
+            self._use_newest_dictionary(codec.zstd)
+
+    def rewrite(self, progress: Callable[[int, int], object] | None = None) -> int:
+        """See `TransformingStorage.rewrite`."""
+        return self._records.rewrite(progress)
+
     def pack(
         self, time: Any, referencesf: References, gc: bool = True, **options: Any
     ) -> PackResult:
@@ -157,16 +179,16 @@ class CompressedStorage(TransformingStorage):
         roots = options.pop("roots", None) or no_roots
 
         def kept() -> Iterable[Oid]:
-            return [*roots(), *([oid_from_int(self._number)] if self._number else [])]
+            return [*roots(), *([oid_from_int(self._codec.number)] if self._codec.number else [])]
 
-        return super().pack(time, referencesf, gc, roots=kept, **options)
+        return self._records.pack(time, referencesf, gc, roots=kept, **options)
 
     def undo(self, transaction_id: Any, transaction: Any) -> Any:
         """See `IStorageUndoable`. A transaction that stored a dictionary stays."""
         tid = tid_from_id(transaction_id)
         if IStorageIteration.providedBy(self.base):
             for found in self.base.iterator(tid, tid):
-                if not all(self.is_object(revision.data or b"") for revision in found):
+                if not all(self._codec.is_object(revision.data or b"") for revision in found):
                     reason = "it trained the dictionary that later records are compressed with"
                     raise UndoError(f"it cannot be undone: {reason}", tid=tid, reason=reason)
         return self.base.undo(transaction_id, transaction)
@@ -184,7 +206,7 @@ class CompressedStorage(TransformingStorage):
         `UsageError` with another method than zstd, or too few records to train on;
         `Unsupported` if the base does not list its transactions.
         """
-        zstd = self._zstd
+        zstd = self._codec.zstd
         if zstd is None:
             raise UsageError("dictionaries need method='zstd'")
         oid: Oid = self.base.new_oid()
@@ -204,31 +226,25 @@ class CompressedStorage(TransformingStorage):
 
         def changes() -> Iterator[Change]:
             yield oid, bytes(8), _DICTIONARY + content, ""
-            root = self.current_data(ROOT_OID)
+            root = self._records.current_data(ROOT_OID)
             if root is not None:
                 data, tid, version = root
-                record = self.decode(ROOT_OID, data)
+                record = self._codec.decode(ROOT_OID, data)
                 yield ROOT_OID, tid, _ZSTD + zstd.compress(record, number), version
 
-        self.commit_data(changes)
-        self._use(number)
+        self._records.commit_data(changes)
+        self._codec.use(number)
         return oid
 
-    def _use(self, number: int) -> None:
-        assert self._zstd is not None  # otherwise no dictionary was found
-        self._smallest = _SMALLEST_WITH_DICTIONARY
-        self._number = number
-        self._zstd.use(number)
-
     def _use_newest_dictionary(self, zstd: Zstd) -> None:
-        root = self.current_data(ROOT_OID)
+        root = self._records.current_data(ROOT_OID)
         if root is not None and root[0][:2] == _ZSTD:
             try:
                 number = zstd.number_of(root[0][2:])
             except ZstdFailure:
                 return  # loading raises the error
             if number:
-                self._use(number)
+                self._codec.use(number)
 
     def _load_dictionary(self, number: int) -> bytes:
         """Return the dictionary with this number (called for the first frame that names it)."""
@@ -244,7 +260,7 @@ class CompressedStorage(TransformingStorage):
             raise Unsupported(f"{self.base.getName()} does not list its records")
         chance, seen = random.Random(0), 0
         found: list[bytes] = []
-        for transaction in self.iterator():
+        for transaction in self._records.iterator():
             for revision in transaction:
                 if not revision.data or len(revision.data) > _LARGEST_SAMPLE_BYTES:
                     continue

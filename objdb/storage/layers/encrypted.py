@@ -26,14 +26,14 @@ from typing import Any, Literal
 from objdb.errors import (
     CorruptedDataError,
     NotEncryptedError,
-    POSKeyError,
     Unsupported,
     UsageError,
     WrongKeyError,
 )
-from objdb.ids import MAX_TID, ROOT_OID, Oid, Tid, format_oid
+from objdb.ids import ROOT_OID, Oid, Tid, format_oid
 from objdb.storage.files import make_private
-from objdb.storage.layers.transforming import TransformingStorage
+from objdb.storage.layers.layer import Layer
+from objdb.storage.layers.transforming import Codec, TransformingStorage
 
 PLAIN = ("refuse", "read")
 KEY_BYTES = 32
@@ -52,22 +52,13 @@ _BLOCKS = 8  # scrypt's r
 Key = bytes | str  # 32 bytes, or a passphrase
 
 
-class EncryptedStorage(TransformingStorage):
-    """Encrypts the records of *base*.
+class Encryption(Codec):
+    """Encrypts records with the first of *keys*, and decrypts them with each. *plain*: see
+    `EncryptedStorage`."""
 
-    *keys*: a key, or several: the first encrypts new records, the others decrypt older ones. A key
-    is 32 random bytes, as from `os.urandom(32)`, or text: a passphrase. *plain*: `"refuse"`
-    records that are not encrypted, since they may be forged, or `"read"` them, while a storage is
-    being encrypted with `rewrite`.
+    title = "EncryptedStorage"
 
-    `WrongKeyError`, `NotEncryptedError` or `CorruptedDataError` if the root object cannot be
-    decrypted, after closing *base*; `UsageError` for a key that is not valid; `Unsupported`
-    without the extra `objdb[crypto]`.
-    """
-
-    def __init__(
-        self, base: Any, keys: Key | Sequence[Key], *, plain: Literal["refuse", "read"] = "refuse"
-    ) -> None:
+    def __init__(self, keys: Key | Sequence[Key], plain: str) -> None:
         try:
             from cryptography.exceptions import InvalidTag
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -88,7 +79,6 @@ class EncryptedStorage(TransformingStorage):
             _require_key(key)
         if not given:
             raise UsageError("give at least one key to encrypt with")
-        super().__init__(base)
         self._cipher = AESGCM
         self._failed = (InvalidTag, ValueError)  # the latter for truncated parts
         self._plain = plain
@@ -99,19 +89,13 @@ class EncryptedStorage(TransformingStorage):
         for key in given:
             if isinstance(key, bytes):
                 self._open[_MARKER + _RAW + _id_of(key)] = AESGCM(key).decrypt
-        try:
-            self._write_with(given[0])
-        except BaseException:
-            base.close()
-            raise
 
-    def _write_with(self, key: Key) -> None:
-        """Encrypt with *key* from now on; check that the root object can be decrypted."""
-        root = self._root_data()
+    def begin(self, root: bytes | None) -> None:
+        """Encrypt with the first key from now on; check that *root*, the data of the root object,
+        can be decrypted."""
+        key = self._first
         if root is not None:
             self.decode(ROOT_OID, root)
-        else:
-            self._make_private()
         if isinstance(key, str):
             self._head = _new_head()
             if root is not None and root[2:_SALT] in _FROM_PASSPHRASE:
@@ -123,10 +107,12 @@ class EncryptedStorage(TransformingStorage):
             raw, self._head = key, _MARKER + _RAW + _id_of(key)
         self._use(raw)
 
-    def _make_private(self) -> None:
-        path = self.base.sortKey()
-        if os.path.isabs(path):
-            make_private(path)
+    def raise_cost(self) -> None:
+        """Give the first key, if it is a passphrase, the present cost."""
+        key = self._first
+        if isinstance(key, str) and _cost_of(self._head) < COST:
+            self._head = _new_head()
+            self._use(_key_of(key, self._head))
 
     def _use(self, raw: bytes) -> None:
         """Encrypt with the key *raw*, which `_head` names, from now on."""
@@ -134,26 +120,17 @@ class EncryptedStorage(TransformingStorage):
         self._seal: Callable[[bytes, bytes, bytes], bytes] = cipher.encrypt
         self._open[self._head] = cipher.decrypt
 
-    def _root_data(self) -> bytes | None:
-        try:
-            found = self.base.loadBefore(ROOT_OID, MAX_TID)
-        except POSKeyError:
-            return None
-        return None if found is None else found[0]
-
-    # -- records
-
-    def loadBefore(
+    def load_before(
         self, oid: Oid, tid: Tid, version: str = ""
     ) -> tuple[bytes, Tid, Tid | None] | None:
-        """See `IStorage` and `IStorageVersions`."""
-        found = self._load_before(oid, tid, version) if version else self._load_before(oid, tid)
+        """See `Codec`."""
+        found = self.base_load(oid, tid, version) if version else self.base_load(oid, tid)
         if found is None:
             return None
         data, serial, end = found
         open_ = self._open.get(data[:_OID])
         if open_ is not None and data.startswith(oid, _OID):
-            try:  # like `decode`: this runs for every load
+            try:  # like `decode`
                 record = open_(data[_NONCE:_SEALED], data[_SEALED:], oid)
             except self._failed:
                 raise _altered(oid) from None
@@ -217,17 +194,49 @@ class EncryptedStorage(TransformingStorage):
             return False
         return True
 
-    def rewrite(self, progress: Callable[[int, int], object] | None = None) -> int:
-        """See `TransformingStorage.rewrite`. Keys from passphrases then get the present cost."""
-        key = self._first
-        if isinstance(key, str) and _cost_of(self._head) < COST:
-            self._head = _new_head()
-            self._use(_key_of(key, self._head))
-        return super().rewrite(progress)
-
     def is_as_written(self, data: bytes) -> bool:
         """Return whether *data* are encrypted with the first key."""
         return data[:_OID] == self._head
+
+
+class EncryptedStorage(Layer):
+    """Encrypts the records of *base*.
+
+    *keys*: a key, or several: the first encrypts new records, the others decrypt older ones. A key
+    is 32 random bytes, as from `os.urandom(32)`, or text: a passphrase. *plain*: `"refuse"`
+    records that are not encrypted, since they may be forged, or `"read"` them, while a storage is
+    being encrypted with `rewrite`.
+
+    `WrongKeyError`, `NotEncryptedError` or `CorruptedDataError` if the root object cannot be
+    decrypted, after closing *base*; `UsageError` for a key that is not valid; `Unsupported`
+    without the extra `objdb[crypto]`.
+    """
+
+    def __init__(
+        self, base: Any, keys: Key | Sequence[Key], *, plain: Literal["refuse", "read"] = "refuse"
+    ) -> None:
+        self._codec = Encryption(keys, plain)
+        super().__init__(base)
+        self._records = TransformingStorage(base, self._codec)
+        self.go_through(self._records)
+        try:
+            root = self._records.current_data(ROOT_OID)
+            if root is None:
+                self._make_private()
+            self._codec.begin(root and root[0])
+        except BaseException:
+            base.close()
+            raise
+
+    def _make_private(self) -> None:
+        path = self.base.sortKey()
+        if os.path.isabs(path):
+            make_private(path)
+
+    def rewrite(self, progress: Callable[[int, int], object] | None = None) -> int:
+        """See `TransformingStorage.rewrite`. Keys from passphrases then get the present cost."""
+        self._codec.raise_cost()
+        return self._records.rewrite(progress)
 
 
 def _new_head() -> bytes:

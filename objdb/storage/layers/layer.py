@@ -4,6 +4,7 @@
 
 A layer declares those of the base's interfaces that it can honour. A method that it does not
 define is the base's, if one of those interfaces has it; so a layer's class defines all it changes.
+What two layers have in common is a layer of its own, between them and the base: see `go_through`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Layer:
         IStoragePolling, IStorageShared,
     )
     _passed: frozenset[str] = frozenset()
+    _next: Any
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, base: Any, *arguments: Any, **options: Any) -> Self:
@@ -64,13 +66,18 @@ class Layer:
                 "such as FileStorage(path)"
             )
         self.base = base
-        declared = [interface for interface in self.honours if interface.providedBy(base)]
+        self.go_through(base)
+
+    def go_through(self, layer: Any) -> None:
+        """Pass calls to *layer*, over the base, instead of the base; declare what it declares."""
+        self._next = layer
+        declared = [interface for interface in self.honours if interface.providedBy(layer)]
         directlyProvides(self, *declared)
         self._passed = frozenset(name for interface in declared for name in interface)
 
     def __getattr__(self, name: str) -> Any:
         if name in self._passed:
-            return getattr(self.base, name)
+            return getattr(self._next, name)
         raise AttributeError(
             f"{type(self).__name__} has no {name!r}: the storage under it does not declare an "
             "interface with it, or the layer does not support it"
@@ -106,7 +113,7 @@ class Layer:
         self, other: Any, progress: Callable[[CopyProgress], object] | None = None
     ) -> int:
         """See `IStorageRestoreable`."""
-        count: int = self.base.copyTransactionsFrom(
-            self.base if other is self else other, progress
+        count: int = self._next.copyTransactionsFrom(
+            self._next if other is self else other, progress
         )
         return count

@@ -1,4 +1,4 @@
-"""The common base of layers that change the bytes of records.
+"""A layer that changes the bytes of records, and the codec that says how.
 
     record ─► encode(oid, record) ─► base.store          base.load… ─► decode(oid, data) ─► record
 
@@ -8,7 +8,7 @@ and `referencesf` receive decoded records.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -32,16 +32,11 @@ _AT_ONCE = 500  # records rewritten per transaction
 Change = tuple[Oid, Tid, bytes, str]
 
 
-class TransformingStorage(Layer):
-    """Base of layers that change the bytes of records. A subclass supplies `encode`, `decode` and
-    `is_as_written`."""
+class Codec(ABC):
+    """Makes the base's data of records, and records of those. `title`: the name of the layer."""
 
-    def __init__(self, base: Any) -> None:
-        super().__init__(base)
-        self._load_before: Callable[..., Any] = base.loadBefore
-        self._db: Any = database_of(None)
-        if not base.isReadOnly():  # so that it can compare records before it has a database
-            base.registerDB(_Decoding(self, self._db))
+    title: str
+    base_load: Callable[..., tuple[bytes, Tid, Tid | None] | None]
 
     @abstractmethod
     def encode(self, oid: Oid, record: bytes) -> bytes:
@@ -53,41 +48,52 @@ class TransformingStorage(Layer):
         `CorruptedDataError` for data that are not valid."""
 
     @abstractmethod
+    def load_before(
+        self, oid: Oid, tid: Tid, version: str = ""
+    ) -> tuple[bytes, Tid, Tid | None] | None:
+        """Return what `base_load`, the base's `loadBefore`, returns, decoded. It runs for every
+        load."""
+
+    @abstractmethod
     def is_as_written(self, data: bytes) -> bool:
         """Return whether *data* are encoded as they would be if stored now."""
 
     def is_object(self, data: bytes) -> bool:
-        """Return whether *data* are those of an object, not the layer's own."""
+        """Return whether *data* are those of an object, not the codec's own."""
         return True
 
     def references(self, data: bytes, referencesf: References) -> Iterable[Oid]:
         """Return the oids that *data* refer to."""
         return referencesf(self.decode(None, data))
 
+
+class TransformingStorage(Layer):
+    """Keeps the records of *base* as *codec* encodes them."""
+
+    def __init__(self, base: Any, codec: Codec) -> None:
+        super().__init__(base)
+        self.codec = codec
+        codec.base_load = base.loadBefore
+        self.loadBefore = codec.load_before
+        self._db: Any = database_of(None)
+        if not base.isReadOnly():  # so that it can compare records before it has a database
+            base.registerDB(_Decoding(codec, self._db))
+
     def registerDB(self, db: Any) -> None:
         """Register *db*, and register with the base a database whose `resolve` decodes its data."""
         self._db = database_of(db)
-        self.base.registerDB(_Decoding(self, self._db))
+        self.base.registerDB(_Decoding(self.codec, self._db))
 
     # -- reading
-
-    def loadBefore(
-        self, oid: Oid, tid: Tid, version: str = ""
-    ) -> tuple[bytes, Tid, Tid | None] | None:
-        """See `IStorage` and `IStorageVersions`."""
-        found = self._load_before(oid, tid, version) if version else self._load_before(oid, tid)
-        if found is None:
-            return None
-        return self.decode(oid, found[0]), found[1], found[2]
 
     def load(self, oid: Oid, version: str = "") -> tuple[bytes, Tid]:
         """See `IStorage`."""
         data, tid = self.base.load(oid, version)
-        return self.decode(oid, data), tid
+        return self.codec.decode(oid, data), tid
 
     def loadSerial(self, oid: Oid, serial: Tid) -> bytes:
         """See `IStorage`."""
-        return self.decode(oid, self.base.loadSerial(oid, serial))
+        return self.codec.decode(oid, self.base.loadSerial(oid, serial))
 
     def history(self, oid: Oid, size: int = 1) -> list[dict[str, Any]]:
         """See `IStorageHistory`. The sizes are those of the records, decoded."""
@@ -107,17 +113,17 @@ class TransformingStorage(Layer):
     def record_iternext(self, next: Oid | None = None) -> tuple[Oid, Tid, bytes, Oid | None]:
         """See `IStorageCurrentRecordIteration`."""
         oid, tid, data, following = self.base.record_iternext(next)
-        return oid, tid, self.decode(oid, data), following
+        return oid, tid, self.codec.decode(oid, data), following
 
     def _decoded(self, transactions: Iterable[Any]) -> Iterator[Any]:
         for transaction in transactions:
-            yield _Transaction(self, transaction)
+            yield _Transaction(self.codec, transaction)
 
     # -- writing
 
     def _encoded(self, oid: Oid, record: bytes) -> bytes:
         # The base refuses values that are not records.
-        return self.encode(oid, record) if 0 < len(record) <= MAX_RECORD_BYTES else record
+        return self.codec.encode(oid, record) if 0 < len(record) <= MAX_RECORD_BYTES else record
 
     def store(
         self, oid: Oid, serial: Tid | None, data: bytes, version: str, transaction: Any
@@ -134,7 +140,7 @@ class TransformingStorage(Layer):
             again = None
             if prev_txn is not None:
                 again = self._data_of(oid, prev_txn, transaction)
-            if again is not None and self.decode(oid, again) == data:
+            if again is not None and self.codec.decode(oid, again) == data:
                 data = again
             else:
                 data = self._encoded(oid, data)
@@ -159,7 +165,7 @@ class TransformingStorage(Layer):
             return self.base.tpc_vote(transaction)
         except ConflictError as error:
             if error.record is not None:
-                error.record = self.decode(error.oid, error.record)
+                error.record = self.codec.decode(error.oid, error.record)
             raise
 
     def copyTransactionsFrom(
@@ -172,8 +178,8 @@ class TransformingStorage(Layer):
         """See `IStorageUndoable`."""
         return [
             found._replace(
-                now=found.now and self.decode(found.oid, found.now),
-                then=found.then and self.decode(found.oid, found.then),
+                now=found.now and self.codec.decode(found.oid, found.now),
+                then=found.then and self.codec.decode(found.oid, found.then),
             )
             for found in self.base.preview_undo(transaction_ids)
         ]
@@ -186,7 +192,7 @@ class TransformingStorage(Layer):
     ) -> PackResult:
         """See `IStoragePackable`."""
         result: PackResult = self.base.pack(
-            time, lambda data: self.references(data, referencesf) if data else (), gc,
+            time, lambda data: self.codec.references(data, referencesf) if data else (), gc,
             progress=progress, keep_old=keep_old, dry_run=dry_run, roots=roots,
             elsewhere=elsewhere,
         )
@@ -205,7 +211,7 @@ class TransformingStorage(Layer):
             raise Unsupported(f"{self.base.getName()} does not list its objects")
         listed = (
             revision.oid for transaction in self.base.iterator() for revision in transaction
-            if revision.data is None or self.is_object(revision.data)
+            if revision.data is None or self.codec.is_object(revision.data)
         )
         oids = list(dict.fromkeys(listed))
         count = 0
@@ -217,13 +223,14 @@ class TransformingStorage(Layer):
         return count
 
     def _as_now(self, oids: Iterable[Oid]) -> Iterator[Change]:
+        codec = self.codec
         for oid in oids:
             found = self.current_data(oid)
             if found is None:
                 continue
             data, tid, version = found
-            if self.is_object(data) and not self.is_as_written(data):
-                anew = self.encode(oid, self.decode(oid, data))
+            if codec.is_object(data) and not codec.is_as_written(data):
+                anew = codec.encode(oid, codec.decode(oid, data))
                 if anew != data:
                     yield oid, tid, anew, version
 
@@ -245,7 +252,7 @@ class TransformingStorage(Layer):
             if not changes:
                 return 0
             oids = [change[0] for change in changes]
-            transaction = TransactionMetaData(description=f"rewritten: {type(self).__name__}")
+            transaction = TransactionMetaData(description=f"rewritten: {self.codec.title}")
             try:
                 self.base.tpc_begin(transaction)
                 for oid, tid, data, version in changes:
@@ -268,24 +275,24 @@ class TransformingStorage(Layer):
 class _Decoding:
     """The database as the base sees it."""
 
-    def __init__(self, layer: TransformingStorage, db: Any) -> None:
-        self._layer = layer
+    def __init__(self, codec: Codec, db: Any) -> None:
+        self._codec = codec
         self._db = db
 
     def resolve(
         self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
     ) -> bytes:
         """Merge decoded records; return data."""
-        layer = self._layer
-        before = None if old is None else layer.decode(oid, old)
-        now, ours = layer.decode(oid, committed), layer.decode(oid, new)
-        return layer.encode(oid, self._db.resolve(oid, before, now, ours, serials))
+        codec = self._codec
+        before = None if old is None else codec.decode(oid, old)
+        now, ours = codec.decode(oid, committed), codec.decode(oid, new)
+        return codec.encode(oid, self._db.resolve(oid, before, now, ours, serials))
 
     def is_equal(self, oid: Oid, one: bytes | None, other: bytes | None) -> bool:
         """Whether two records are equal, also in different encodings."""
         if one is None or other is None or one == other:
             return one == other
-        decoded = (self._layer.decode(oid, data) for data in (one, other))
+        decoded = (self._codec.decode(oid, data) for data in (one, other))
         return bool(self._db.is_equal(oid, *decoded))
 
     def __getattr__(self, name: str) -> Any:
@@ -295,19 +302,19 @@ class _Decoding:
 class _Transaction:
     """A transaction of the base, with decoded records."""
 
-    def __init__(self, layer: TransformingStorage, transaction: Any) -> None:
-        self._layer = layer
+    def __init__(self, codec: Codec, transaction: Any) -> None:
+        self._codec = codec
         self._transaction = transaction
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transaction, name)
 
     def __iter__(self) -> Iterator[RevisionRecord]:
-        layer = self._layer
+        codec = self._codec
         for revision in self._transaction:
             oid, data = revision.oid, revision.data
-            if data is None or layer.is_object(data):
+            if data is None or codec.is_object(data):
                 yield RevisionRecord(
-                    oid, revision.tid, None if data is None else layer.decode(oid, data),
+                    oid, revision.tid, None if data is None else codec.decode(oid, data),
                     getattr(revision, "version", ""), revision.data_txn,
                 )
