@@ -66,7 +66,7 @@ The documentation's first page is docs/quickstart.md.
 #     testing/         for authors of storages and applications
 #                      conformance, suite, plugin, helpers, script (and scripts/)
 #                      versions, undoing, undolog, history
-#                      packing, packing_model, packing_versions, copying, threads
+#                      packing, packing_model, copying, threads
 #                      faults (a file system that fails) · interrupts
 #                      schedule · histories, recording, observations, cycles, anomalies (isolation)
 #     _accelerator.c, _unpickle.c      C twins of connection/loadpath and isolation,

@@ -76,9 +76,9 @@ class Committer:
             return self._publish(ticket)
         later = getattr(writes.transaction, "later", None)
         group.join(ticket, waits_at_once=later is None)
-        self._engine.visibility.committed_tid = max(
-            ticket.tid, self._engine.visibility.committed_tid
-        )  # the ticket becomes visible with it
+        visibility = self._engine.visibility
+        if ticket.tid > visibility.committed_tid:  # else the ticket is visible already
+            visibility.committed_tid = ticket.tid
         self._slot.release(writes)
         if later is None:
             self._finish(group, ticket)

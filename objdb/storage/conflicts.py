@@ -25,6 +25,8 @@ def check_locks(writes: Writes) -> None:
         oid: current[1] for oid, current in writes.current.items()
         if current is not None and current[1]
     }
+    if not writes.locked:
+        return
     results = {} if writes.plan is None else writes.plan.results
     for oid, version in writes.locked.items():
         is_checked = oid not in results and writes.bases[oid] is not None

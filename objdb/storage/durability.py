@@ -123,9 +123,9 @@ class GroupCommit:
         with self._mutex:
             for each in group:
                 each.is_settled = True
-            rest = tuple(each for each in self.unpublished if not each.is_settled)
+            rest = self.unpublished[len(group) :]  # others have joined meanwhile
             following = next((each for each in rest if each.wake is not None), None)
-            for each in (*group, *(() if following is None else (following,))):
+            for each in group if following is None else (*group, following):
                 if each.wake is not None:
                     with suppress(RuntimeError):  # woken already
                         each.wake.release()
@@ -141,18 +141,19 @@ class GroupCommit:
             return
         for ticket in group:
             if not ticket.is_settled:
-                self._publish_one(ticket)
+                try:
+                    self._publish(ticket)
+                except BaseException:
+                    self._publish_rest(ticket)
+                    if ticket.error is None:
+                        raise
 
-    def _publish_one(self, ticket: Ticket) -> None:
+    def _publish_rest(self, ticket: Ticket) -> None:
+        """Do the remaining steps of a publication that was interrupted."""
         try:
             self._publish(ticket)
-        except BaseException:
-            try:
-                self._publish(ticket)  # the remaining steps
-            except Exception as error:
-                ticket.error = error
-                return
-            raise
+        except Exception as error:
+            ticket.error = error
 
 
 def _unknown_outcome(error: BaseException) -> StorageFailedError:

@@ -65,7 +65,8 @@ class Visibility:
         if tid > self.tid:
             self.before = next_tid(tid)
             self.tid = tid
-        self.committed_tid = max(self.committed_tid, tid)
+        if tid > self.committed_tid:
+            self.committed_tid = tid
 
 
 class IEngine(Interface):

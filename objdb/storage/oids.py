@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from objdb.errors import StorageError
-from objdb.ids import Oid, int_from_oid
+from objdb.ids import ROOT_OID, Oid, int_from_oid
 from objdb.storage.amending import Amender
 from objdb.storage.engine import IOidRanges
 
@@ -29,6 +29,7 @@ class OidSource:
         self._lock = threading.Lock()
         self._reserving = threading.Lock()
         self._last: int = engine.max_oid  # the last oid handed out or noted
+        self._noted: Oid = ROOT_OID  # the largest noted one
         self._until = 0 if self._has_ranges else _LAST_OID
         self._at_a_time = _FIRST_OIDS
 
@@ -65,7 +66,8 @@ class OidSource:
 
     def note(self, oids: Iterable[Oid]) -> None:
         """Never hand out *oids*, which another storage may have assigned."""
-        number = int_from_oid(max(oids, default=bytes(8)))
-        if number > self._last:
+        largest = max(oids, default=ROOT_OID)
+        if largest > self._noted:
             with self._lock:
-                self._last = max(self._last, number)
+                self._last = max(self._last, int_from_oid(largest))
+                self._noted = max(self._noted, largest)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _CLOSE_SECONDS = 5.0  # the time that closing waits for a transaction that has voted
 _STATUSES = (" ", "p", "u")  # committed, packed, undone (old)
+_UNCOMMITTED = (Phase.BEGUN, Phase.VOTED)
 _count = count()
 
 
@@ -313,13 +314,12 @@ class Storage:
         self._access.require_open()
         history.require_history(self.engine, "nothing can be undone")
         with self._amender.lock:
-            found = self._undo(Writes(None)).preview(transaction_ids)
-        return found
+            return self._undo(Writes(None)).preview(transaction_ids)
 
     def undoLog(
         self, first: Any = 0, last: Any = -20, filter: Filter | None = None
     ) -> list[dict[str, Any]]:
-        """See `IStorageUndoable`. Raises `UsageError` for bounds that are not valid."""
+        """See `IStorageUndoable`."""
         self._access.require_open()
         return history.undo_log(self._past, first, last, filter)
 
@@ -413,7 +413,7 @@ class Storage:
 
     def _end(self, writes: Writes) -> None:
         """Roll back uncommitted writes, and forget the transaction."""
-        if writes.phase in (Phase.BEGUN, Phase.VOTED):
+        if writes.phase in _UNCOMMITTED:
             if self._is_shared:
                 self.engine.end_vote()
             self._committer.take_back(writes)

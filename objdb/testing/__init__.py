@@ -2,7 +2,7 @@
 system that loses power, tears writes, fills up and fails on command). With pytest's option
 `--objdb-storage`, `plugin` runs the suite over any storage.
 
-For whatever transactions do to one another: `schedule` (a few, stepped through an order) and
+For isolation: `schedule` (a few, stepped through an order) and
 `recording` (random ones), which makes `histories` that `anomalies` checks, from what
 `observations` and `cycles` find in them.
 """

@@ -1,4 +1,4 @@
-"""Checks what transactions did to one another, from what they wrote and read alone.
+"""Checks the isolation of transactions, from what they wrote and read alone.
 
     report = check(History.parse(text))
     report.raise_if_forbidden("serializable")
@@ -33,7 +33,7 @@ from objdb.testing.observations import Anomaly, Observations
 
 # Every kind, the worst first, and what it means.
 KINDS = {
-    "garbage": "something was read that nobody wrote",
+    "garbage": "a transaction read a value that no transaction wrote",
     "duplicate": "an element is in a list twice",
     "incompatible": "no order of its elements explains what was read of a list",
     "internal": "a transaction does not see what it did itself, or sees what it did only later",
@@ -104,8 +104,8 @@ def check(history: History, *, is_opaque: bool = False) -> Report:
 
 
 def _cycles(graph: Graph) -> Iterator[Anomaly]:
-    """Yield the shortest cycle of each kind in each component. One that is possible in snapshots
-    is told where there is no other."""
+    """Yield the shortest cycle of each kind in each component. A cycle that snapshots allow is
+    reported only where there is no other."""
     for part in graph.parts({WW}):
         yield from _told("G0", part.shortest_cycle(WW, {WW}))
     for part in graph.parts({WW, WR}):

@@ -1,4 +1,4 @@
-"""What every storage must do, as a test suite: subclass `StorageConformance` in a test module
+"""The test suite that every storage must pass: subclass `StorageConformance` in a test module
 and give it the fixture `make_storage`.
 
     class TestMyStorage(StorageConformance):
@@ -102,7 +102,7 @@ class CoreConformance(ThreadConformance):
         assert not storage.isReadOnly()
 
     def test_new_oids_are_unique(self, storage: Any) -> None:
-        """Oids handed out to several threads are 8 bytes, never the root's, never the same."""
+        """New oids given to several threads are 8 bytes, never the root's, never the same."""
         oids: list[Oid] = []
         threads = [
             threading.Thread(target=lambda: oids.extend(storage.new_oid() for _ in range(200)))
@@ -116,7 +116,7 @@ class CoreConformance(ThreadConformance):
         assert all(len(oid) == 8 and oid != ROOT_OID for oid in oids)
 
     def test_oids_stored_by_others_are_not_handed_out(self, storage: Any) -> None:
-        """An oid that came with a record is never returned by new_oid."""
+        """new_oid never returns an oid that was stored."""
         oid = (int.from_bytes(storage.new_oid(), "big") + 3).to_bytes(8, "big")
         commit(storage, {oid: (NO_TID, b"data")})
         assert all(storage.new_oid() != oid for _ in range(10))
@@ -124,7 +124,7 @@ class CoreConformance(ThreadConformance):
     # -- reading
 
     def test_load(self, storage: Any) -> None:
-        """What was committed loads, with its tid."""
+        """A committed record loads, with its tid."""
         oid = storage.new_oid()
         tid = commit(storage, {oid: (NO_TID, b"one")})
         assert storage.load(oid) == (b"one", tid)
@@ -133,7 +133,7 @@ class CoreConformance(ThreadConformance):
 
     @pytest.mark.parametrize("size", [1, 2, 469, 470, 471, 4096, 1_000_000])
     def test_record_sizes(self, storage: Any, size: int) -> None:
-        """Records of any size come back whole."""
+        """Records of any size load as they were stored."""
         oid, record = storage.new_oid(), (bytes(range(251)) * (size // 251 + 1))[:size]
         commit(storage, {oid: (NO_TID, record)})
         assert storage.load(oid)[0] == record
@@ -211,7 +211,7 @@ class CoreConformance(ThreadConformance):
         assert storage.lastTransaction() == tid > before
 
     def test_callback_raises(self, storage: Any) -> None:
-        """What the callback raises comes out of the finish; the transaction is committed."""
+        """tpc_finish raises what the callback raises; the transaction is committed."""
         oid = storage.new_oid()
         transaction = TransactionMetaData()
         storage.tpc_begin(transaction)
@@ -275,7 +275,7 @@ class CoreConformance(ThreadConformance):
         storage.tpc_abort(transaction)
 
     def test_empty_records_are_refused(self, storage: Any) -> None:
-        """A record of no bytes is told from no record, and refused."""
+        """An empty record is refused; it is not taken for a deletion."""
         transaction = TransactionMetaData()
         storage.tpc_begin(transaction)
         with pytest.raises(UsageError, match="deleteObject"):
@@ -285,8 +285,7 @@ class CoreConformance(ThreadConformance):
         storage.tpc_abort(transaction)
 
     def test_storing_what_was_deleted(self, storage: Any) -> None:
-        """A deleted object's current revision is its deletion: storing it again goes from there,
-        and anything else is a conflict."""
+        """A deleted object is stored again based on its tombstone; any other base is a conflict."""
         oid = storage.new_oid()
         first = commit(storage, {oid: (NO_TID, b"one")})
         gone = commit(storage, {oid: (first, None)})
@@ -348,8 +347,8 @@ class CoreConformance(ThreadConformance):
             commit(storage, {ROOT_OID: (NO_TID, b"another root")})
 
     def test_deletion_conflict(self, storage: Any) -> None:
-        """Deleting what another has changed, or changing what another has deleted, is a conflict,
-        whatever the database could merge."""
+        """Deleting an object that another transaction has changed, or the reverse, is a conflict,
+        which is not merged."""
         storage.registerDB(Merging())
         oid = storage.new_oid()
         first = commit(storage, {oid: (NO_TID, b"1")})
@@ -434,7 +433,7 @@ class CoreConformance(ThreadConformance):
             storage.load(ROOT_OID)
 
     def test_reopen(self, make_storage: Make) -> None:
-        """What was committed is there after closing and opening again."""
+        """Committed transactions are there when the storage is opened again."""
         if not self.persistent:
             pytest.skip("this storage keeps nothing after it was closed")
         storage = make_storage()
@@ -464,6 +463,6 @@ class StorageConformance(
 
     @pytest.mark.parametrize("script", SCRIPTS)
     def test_script(self, storage: Any, make_storage: Make, script: Script) -> None:
-        """What a script says holds: see `script`."""
+        """The storage does what the script says: see `script`."""
         script.require(storage)
         Run(script, storage).all(make_storage if self.persistent else None)

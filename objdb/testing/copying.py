@@ -1,4 +1,4 @@
-"""What every storage that takes copied transactions must do: the part of the conformance suite
+"""Copying: the part of the conformance suite
 about `IStorageRestoreable`. See `conformance`."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from objdb.testing.helpers import Make, commit, contents, current, require, undo
 
 
 class Interrupted(Exception):
-    """Somebody does not want to wait for the end."""
+    """The progress callback interrupts the copy."""
 
 
 class CopyConformance:
@@ -57,8 +57,8 @@ class CopyConformance:
         copy.close()
 
     def test_copy(self, copy: Any, source: MappingStorage) -> None:
-        """A copy has the same transactions: tids, texts, extensions, statuses, records, objects
-        that were un-created, and which revision repeats which."""
+        """A copy has the same transactions: tids, texts, extensions, statuses, records,
+        tombstones and back pointers."""
         require(copy, IStorageHistory)
         seen: list[CopyProgress] = []
         count = copy.copyTransactionsFrom(source, seen.append)
@@ -74,8 +74,7 @@ class CopyConformance:
                 assert current(copy, oid) == current(source, oid)
 
     def test_copy_goes_on(self, copy: Any, source: MappingStorage) -> None:
-        """A copy that was interrupted, anywhere, goes on where it was; a complete one is brought
-        up to date."""
+        """An interrupted copy is continued; a complete one is brought up to date."""
         require(copy, IStorageHistory)
 
         def interrupt(progress: CopyProgress) -> None:
@@ -109,7 +108,7 @@ class CopyConformance:
         assert contents(copy) == contents(source)
 
     def test_copy_to_something_else(self, copy: Any, source: MappingStorage) -> None:
-        """A storage that has something else is refused, and stays as it is."""
+        """A destination with other transactions is refused, and does not change."""
         commit(copy, {ROOT_OID: (NO_TID, b"another root")})
         before = contents(copy)
         with pytest.raises(StorageError, match="does not have"):
@@ -142,8 +141,8 @@ class CopyConformance:
             assert contents(back) == contents(copy)
 
     def test_restore_repeats_what_is_there(self, copy: Any) -> None:
-        """restore with the tid of a revision that has other data, or is not there, keeps the data
-        that it was given."""
+        """restore keeps the data given, if the target of the back pointer has other data, or is
+        missing."""
         require(copy, IStorageHistory)
         tids = [(2**56 + n).to_bytes(8, "big") for n in range(4)]
         for tid, record, repeated in (

@@ -1,4 +1,4 @@
-"""Who came before whom, and where that goes round in circles.
+"""The order of transactions as a graph, and its cycles.
 
 Transactions are nodes. An edge says that one came before another, and why:
 

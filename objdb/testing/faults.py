@@ -1,10 +1,10 @@
-"""A file system in memory that fails on command, and can be looked at as of any crash.
+"""A file system in memory that fails on command, and shows the disk after any crash.
 
 Every change is an *operation* in a list. A test runs a workload once, counts the operations, and
 then for each n asks `crashed(n, …)` what a disk could look like after power was lost there:
 
     op 0 ── op 1 ── sync ── op 3 ── op 4 ── op 5 ✂
-    └── on the medium ──┘   └ lost, kept, partly kept, reordered, the last one torn
+    └─── durable ──────┘   └ lost, kept, partly kept, reordered, the last one torn
 
 Memory maps are watched: what changed in them since the last operation becomes operations too,
 one for each sector of 512 bytes, since the kernel can write them at any time.
@@ -163,8 +163,8 @@ class FaultyFiles:
 
 
 def _after_renaming(waiting: list[Operation], operation: Operation) -> list[Operation]:
-    """Return what waits to reach the medium: with the new name, and without what was done to a
-    file that is gone."""
+    """Return the operations that are not durable: with the new name, and without those on a file
+    that is gone."""
     gone = {"rename": operation.to, "remove": operation.path}.get(operation.kind)
     waiting = [o for o in waiting if o.path != gone]
     if operation.kind != "rename":
@@ -196,7 +196,7 @@ def _surviving(
 
 
 def _sectors(operation: Operation) -> list[Operation]:
-    """Split a write where sectors of the medium end."""
+    """Split a write at the ends of sectors."""
     if operation.kind != "write":
         return [operation]
     start, data = operation.position, operation.data

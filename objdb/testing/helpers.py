@@ -1,4 +1,4 @@
-"""What the conformance suites do to storages."""
+"""Helpers of the conformance suites."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Joining:
 def commit(
     storage: Any, changes: dict[Oid, tuple[Tid, bytes | None]], **metadata: Any
 ) -> Tid:
-    """Commit {oid: (base tid, record, or None to un-create)}; return the tid."""
+    """Commit {oid: (base tid, record, or None for a tombstone)}; return the tid."""
 
     def stage(transaction: TransactionMetaData) -> None:
         for oid, (base, record) in changes.items():

@@ -1,4 +1,4 @@
-"""What transactions did, as a value that can be printed, parsed and checked.
+"""A history: what transactions read and wrote, to be printed, parsed and checked.
 
 A history has a line for each transaction; the last line is what was there in the end, where that
 is known. Keys hold lists, which are appended to, or registers, which are written:
@@ -101,7 +101,7 @@ class History:
                 continue
             match = _LINE.fullmatch(line.strip())
             if match is None or final is not None:
-                raise ValueError(f"line {number} is no transaction: {line.strip()!r}")
+                raise ValueError(f"line {number} is not a transaction: {line.strip()!r}")
             name, status, operations, values = match.groups()
             try:
                 if name is None:

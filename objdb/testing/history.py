@@ -1,4 +1,4 @@
-"""What a storage that keeps old revisions must show of them: the part of the conformance suite
+"""Old revisions: the part of the conformance suite
 about `IStorageHistory` and `IStorageIteration`. See `conformance`."""
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class Fault(NamedTuple):
 
 
 def value_of(db: objdb.DB) -> Any:
-    """Return what another thread sees."""
+    """Return the value that another thread sees."""
     return _in_thread(lambda: _read(db))
 
 

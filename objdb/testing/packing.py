@@ -1,4 +1,4 @@
-"""What every storage that can be packed must do: the part of the conformance suite about
+"""Packing: the part of the conformance suite about
 `IStoragePackable`. See `conformance`.
 
 A record here is a name and the oids that it refers to: `b"name->" + oid + oid`.
@@ -35,7 +35,6 @@ from objdb.testing.packing_model import (
     record,
     refer,
 )
-from objdb.testing.packing_versions import VersionPackConformance
 
 
 def oids_in(storage: Any) -> list[list[Oid]]:
@@ -43,7 +42,7 @@ def oids_in(storage: Any) -> list[list[Oid]]:
     return [[revision[0] for revision in entry[5]] for entry in contents(storage)]
 
 
-class PackConformance(VersionPackConformance):
+class PackConformance:
     """The tests; for `StorageConformance`, which has the fixtures."""
 
     @pytest.fixture
@@ -94,7 +93,7 @@ class PackConformance(VersionPackConformance):
 
     @pytest.mark.parametrize("moment", ["now", None, b"short", True, [], float("nan")])
     def test_no_moment(self, packable: Any, moment: Any) -> None:
-        """What is no moment is refused."""
+        """A value that is not a moment is refused."""
         with pytest.raises(UsageError):
             packable.pack(moment, refer)
 
@@ -127,7 +126,7 @@ class PackConformance(VersionPackConformance):
     # -- what is linked again
 
     def test_roots_from_elsewhere(self, packable: Any) -> None:
-        """What `roots` gives stays, with what it refers to."""
+        """Objects that `roots` returns stay, with those that they refer to."""
         _a, b, c, _ = self.chain(packable)
         commit(packable, {c: (packable.getTid(c), record("c", b))})
         self.pack(packable, roots=lambda: [c])
@@ -136,7 +135,7 @@ class PackConformance(VersionPackConformance):
     # -- undoing
 
     def test_restore_across_a_pack(self, packable: Any) -> None:
-        """A copied revision that repeats one that goes meanwhile keeps its data."""
+        """A copied revision keeps its data, when a pack removes the target of its back pointer."""
         require(packable, IStorageRestoreable)
         a, b, _c, tids = self.chain(packable)
         transaction = TransactionMetaData()
@@ -151,7 +150,7 @@ class PackConformance(VersionPackConformance):
     # -- what others do meanwhile
 
     def test_commits_meanwhile(self, packable: Any) -> None:
-        """What is committed while a pack is under way is there after it."""
+        """Transactions committed beside a pack are there after it."""
         a, b, _c, _tids = self.chain(packable)
         new: list[Oid] = []
 
@@ -259,7 +258,7 @@ class PackConformance(VersionPackConformance):
     # -- what is gone
 
     def test_asked_for_again(self, packable: Any) -> None:
-        """A revision that went is not there, by whatever way it is asked for."""
+        """No call finds a revision that a pack has removed."""
         a, _b, c, tids = self.chain(packable)
         self.pack(packable)
         assert packable.loadBefore(a, tids[1]) is None
@@ -283,7 +282,7 @@ class PackConformance(VersionPackConformance):
         assert packable.new_oid() > handed_out > c
 
     def test_reopened(self, packable: Any, make_storage: Any) -> None:
-        """What was packed is the same when it is opened again."""
+        """A packed storage is the same when it is opened again."""
         if not self.persistent:  # type: ignore[attr-defined]
             return
         self.chain(packable)

@@ -77,7 +77,7 @@ def may_lose(
     before: Iterable[tuple[Tid, list[Revision]]], expected: dict[tuple[Oid, Tid], bytes | None]
 ) -> bool | None:
     """Return whether a pack that leaves what is *expected* drops an object while another one is
-    missing, which may have led to it; None if it drops only objects that were un-created."""
+    missing, which may have led to it; None if it drops only deleted objects."""
     history, stay = past_of(before), {oid for oid, _ in expected}
     referred = {ROOT_OID, *(oid for data in expected.values() for oid in refer(data or b""))}
     going = {oid for oid in history if oid not in stay}
@@ -139,7 +139,7 @@ class RandomHistory:
         self._versions = ["plan"] if IStorageVersions.providedBy(storage) else []
 
     def go_on(self, count: int) -> None:
-        """Try *count* transactions; those that are refused are none."""
+        """Try *count* transactions; some are refused."""
         storage = self._storage
         for number in range(count):
             transaction = TransactionMetaData(description=str(number))

@@ -69,7 +69,7 @@ _SWITCH_SECONDS = 1e-5
 
 
 class Step(NamedTuple):
-    """Something that a transaction does: read or change a key, or one of `EXTRAS`."""
+    """One step of a transaction: it reads or changes a key, or does one of `EXTRAS`."""
 
     action: str
     key: str = ""

@@ -31,7 +31,7 @@ class Register(Persistent):
 class Participant:
     """One transaction of a schedule, with a connection of its own.
 
-    `root` is the database's root object, for what registers are too simple for. `error` is the
+    `root` is the database's root object, where registers are too simple. `error` is the
     conflict that a commit ended in, if it did.
     """
 

@@ -1,4 +1,4 @@
-"""What every storage must do for several threads: the part of the conformance suite about them. See
+"""Several threads: a part of the conformance suite. See
 `conformance`."""
 
 from __future__ import annotations

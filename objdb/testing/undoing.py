@@ -1,4 +1,4 @@
-"""What every storage that can undo must do: the part of the conformance suite about
+"""Undo: the part of the conformance suite about
 `IStorageUndoable`. See `conformance`."""
 
 from __future__ import annotations
@@ -150,12 +150,12 @@ class UndoConformance:
         "", "no id", "AAAA", "!" * 12, "A" * 24, b"\xff" * 12, b"1234567", None, 7, ["x"],
     ])
     def test_malformed_ids(self, undoable: Any, transaction_id: Any) -> None:
-        """Anything else than an id is an UndoError that says so."""
+        """undo raises an UndoError for a value that is not an id."""
         with pytest.raises(UndoError, match="not the id of a transaction"):
             undo(undoable, transaction_id)
 
     def test_unknown_ids(self, undoable: Any) -> None:
-        """A tid that no transaction here has is an UndoError that names it."""
+        """undo raises an UndoError that names a tid which no transaction has."""
         _, tids = self.three(undoable)
         for tid in (NO_TID, next_tid(tids[0]), next_tid(tids[2]), b"\x7f" * 8):
             with pytest.raises(UndoError, match="no such transaction") as caught:

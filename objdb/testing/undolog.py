@@ -1,4 +1,4 @@
-"""What the undo log of every storage that can undo must show: the part of the conformance suite
+"""The undo log: the part of the conformance suite
 about `undoLog` and `undoInfo`. See `conformance`."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every storage with versions must do: the part of the conformance suite about
+"""Versions: the part of the conformance suite about
 `IStorageVersions`. See `conformance`."""
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class VersionConformance:
 
     @pytest.mark.parametrize("name", ["x" * 70_000, "é" * 33_000, "\ud800", 7, b"plan"])
     def test_no_name(self, versioned: Any, name: Any) -> None:
-        """What can be no name is refused by every call that takes one."""
+        """Every call that takes the name of a version refuses an invalid one."""
         oid, first, _ = self.changed_in(versioned, "plan")
         transaction = begin(versioned)
         for call in (
@@ -168,7 +168,7 @@ class VersionConformance:
         assert found == [("", b"out"), ("plan", b"in"), ("better", b"in"), ("", b"out")]
 
     def test_reopened_versions(self, make_storage: Make, storage: Any) -> None:
-        """What is in a version stays in it when the storage is opened again."""
+        """Objects stay in their version when the storage is opened again."""
         require(storage, IStorageVersions)
         oid, first, second = self.changed_in(storage, "plan")
         storage.close()

@@ -232,7 +232,7 @@ def test_text(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("T1 commits: read x []", "line 1 is no transaction"),
+        ("T1 commits: read x []", "line 1 is not a transaction"),
         ("\nT1 committed: read x", "line 2: 'read x' is not understood"),
         ("T1 committed: append x [1]", "T1: append x needs a number"),
         ("finally: x [1]\nT1 committed: read x []", "line 2"),

@@ -56,11 +56,9 @@ COMMITS = (
     Mutation(
         "group-hides-commits", "storage/committer.py",
         """\
-        self._engine.visibility.committed_tid = max(
-            ticket.tid, self._engine.visibility.committed_tid
-        )  # the ticket becomes visible with it
+            visibility.committed_tid = ticket.tid
 """,
-        "",
+        "            pass\n",
         "A commit follows those that are committed and not synced yet, with a larger tid.",
         ("tests/storage/test_berkeley.py::test_commits_that_wait_are_checked_against",),
     ),
@@ -162,7 +160,7 @@ COMMITS = (
         "        outside: Tid | None = before.outside\n",
         "        outside: Tid | None = before.tid\n",
         "Others do not see the first of two changes in a version.",
-        (f"{_MEMORY}::test_versions",),
+        (f"{_MEMORY}::test_script[packing: versions]",),
     ),
     # Undo
     Mutation(
@@ -207,7 +205,7 @@ COMMITS = (
         "        if following is not None and following.follows_gap:\n            return None\n",
         "",
         "A moment that was packed away shows nothing rather than something older.",
-        (f"{_MEMORY}::test_versions",),
+        (f"{_MEMORY}::test_script[packing: versions]",),
     ),
     Mutation(
         "history-one-more", "storage/history.py",

@@ -142,7 +142,7 @@ ENGINES = (
         "            if current is not None and current[:8] < tid:\n",
         "            if current is not None and current[:8] <= tid:\n",
         "A revision is not before its own tid.",
-        (f"{_BERKELEY}::test_a_version_brought_back",),
+        (f"{_BERKELEY}::test_script[packing: a version brought back]",),
     ),
     Mutation(
         "replaced-count-twice", "storage/berkeley/change.py",
@@ -179,7 +179,7 @@ ENGINES = (
         "        if transactions:\n",
         "                del self._chains[oid]\n        if transactions:\n",
         "An object that a pack removed is in no version.",
-        (f"{_MEMORY}::test_versions",),
+        (f"{_MEMORY}::test_script[packing: versions]",),
     ),
     Mutation(
         "rollback-of-committed", "storage/bytesmap.py",

@@ -396,7 +396,7 @@ class FileEngine:
         generation.index.note_synced(token.end)
         if token.versions:
             generation.versions.update(token.versions, token.positions, token.tid)
-        if token.positions:
+        if token.new_objects:
             self.max_oid = max(self.max_oid, int.from_bytes(max(token.positions), "big"))
         self.since_checkpoint += len(token.positions) + 1
         if generation.published.tid < token.tid:  # else a previous call was interrupted

@@ -130,7 +130,8 @@ class Index(PageTable):
         """
         if not self.is_writable:
             return
-        for prefix in sorted(set(map(_PREFIX, oids)) - self.pages.keys()):
+        missing = set(map(_PREFIX, oids)).difference(self.pages)
+        for prefix in sorted(missing) if missing else ():
             self._add_page(prefix)
 
     def _add_page(self, prefix: bytes) -> None:
