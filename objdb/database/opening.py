@@ -168,11 +168,12 @@ class _Uri(NamedTuple):
             parts = urlsplit(f"{names[-1]}:{rest}")
         except ValueError as error:
             raise UsageError(f"{uri}: {error}") from None
-        if parts.netloc:
+        host = parts.netloc if schemes[-1].has_host else ""
+        if parts.netloc and not host:
             raise UsageError(f"{uri}: a host cannot be given; write file:///absolute/path")
         if parts.fragment:
             raise UsageError(f"{uri}: a # in a path is written %23")
-        path = unquote(parts.path, errors="surrogateescape")
+        path = host + unquote(parts.path, errors="surrogateescape")
         return cls(uri, names, schemes, path, [], parts.query, "?" in rest)
 
     def open(self, folder: str) -> tuple[Any, dict[str, Any]]:

@@ -39,6 +39,7 @@ class Scheme(NamedTuple):
     parameters: Mapping[str, Parser | InFolder] = {}
     many: tuple[str, ...] = ()
     has_path: bool = True  # relative to the folder of the settings
+    has_host: bool = False  # then *path* is what follows the two slashes
     # Raises UsageError for parameters that make no sense, before anything is opened.
     check: Callable[[dict[str, Any]], object] | None = None
     most_below: int = 0  # of a layer: over how many storages it can be; `changes` is the second
@@ -100,6 +101,16 @@ def _sqlite(path: str, parameters: dict[str, Any]) -> Any:
     from objdb.storage.sql.sqlite import SQLiteStorage
 
     return SQLiteStorage(_path("sqlite", path, "sqlite"), **parameters)
+
+
+def _zeo(address: str, parameters: dict[str, Any]) -> Any:
+    from objdb_zeo.client import ClientStorage
+
+    if not address:
+        raise UsageError(
+            "a zeo: URI names a server, as in zeo://localhost:9100 or zeo:///run/objdb.sock"
+        )
+    return ClientStorage(address, **parameters)
 
 
 def _compressed(base: Any, parameters: dict[str, Any]) -> Any:
@@ -207,6 +218,10 @@ SCHEMES = {
         "history": boolean, "create": boolean, "read_only": boolean, "durability": str,
         "busy_seconds": float, "cache_bytes": int, "keep_seconds": float,
     }),
+    "zeo": Scheme(_zeo, {
+        "storage": str, "cache_bytes": int, "call_seconds": float, "read_only": boolean,
+        "frame_bytes": int,
+    }, has_path=False, has_host=True),
     "compressed": Scheme(_compressed, {"method": str, "level": int}, most_below=1),
     "encrypted": Scheme(
         _encrypted,

@@ -24,13 +24,14 @@ on what is current. `in plan`: in the version `plan`.
     read x of 1 [in plan]                  says that it has read what transaction 1 wrote
 
 What holds then. `at 2`: for who sees transaction 2 and none after it; `of 2`: what that wrote;
-`(1)`: the transaction that wrote the revision found.
+`(1) until 3`: the transactions that wrote the revision found, and the next one seen there (`now`:
+there is none).
 
-    x [at 2] [in plan] is gone | text [-> y z] [(1)]
+    x [at 2] [in plan] is gone | text [-> y z] [(1) [until 3]]
     x of 2 is gone | text          x of 3 has the data of 1
     versions: plan better          objects in plan: x y        version of x: plan
     transactions: 1 packed, 2      objects of 2: x y           objects: root x y
-    history of x: 2 plan, 1        undo log: 2 1 0
+    history of x: 2 plan, 1        undo log: 2 1 0                  packed to: 2
 
 `root` is the root object; transaction 0 made it. All other objects are the script's own.
 
@@ -69,7 +70,9 @@ _NEEDS = {
 }
 _STORE = re.compile(r"(\w+) = (.+?)(?: on (\w+))?(?: in (\w+))?")
 _READ = re.compile(r"read (\w+) of (\w+)(?: in (\w+))?")
-_SEEN = re.compile(r"(\w+)(?: at (\w+))?(?: in (\w+))? is (.+?)(?: \((\w+)\))?")
+_SEEN = re.compile(
+    r"(\w+)(?: at (\w+))?(?: in (\w+))? is (.+?)(?: \((\w+)\)(?: until (\w+))?)?"
+)
 
 
 class Script(NamedTuple):
@@ -117,6 +120,7 @@ class Run:
             r"objects: (.+)": self._objects,
             r"history of (\w+): (.+)": self._history,
             r"undo log: (.+)": self._undo_log,
+            r"packed to: (\w+)": self._packed_to,
             _SEEN.pattern: self._seen,
         }
         self._asks = {re.compile(pattern): ask for pattern, ask in asks.items()}
@@ -265,7 +269,8 @@ class Run:
         return False
 
     def _seen(
-        self, name: str, at: str | None, version: str | None, text: str, tid: str | None
+        self, name: str, at: str | None, version: str | None, text: str, tid: str | None,
+        until: str | None,
     ) -> None:
         before = next_tid(self._tids[at]) if at else MAX_TID
         oid = self._oid(name)
@@ -275,6 +280,9 @@ class Run:
             assert current == (found and found[:2])
         assert (found and found[0]) == self._expected(text)
         assert tid is None or found[1] == self._tids[tid], f"it is of {self._name(found[1])}"
+        if until is not None:
+            end = "now" if found[2] is None else self._name(found[2])
+            assert end == until, f"it is there until {end}"
 
     def _wrote(self, name: str, tid: str, text: str) -> None:
         found = self._or_none(self.storage.loadSerial, self._oid(name), self._tids[tid])
@@ -335,6 +343,9 @@ class Run:
     def _undo_log(self, names: str) -> None:
         found = [entry["description"] or "0" for entry in self.storage.undoLog(0, -99)]
         assert found == _words(names)
+
+    def _packed_to(self, name: str) -> None:
+        assert self._name(self.storage.packed_tid) == name
 
     def _name(self, tid: Tid) -> str:
         return next(self._names_of(tid), f"another, {tid.hex()}")

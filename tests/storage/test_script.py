@@ -25,12 +25,12 @@ def run(*steps: str, storage: Storage | None = None) -> None:
 
 
 @pytest.mark.parametrize("step", [
-    "x is two (2)", "x in plan is in (3)", "x in another is two", "x at 1 is one (1)",
-    "x of 1 is one", "y is new -> x", "z is gone", "x at 0 is gone", "versions: plan",
-    "objects in plan: x", "version of x: plan", "version of y: none", "transactions: 0, 1, 2, 3",
-    "objects of 2: x y", "objects of 2: y x", "objects: root x y", "history of x: 3 plan, 2, 1",
-    "undo log: 3 2 1 0", "4: x = late on 1 in plan ! ConflictError",
-    "4: x = late ! VersionLockError: plan",
+    "x is two (2)", "x at 1 is one (1) until 2", "x is two (2) until now", "packed to: nothing",
+    "x in plan is in (3)", "x in another is two", "x at 1 is one (1)", "x of 1 is one",
+    "y is new -> x", "z is gone", "x at 0 is gone", "versions: plan", "objects in plan: x",
+    "version of x: plan", "version of y: none", "transactions: 0, 1, 2, 3", "objects of 2: x y",
+    "objects of 2: y x", "objects: root x y", "history of x: 3 plan, 2, 1", "undo log: 3 2 1 0",
+    "4: x = late on 1 in plan ! ConflictError", "4: x = late ! VersionLockError: plan",
 ])
 def test_what_holds(step: str) -> None:
     """What is true passes."""
@@ -38,14 +38,15 @@ def test_what_holds(step: str) -> None:
 
 
 @pytest.mark.parametrize("step", [
-    "x is one", "x is two (1)", "x in plan is two", "x is gone", "x at 1 is two",
-    "x at 1 is one (2)", "x of 1 is two", "x of 1 is gone", "y is new", "y is new -> y",
-    "z is there", "versions: none", "versions: plan more", "objects in plan: none",
-    "objects in plan: x y", "version of x: none", "version of y: plan", "transactions: 1, 2, 3",
-    "transactions: 0, 1 packed, 2, 3", "objects of 2: x", "objects: root x",
-    "history of x: 3, 2, 1", "undo log: 3 2 1", "x of 2 has the data of 1",
-    "4: y = y ! ConflictError", "4: x = late ! ConflictError", "4: x = late",
-    "4: x = late ! VersionLockError: more", "4: makes x", "makes", "A votes", "x is two (9)",
+    "x is one", "x at 1 is one (1) until 3", "x is two (2) until 3", "packed to: 1", "x is two (1)",
+    "x in plan is two", "x is gone", "x at 1 is two", "x at 1 is one (2)", "x of 1 is two",
+    "x of 1 is gone", "y is new", "y is new -> y", "z is there", "versions: none",
+    "versions: plan more", "objects in plan: none", "objects in plan: x y", "version of x: none",
+    "version of y: plan", "transactions: 1, 2, 3", "transactions: 0, 1 packed, 2, 3",
+    "objects of 2: x", "objects: root x", "history of x: 3, 2, 1", "undo log: 3 2 1",
+    "x of 2 has the data of 1", "4: y = y ! ConflictError", "4: x = late ! ConflictError",
+    "4: x = late", "4: x = late ! VersionLockError: more", "4: makes x", "makes", "A votes",
+    "x is two (9)",
 ])
 def test_what_does_not_hold(step: str) -> None:
     """What is not true, and what is no step, fails, and is shown where it stands."""

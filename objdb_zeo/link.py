@@ -1,0 +1,231 @@
+"""What connects a client with the storage on its server: the channel, the cache, the snapshot.
+
+    Link ─► Channel                          connected anew when it was lost
+      │ ╰─► cache                            of what was loaded
+      ╰───► last                             the last transaction that was taken in
+
+The snapshot is the last transaction that was taken in: an invalidation, or an own finish. It is
+never what the server says is its last transaction, which may be ahead of the invalidations.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from objdb.errors import ConflictError, StorageClosedError, StorageError
+from objdb.ids import NO_TID, Oid, Tid
+from objdb.storage.foreign import database_of
+from objdb_zeo.addresses import Address, format_address
+from objdb_zeo.cache import Found, ICache
+from objdb_zeo.transport import Channel, DisconnectedError
+
+logger = logging.getLogger(__name__)
+
+
+class Info(NamedTuple):
+    """What the server says of the storage."""
+
+    length: int
+    size: int
+    name: str
+    has_extension: bool
+    interfaces: tuple[str, ...]  # by the names in the extension, or ZODB's
+
+
+class Link:
+    """Connects with the storage *storage* on the first of *addresses* where it is served.
+    *seconds*: how long a call may take; *limit*: of a frame, in bytes.
+
+    `DisconnectedError` if there is no server; ValueError for a storage that is not served there.
+    """
+
+    def __init__(
+        self, addresses: Sequence[Address], storage: str, cache: ICache, *, read_only: bool,
+        seconds: float, limit: int,
+    ) -> None:
+        self.name = f"zeo://{format_address(addresses[0])}?storage={storage}"
+        self.db: Any = database_of(None)
+        self.last: Tid = NO_TID
+        self.cache = cache
+        self.is_closed = False
+        self._addresses = addresses
+        self._storage = storage
+        self._is_read_only = read_only
+        self._seconds, self._limit = seconds, limit
+        self._lock = threading.RLock()  # held while connecting
+        self._held: list[tuple[Tid, tuple[Oid, ...]]] | None = []  # while it is verified
+        self._loading: dict[Oid, list[list[bool]]] = {}  # marks: was it invalidated meanwhile?
+        self._open: Channel | None = None
+        self._connect()
+
+    # -- the connection
+
+    def channel(self) -> Channel:
+        """Return the open channel; connect again, if it was lost."""
+        channel = self._open
+        if channel is None or channel.failure is not None:
+            with self._lock:
+                self.require_open()
+                channel = self._open
+                if channel is None or channel.failure is not None:
+                    channel = self._connect()
+        return channel
+
+    def require_open(self) -> None:
+        """Raise `StorageClosedError` if it is closed."""
+        if self.is_closed:
+            raise StorageClosedError(f"{self.name} is closed. Open it again to use it")
+
+    def close(self) -> None:
+        """Close the connection; calls under way are told."""
+        self.is_closed = True
+        if self._open is not None:
+            self._open.fail(StorageClosedError("it was closed"))
+
+    def _connect(self) -> Channel:
+        """Connect with the first server that answers, register and verify."""
+        failure: DisconnectedError | None = None
+        for address in self._addresses:
+            try:
+                return self._connect_to(address)
+            except DisconnectedError as error:
+                failure = failure or error
+        assert failure is not None
+        raise failure
+
+    def _connect_to(self, address: Address) -> Channel:
+        self._held = []
+        channel = Channel(address, self._told, seconds=self._seconds, limit=self._limit)
+        try:
+            last = channel.call("register", self._storage, self._is_read_only)
+            self._verify(channel, last)
+            self.info = _info(channel.call("get_info"))
+            if self.info.has_extension:
+                channel.send([("objdb.hello", (), None)])
+        except BaseException:
+            channel.close()
+            raise
+        held, self._held = self._held, None
+        for tid, oids in held:
+            if tid > self.last:
+                self._take_in(tid, oids)
+        self._open = channel
+        logger.info("%s: connected with %s", self.name, channel.name)
+        return channel
+
+    def _verify(self, channel: Channel, last: Tid) -> None:
+        """Bring what is cached, here and by the database, up to the server's state."""
+        if self.last == NO_TID:
+            self.last = last
+            return
+        if self.last > last:
+            raise StorageError(
+                f"{channel.name} has less than this client has seen: its last transaction is "
+                f"{last.hex()}, and {self.last.hex()} was seen. It may have been restored from a "
+                "backup. Open the database anew to go on with what is there"
+            )
+        if self.last == last:
+            return
+        found = channel.call("getInvalidations", self.last)
+        if found is None:
+            self.cache.forget(None)
+            self.db.invalidateCache()
+        else:
+            last, oids = found
+            self.cache.forget(oids)
+            self.db.invalidate(last, list(oids))
+        self.last = last
+
+    # -- what the server says by itself
+
+    def _told(self, method: str, arguments: Any) -> None:
+        if method == "invalidateTransaction":
+            tid, oids = arguments
+            if self._held is not None:
+                self._held.append((tid, tuple(oids)))
+            else:
+                self._take_in(tid, oids)
+        elif method == "info":
+            known = arguments[0]
+            self.info = self.info._replace(length=known["length"], size=known["size"])
+        elif method == "objdb.packed":
+            self.cache.forget(None)
+
+    def _take_in(self, tid: Tid, oids: Iterable[Oid]) -> None:
+        """Take in another's transaction: the database is told before `last` moves."""
+        oids = list(oids)
+        self._mark(oids)
+        self.cache.invalidate(tid, oids)
+        self.db.invalidate(tid, oids)
+        self.last = tid
+
+    def take_in_own(self, tid: Tid, changed: Iterable[Oid], records: dict[Oid, bytes]) -> None:
+        """Take in an own transaction; *records* are those that are current now."""
+        changed = list(changed)
+        self._mark(changed)
+        self.cache.invalidate(tid, changed)
+        for oid, record in records.items():
+            self.cache.store(oid, record, tid, None)
+        self.last = max(tid, self.last)
+
+    def _mark(self, oids: Iterable[Oid]) -> None:
+        if self._loading:
+            for oid in oids:
+                for mark in self._loading.get(oid, ()):
+                    mark[0] = True
+
+    # -- calls
+
+    def call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the server; see `Channel.call`."""
+        self.require_open()
+        return self.channel().call(name, *arguments, **options)
+
+    def resolve(self, kind: str, *arguments: Any) -> tuple[bytes | None, str | None]:
+        """Answer the server, which asks for a conflict to be resolved: (merged record, None), or
+        (None, the name of the class)."""
+        oid, old, committed, new, serials = arguments
+        try:
+            return self.db.resolve(oid, old, committed, new, tuple(serials)), None
+        except ConflictError as error:
+            return None, error.class_name
+
+    def load(self, oid: Oid, bound: Tid) -> Found | None:
+        """Return the last revision before *bound*, which is not above `last`, from the cache or the
+        server."""
+        return self.cache.load(oid, bound) or self._load(oid, bound)
+
+    def _load(self, oid: Oid, bound: Tid) -> Found | None:
+        mark = [False]
+        marks = self._loading.setdefault(oid, [])
+        marks.append(mark)
+
+        def taken(found: Any) -> Any:
+            if found is not None and (found[2] is not None or not mark[0]):
+                self.cache.store(oid, *found)
+            return found
+
+        load: Callable[..., Any] = self.channel().call
+        try:
+            found: Found | None = load("loadBefore", oid, bound, taken=taken)
+            return found
+        finally:
+            marks.remove(mark)
+            if not marks:
+                self._loading.pop(oid, None)
+
+
+def _info(found: dict[str, Any]) -> Info:
+    offer = found.get("objdb") or {}
+    interfaces = offer["interfaces"] if offer else [name for _, name in found.get("interfaces", ())]
+    if not offer and found.get("supportsUndo"):
+        interfaces.append("IStorageUndoable")
+    if found.get("supports_record_iternext"):
+        interfaces = (*interfaces, "IStorageCurrentRecordIteration")
+    return Info(
+        found.get("length", 0), found.get("size", 0), str(found.get("name", "")), bool(offer),
+        tuple(interfaces),
+    )

@@ -1,0 +1,45 @@
+"""What a session asks of whatever runs it: an event loop with threads, or a simulation.
+
+A call that has to wait is a generator of steps. It yields an `InThread`, whose function may block,
+and is sent what that returns; or a `Turn`, and goes on when its transaction may vote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, Protocol
+
+
+class InThread(NamedTuple):
+    """A step that may block."""
+
+    function: Callable[[], Any]
+
+
+class Turn(NamedTuple):
+    """A step that waits until no other transaction is between its vote and its end."""
+
+    transaction: Any
+
+
+Steps = Generator[Any, Any, Any]
+
+
+class Driver(Protocol):
+    """Runs the steps of a session."""
+
+    def send(self, data: bytes) -> None:
+        """Send bytes to the client, in the order of the calls; any thread calls it."""
+
+    def close(self) -> None:
+        """Close the connection, when what was sent before is sent."""
+
+    def run(self, function: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
+            ) -> None:
+        """Call *function*, which may block; then *done* with its result or error."""
+
+    def soon(self, function: Callable[[], object]) -> None:
+        """Call *function* soon, in the session's own thread; any thread calls it."""
+
+    def later(self, seconds: float, function: Callable[[], object]) -> Callable[[], object]:
+        """Call *function* after so many seconds; return a function that prevents it."""

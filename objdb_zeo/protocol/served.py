@@ -1,0 +1,198 @@
+"""A storage that is served: who commits to it, and who is told.
+
+    vote ─► turn ─► the storage's vote ─► … ─► its finish ─► everybody is told ─► visible
+              │                                    │
+              ╰── one transaction at a time ───────╯ the next one's turn
+
+Order, on each connection: the reply to a load that was made from the state before a transaction is
+sent before the invalidation of that transaction; one made from the state after it, behind. A commit
+is *announced* under `order` before it becomes visible, and a load is answered under `order`, if
+nothing was announced since it began, and all that was announced is visible: else it is made again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from zope.interface import implementer
+
+from objdb.errors import ConflictError
+from objdb.ids import Oid, Tid
+from objdb.interfaces import IDatabaseForStorage
+from objdb.records.references import references
+from objdb_zeo.protocol.staging import ClientTransaction
+
+logger = logging.getLogger(__name__)
+REMEMBERED = 100  # transactions, for clients that come back
+
+Resolve = Callable[[Oid, "bytes | None", bytes, bytes, tuple[Tid, Tid]], bytes]
+
+
+class Served:
+    """The storage *name*, for any number of sessions. *references*: finds the oids in a record, for
+    packs. *vote_seconds*: how long a transaction may stay between its vote and its end."""
+
+    def __init__(
+        self, name: str, storage: Any, *, references: Callable[[bytes], Iterable[Oid]] = references,
+        vote_seconds: float | None = 30.0, read_only: bool = False,
+    ) -> None:
+        self.name = name
+        self.storage = storage
+        self.references = references
+        self.vote_seconds = vote_seconds
+        self.is_read_only = read_only or bool(storage.isReadOnly())
+        self.sessions: set[Any] = set()
+        self.order = threading.Lock()
+        self.announced: Tid = storage.lastTransaction()
+        self.conflicts: list[dict[str, Any]] = []  # of the transaction that votes
+        # In each thread, what to do with conflicts: a function, or none: they are errors.
+        self._resolving = threading.local()
+        self.counts = dict.fromkeys(("loads", "stores", "commits", "aborts", "conflicts"), 0)
+        self._changes: deque[tuple[Tid, tuple[Oid, ...]]] = deque(maxlen=REMEMBERED)
+        self._known_since = self.announced
+        self._turns = threading.Lock()
+        self._holder: ClientTransaction | None = None
+        self._waiting: deque[tuple[ClientTransaction, Callable[[], object]]] = deque()
+        if not self.is_read_only:
+            storage.registerDB(_Deferring(self))
+
+    # -- turns
+
+    def vote(self, transaction: ClientTransaction, resolve: Resolve | None) -> list[Oid]:
+        """Vote; return the oids that the storage changed by itself. `conflicts` has what the
+        client has to resolve; if there is any, the storage's transaction is aborted. Conflicts of
+        undos are resolved by *resolve*, if there is one. The transaction has its turn."""
+        self.conflicts = []
+        with self.resolving(resolve if transaction.has_undos else self._note_conflict):
+            made = transaction.vote(self.storage)
+        if self.conflicts:
+            transaction.abort(self.storage)
+        return made
+
+    @contextmanager
+    def resolving(self, resolve: Resolve | None) -> Iterator[None]:
+        """Resolve the conflicts of this thread with *resolve*, inside the block."""
+        self._resolving.how = resolve
+        try:
+            yield
+        finally:
+            self._resolving.how = None
+
+    def resolve(
+        self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
+    ) -> bytes:
+        """Resolve a conflict in the way of this thread; `ConflictError` where there is none."""
+        how: Resolve | None = getattr(self._resolving, "how", None)
+        if how is None:
+            raise ConflictError(oid=oid, serials=serials)
+        return how(oid, old, committed, new, serials)
+
+    def _note_conflict(
+        self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
+    ) -> bytes:
+        """Note the conflict, for the client; let it pass: the vote is taken back."""
+        self.conflicts.append({"oid": oid, "serials": tuple(serials), "data": new})
+        return new
+
+    def take_turn(self, transaction: ClientTransaction, go: Callable[[], object]) -> None:
+        """Call *go* when the transaction may vote."""
+        with self._turns:
+            if self._holder is not None:
+                self._waiting.append((transaction, go))
+                return
+            self._holder = transaction
+        go()
+
+    def end_turn(self, transaction: ClientTransaction) -> None:
+        """Let the next transaction vote. *transaction* may be one that still waits."""
+        with self._turns:
+            if self._holder is not transaction:
+                kept = [entry for entry in self._waiting if entry[0] is not transaction]
+                self._waiting = deque(kept)
+                return
+            self._holder = go = None
+            if self._waiting:
+                self._holder, go = self._waiting.popleft()
+        if go is not None:
+            go()
+
+    @property
+    def waiting(self) -> int:
+        """How many transactions wait for their turn."""
+        return len(self._waiting)
+
+    # -- telling
+
+    def announce(self, tid: Tid, oids: Iterable[Oid], origin: Any) -> None:
+        """Tell all sessions but *origin* of a transaction that is about to become visible."""
+        changed = tuple(oids)
+        with self.order:
+            if len(self._changes) == REMEMBERED:
+                self._known_since = self._changes[0][0]  # the one that is forgotten now
+            self._changes.append((tid, changed))
+            self.announced = tid
+            for session in list(self.sessions):
+                if session is origin:
+                    session.keep_place(tid)
+                else:
+                    session.invalidate(tid, changed)
+
+    def changes_since(self, tid: Tid) -> tuple[Tid, tuple[Oid, ...]] | None:
+        """Return (last tid, the oids changed after *tid*); None if that is not known any more.
+        The caller holds `order`."""
+        if tid >= self.announced:
+            return self.announced, ()
+        if tid < self._known_since:
+            return None
+        changed = {oid for later, oids in self._changes if later > tid for oid in oids}
+        return self.announced, tuple(changed)
+
+    def join(self, session: Any) -> Tid:
+        """Let a session be told from now on; return the last tid that it is not told."""
+        with self.order:
+            self.sessions.add(session)
+            return self.announced
+
+    def leave(self, session: Any) -> None:
+        """Tell a session no more."""
+        with self.order:
+            self.sessions.discard(session)
+
+    def info(self) -> dict[str, int]:
+        """Return length and size, of which clients are told."""
+        return {"length": len(self.storage), "size": self.storage.getSize()}
+
+
+@implementer(IDatabaseForStorage)
+class _Deferring:
+    """The database as the served storage sees it."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    def resolve(
+        self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
+    ) -> bytes:
+        """See `Served.resolve`."""
+        return self._served.resolve(oid, old, committed, new, serials)
+
+    def is_equal(self, oid: Oid, one: bytes | None, other: bytes | None) -> bool:
+        """Return whether two records are the same bytes."""
+        return one == other
+
+    def invalidate(self, tid: Tid, oids: Iterable[Oid], version: str = "") -> None:
+        """Pass on what another process committed to the storage."""
+        self._served.announce(tid, oids, None)
+
+    def invalidateCache(self) -> None:
+        """Nothing is cached here."""
+
+    def oldest_view(self) -> Tid:
+        """Return the last transaction: no view here needs older revisions."""
+        tid: Tid = self._served.storage.lastTransaction()
+        return tid

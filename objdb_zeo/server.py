@@ -1,0 +1,176 @@
+"""The server: sockets in an event loop, and threads for what may block."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from objdb_zeo.addresses import Address, format_address
+from objdb_zeo.messages import MAX_FRAME_BYTES, Msgpack, Pickle
+from objdb_zeo.protocol.served import Served
+from objdb_zeo.protocol.session import Session
+
+logger = logging.getLogger(__name__)
+THREADS = 8
+_HIGH_WATER = 1 << 20
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, and the driver of its session: see `protocol.driver`."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._out: deque[bytes] = deque()
+        self._is_flushing = False
+        self._transport: Any = None
+        self._session: Session | None = None
+
+    # -- the event loop's side
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        peer = transport.get_extra_info("peername") or "a Unix socket"
+        name = format_address(peer[:2]) if isinstance(peer, tuple) else str(peer)
+        self._server.connections.add(self)
+        self._session = Session(
+            self._server.served, self, name, self._server.limit, self._server.codec()
+        )
+
+    def data_received(self, data: bytes) -> None:
+        assert self._session is not None
+        self._session.data_received(data)
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        self._server.connections.discard(self)
+        if self._session is not None:
+            self._session.closed()
+
+    # -- the session's side
+
+    def send(self, data: bytes) -> None:
+        """See `Driver`."""
+        self._out.append(data)
+        if not self._is_flushing:
+            self._is_flushing = True
+            self._loop.call_soon_threadsafe(self._flush)
+
+    def _flush(self) -> None:
+        self._is_flushing = False  # before the queue is emptied: what comes now asks again
+        out = []
+        while self._out:
+            out.append(self._out.popleft())
+        if out and not self._transport.is_closing():
+            self._transport.write(b"".join(out))
+
+    def close(self) -> None:
+        """See `Driver`."""
+        self.soon(self._close)
+
+    def _close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def run(
+        self, function: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        """See `Driver`."""
+        self._server.threads.submit(self._work, function, done)
+
+    def _work(
+        self, function: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        try:
+            result, error = function(), None
+        except BaseException as failure:  # noqa: BLE001  the session's to handle
+            result, error = None, failure
+        self.soon(partial(done, result, error))
+
+    def soon(self, function: Callable[[], object]) -> None:
+        """See `Driver`."""
+        self._loop.call_soon_threadsafe(function)
+
+    def later(self, seconds: float, function: Callable[[], object]) -> Callable[[], object]:
+        """See `Driver`."""
+        return self._loop.call_later(seconds, function).cancel
+
+
+class Server:
+    """Serves storages, by name, at *addresses*. *limit*: of a frame, in bytes. *pickles*: talk
+    pickles, for ZEO clients without msgpack.
+
+    `async with server:` listens; `addresses` then has the ports. The caller closes the storages.
+    """
+
+    def __init__(
+        self, storages: Mapping[str, Any], addresses: Sequence[Address], *,
+        limit: int = MAX_FRAME_BYTES, pickles: bool = False, read_only: bool = False,
+        **options: Any,
+    ) -> None:
+        self.served = {
+            name: Served(name, storage, read_only=read_only, **options)
+            for name, storage in storages.items()
+        }
+        self.limit = limit
+        self.codec: type[Msgpack] | type[Pickle] = Pickle if pickles else Msgpack
+        self.codec()  # Unsupported now, rather than at the first connection
+        self.addresses: list[Address] = list(addresses)
+        self.connections: set[_Connection] = set()
+        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="objdb-serve")
+        self._listening: list[Any] = []
+
+    async def __aenter__(self) -> Server:
+        loop = asyncio.get_running_loop()
+        make = partial(_Connection, self)
+        try:
+            for number, address in enumerate(self.addresses):
+                if isinstance(address, str):
+                    _remove_stale(address)
+                    listening = await loop.create_unix_server(make, address)
+                else:
+                    listening = await loop.create_server(make, *address)
+                    self.addresses[number] = listening.sockets[0].getsockname()[:2]
+                self._listening.append(listening)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop listening, and close all connections. Votes and finishes under way end first."""
+        for listening in self._listening:
+            listening.close()
+        for connection in list(self.connections):
+            connection._close()
+        while self.connections:
+            await asyncio.sleep(0.01)
+        await asyncio.get_running_loop().run_in_executor(None, self.threads.shutdown)
+        for address in self.addresses:
+            if isinstance(address, str) and os.path.exists(address):
+                os.unlink(address)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a Unix socket that no server listens at."""
+    import socket
+
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)

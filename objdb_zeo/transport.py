@@ -1,0 +1,321 @@
+"""The client's socket, read by those who wait for an answer.
+
+    caller ─► send ─► reads itself, until its answer has come ─► …
+                            │
+                            ╰── what comes for others on the way is handed to them
+
+No other thread takes part in a call. Of several callers that wait, one reads for all. Messages are
+handled strictly as they arrive, by whoever reads: the order of replies and invalidations is what
+the cache rests on.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from objdb.errors import StorageError, TransientError
+from objdb_zeo.addresses import Address, format_address
+from objdb_zeo.errors import from_wire
+from objdb_zeo.messages import (
+    CALL,
+    ERROR,
+    MAX_FRAME_BYTES,
+    ONE_WAY,
+    REPLY,
+    Codec,
+    Frames,
+    Message,
+    ProtocolError,
+    codec_for,
+    frame,
+)
+
+_CHUNK = 1 << 18
+
+
+class DisconnectedError(StorageError, TransientError):
+    """The connection to the server was lost, or could not be made. What the call was about may be
+    tried again."""
+
+
+class Pending:
+    """A call under way. *taken* is called with its result, in the order in which messages arrive,
+    before the caller goes on. *asked(kind, *arguments)* answers what the server asks meanwhile, in
+    the caller's thread."""
+
+    __slots__ = ("asked", "error", "is_done", "questions", "result", "taken")
+
+    def __init__(
+        self, taken: Callable[[Any], Any] | None = None, asked: Callable[..., Any] | None = None
+    ) -> None:
+        self.taken = taken
+        self.asked = asked
+        self.questions: deque[tuple[int, str, tuple[Any, ...]]] = deque()
+        self.is_done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class Channel:
+    """A connection to a server at *address*, greeted and not registered. *told(method, arguments)*
+    is called for what the server says by itself. *seconds*: how long a call may take.
+
+    Raises `DisconnectedError` if there is no server, `ProtocolError` for one of another kind.
+    """
+
+    def __init__(
+        self, address: Address, told: Callable[[str, Any], None], *, seconds: float,
+        limit: int = MAX_FRAME_BYTES,
+    ) -> None:
+        self.name = format_address(address)
+        self._told = told
+        self._pid = os.getpid()
+        self._seconds = seconds
+        self._frames = Frames(limit)
+        self._pending: dict[Any, Pending] = {}
+        self._last_id = 0
+        self._writing = threading.Lock()
+        self._changed = threading.Condition()
+        self._arrived: deque[bytes] = deque()  # bodies that are not handled yet
+        self._reader = self._depth = 0  # the thread that reads, and in how many calls
+        self.failure: BaseException | None = None  # why it is closed
+        self._socket = _connect(address, seconds, self.name)
+        self._ready = select.poll()
+        self._ready.register(self._socket, select.POLLIN)
+        try:
+            self._codec: Codec = self._greet()
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _greet(self) -> Codec:
+        body = self._first_frame()
+        codec = codec_for(body)
+        self._socket.sendall(frame(body))
+        return codec
+
+    def _first_frame(self) -> bytes:
+        deadline = time.monotonic() + self._seconds
+        while True:
+            data = self._receive(deadline)
+            if not data:
+                raise DisconnectedError(
+                    f"{self.name} closed the connection without a greeting; it may be a server of "
+                    "another kind, or want TLS"
+                )
+            if data[:4] in (b"HTTP", b"SSH-") or data[:1] == b"<":
+                raise ProtocolError(f"{self.name} is not a ZEO server: it says {data[:40]!r}")
+            for body in self._frames.feed(data):
+                return body
+
+    # -- calls
+
+    def call(
+        self, name: str, *arguments: Any, taken: Callable[[Any], Any] | None = None,
+        asked: Callable[..., Any] | None = None,
+    ) -> Any:
+        """Call a method of the server; return its result, or raise its error."""
+        pending = Pending(taken, asked)
+        self.send([(name, arguments, pending)])
+        return self.wait(pending)
+
+    def send(self, calls: list[tuple[str, tuple[Any, ...], Pending | None]]) -> None:
+        """Send calls in one write; those without a `Pending` are one-way."""
+        self._require_open()
+        with self._writing:
+            data = bytearray()
+            for name, arguments, pending in calls:
+                if pending is None:
+                    message = Message(0, ONE_WAY, name, arguments)
+                else:
+                    self._last_id += 1
+                    self._pending[self._last_id] = pending
+                    message = Message(self._last_id, CALL, name, arguments)
+                data += frame(self._codec.encode(message))
+            try:
+                self._socket.sendall(data)
+            except OSError as error:
+                self.fail(error)
+        self._require_open()
+
+    def wait(self, pending: Pending) -> Any:
+        """Return the result of a call, reading until it has come. Raises its error, or
+        `DisconnectedError`."""
+        deadline = time.monotonic() + self._seconds
+        while not pending.is_done:
+            if pending.questions:
+                self._answer(pending)
+                deadline = time.monotonic() + self._seconds
+            elif self._begin_to_read(pending, deadline):
+                self._read_for(pending, deadline)
+        if pending.error is not None:
+            raise pending.error
+        return pending.result
+
+    def _answer(self, pending: Pending) -> None:
+        number, kind, arguments = pending.questions.popleft()
+        try:
+            answer = (True, None if pending.asked is None else pending.asked(kind, *arguments))
+        except BaseException:
+            self.send([("objdb.answer", (number, False, None), None)])
+            raise
+        self.send([("objdb.answer", (number, *answer), None)])
+
+    def _begin_to_read(self, pending: Pending, deadline: float) -> bool:
+        """Wait until there is something for the call, or nobody reads; return whether to read."""
+        me = threading.get_ident()
+        with self._changed:
+            while self._reader not in (0, me) and not (pending.is_done or pending.questions):
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    self.fail(TimeoutError(f"no answer for {self._seconds} seconds"))
+                    return False
+            if pending.is_done or pending.questions:
+                return False
+            self._reader = me
+            return True
+
+    def _read_for(self, pending: Pending, deadline: float) -> None:
+        """Read until there is something for the call. A call made while a message is handled reads
+        on by itself."""
+        self._depth += 1
+        try:
+            while not (pending.is_done or pending.questions):
+                self._read(deadline)
+        finally:
+            self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        with self._changed:
+            self._depth -= 1
+            if not self._depth:
+                self._reader = 0
+                self._changed.notify_all()
+
+    def take_in(self) -> None:
+        """Handle what has arrived, without waiting for more."""
+        with self._changed:
+            if self._reader:
+                return  # who reads does it
+            self._reader = threading.get_ident()
+        self._depth += 1
+        try:
+            while self.failure is None and (self._arrived or self._ready.poll(0)):
+                self._read(None)
+        finally:
+            self._stop_reading()
+
+    # -- reading
+
+    def _receive(self, deadline: float | None) -> bytes:
+        if deadline is not None:
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._ready_in(left):
+                raise TimeoutError(f"no answer for {self._seconds} seconds")
+        return self._socket.recv(_CHUNK)
+
+    def _ready_in(self, seconds: float) -> bool:
+        return bool(select.select([self._socket], [], [], seconds)[0])
+
+    def _read(self, deadline: float | None) -> None:
+        """Handle the next message; receive some, if there is none."""
+        try:
+            if not self._arrived:
+                data = self._receive(deadline)
+                if not data:
+                    raise ConnectionResetError("the server closed it")
+                self._arrived.extend(self._frames.feed(data))
+            if self._arrived:
+                self._handle(self._codec.decode(self._arrived.popleft()))
+        except (OSError, ProtocolError, ValueError) as error:
+            self.fail(error)
+
+    def _handle(self, message: Message) -> None:
+        if message.name != REPLY:
+            if message.name == "objdb.ask":
+                self._note_question(*message.arguments)
+            else:
+                self._told(message.name, message.arguments)
+            return
+        pending = self._pending.pop(message.id, None)
+        if pending is None:  # nobody waits for it any more
+            return
+        if message.flag == ERROR:
+            pending.error = from_wire(message.arguments, self.name)
+        else:
+            try:
+                result = message.arguments
+                pending.result = result if pending.taken is None else pending.taken(result)
+            except Exception as error:  # noqa: BLE001  the caller's
+                pending.error = error
+        self._done(pending)
+
+    def _note_question(self, id: Any, number: int, kind: str, arguments: Any) -> None:
+        pending = self._pending.get(id)
+        if pending is not None:
+            with self._changed:
+                pending.questions.append((number, kind, tuple(arguments)))
+                self._changed.notify_all()
+
+    def _done(self, pending: Pending) -> None:
+        with self._changed:
+            pending.is_done = True
+            self._changed.notify_all()
+
+    # -- the end
+
+    def _require_open(self) -> None:
+        if self.failure is not None:
+            raise DisconnectedError(f"the connection to {self.name} is lost ({self.failure})")
+
+    def fail(self, error: BaseException) -> None:
+        """Close it; every call under way raises `DisconnectedError`."""
+        if self.failure is None:
+            self.failure = error
+            self.close()
+        while self._pending:
+            try:
+                _, pending = self._pending.popitem()
+            except KeyError:
+                break
+            pending.error = DisconnectedError(f"the connection to {self.name} was lost ({error})")
+            self._done(pending)
+
+    def close(self) -> None:
+        """Close the socket; in a forked child, that of the child only."""
+        if os.getpid() == self._pid:
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        self._socket.close()
+
+
+def _connect(address: Address, seconds: float, name: str) -> socket.socket:
+    try:
+        if isinstance(address, str):
+            found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                found.settimeout(seconds)
+                found.connect(address)
+            except BaseException:
+                found.close()
+                raise
+        else:
+            found = socket.create_connection(address, seconds)
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    except OSError as error:
+        raise DisconnectedError(
+            f"there is no server at {name} ({error.strerror or error}). Start one with: "
+            f"objdb serve URI --address {name}"
+        ) from error
+    found.settimeout(None)
+    return found

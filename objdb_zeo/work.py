@@ -1,0 +1,144 @@
+"""A transaction of a client.
+
+    begun ─► stores, checks, undos are collected here ─► vote ─► finish, or abort
+                                                          │
+                begin, all of it, and vote in one write ◄─╯─► conflicts are resolved ─► vote
+
+Nothing is sent before the vote, so a transaction that is aborted before costs the server nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from objdb.errors import ConflictError, POSKeyError, StorageError
+from objdb.ids import Oid, Tid
+from objdb_zeo.errors import CommitInDoubtError
+from objdb_zeo.link import Link
+from objdb_zeo.transport import Channel, DisconnectedError, Pending
+
+_MOST_TRIES = 20  # votes of a transaction whose conflicts were resolved
+
+Call = tuple[str, tuple[Any, ...], "Pending | None"]
+
+
+class Staged:
+    """A transaction that has begun. *id* is its name on the wire, *begin* the call that begins it
+    there."""
+
+    def __init__(self, id: int, begin: Call) -> None:
+        self.id = id
+        self.records: dict[Oid, tuple[Tid, bytes]] = {}  # (serial, record) to store
+        self.others: set[Oid] = set()  # deleted, restored, undone
+        self.undone: list[Any] = []  # ids of transactions
+        self.has_voted = self.is_over = False
+        self._begin = begin
+        self._calls: list[Call] = []
+        self._made: set[Oid] = set()  # by the vote: what is there is not what was sent
+        self._channel: Channel | None = None  # on which it voted
+
+    def add(self, method: str, *arguments: Any) -> None:
+        """Call a method one-way, before the vote."""
+        self._calls.append((method, arguments, None))
+
+    def change(self, oid: Oid, method: str, *arguments: Any) -> None:
+        """Call a method one-way, before the vote, that changes an object."""
+        self.others.add(oid)
+        self.add(method, *arguments)
+
+    @property
+    def changed(self) -> set[Oid]:
+        """The oids of all that the transaction changes."""
+        return {*self.records, *self.others, *self._made}
+
+    def _store(self, oid: Oid) -> Call:
+        return "storea", (oid, *self.records[oid], self.id), None
+
+    def vote(self, link: Link) -> list[Oid]:
+        """Vote; return the oids of which the records are not those that were sent. Raises the
+        server's errors, and `ConflictError` for a conflict that is not resolved."""
+        channel = self._channel = link.channel()
+        calls = [self._begin, *map(self._store, self.records), *self._calls]
+        for _ in range(_MOST_TRIES):
+            pending = Pending(asked=link.resolve)
+            try:
+                channel.send([*calls, ("vote", (self.id,), pending)])
+                answer = channel.wait(pending)
+            except ConflictError as error:
+                if error.oid in self.records:
+                    error.record = self.records[error.oid][1]
+                raise
+            conflicts = [each for each in answer if isinstance(each, dict)]
+            if not conflicts:
+                self.has_voted = True
+                self._made.update(answer)
+                return sorted(self._made)
+            for conflict in conflicts:
+                self._resolve(link, conflict)
+            calls = [self._store(conflict["oid"]) for conflict in conflicts]
+        raise ConflictError(oid=conflicts[0]["oid"], serials=tuple(conflicts[0]["serials"]))
+
+    def _resolve(self, link: Link, conflict: dict[str, Any]) -> None:
+        oid, serials, ours = conflict["oid"], tuple(conflict["serials"]), conflict["data"]
+        try:
+            committed = link.call("loadSerial", oid, serials[0])
+            try:
+                old = link.call("loadSerial", oid, serials[1])
+            except POSKeyError:  # packed away
+                old = None
+            merged = link.db.resolve(oid, old, committed, ours, serials)
+        except POSKeyError:  # deleted
+            raise ConflictError(oid=oid, serials=serials) from None
+        except ConflictError as error:
+            error.record = ours
+            raise
+        self._made.add(oid)
+        self.records[oid] = serials[0], merged
+
+    def finish(self, link: Link, callback: Callable[[Tid], object] | None) -> Tid:
+        """Commit; return the tid. *callback* is called with it, and the database is told, when the
+        answer is taken in. Raises `CommitInDoubtError` if the connection is lost meanwhile."""
+        channel = self._channel
+        assert channel is not None
+        if channel.failure is not None:
+            raise DisconnectedError(
+                f"the connection to {channel.name} was lost after the vote; nothing is committed"
+            )
+        self.is_over = True
+
+        def taken(tid: Tid) -> Tid:
+            records = {
+                oid: record for oid, (_, record) in self.records.items() if oid not in self._made
+            }
+            try:
+                if callback is not None:
+                    callback(tid)
+            finally:
+                link.take_in_own(tid, self.changed, records)
+            return tid
+
+        try:
+            tid: Tid = channel.call("tpc_finish", self.id, taken=taken)
+        except DisconnectedError as error:
+            raise CommitInDoubtError(
+                f"{error}: it is not known whether the transaction is committed. Look whether its "
+                "changes are there before it is done again"
+            ) from error
+        return tid
+
+    def abort(self) -> None:
+        """Drop it, here and there."""
+        self.is_over = True
+        channel = self._channel
+        if channel is None or channel.failure is not None:
+            return
+        try:
+            channel.call("tpc_abort", self.id)
+        except StorageError:
+            pass  # it is dropped there, with the connection
+
+
+def as_bytes(text: Any) -> bytes:
+    """Return a user or description as bytes."""
+    return text.encode() if isinstance(text, str) else bytes(text or b"")

@@ -1,0 +1,56 @@
+"""The conformance suite over a client of a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from objdb.testing.conformance import StorageConformance
+from objdb.testing.packing_model import refer
+from objdb_zeo import ClientStorage
+from tests.storages import STORAGES
+from tests.zeo.serving import Serving
+
+
+class Served:
+    """Opens the storage of a kind in a folder, serves it, and returns a client; once the client is
+    closed, all of that again."""
+
+    def __init__(self, kind: str, folder: Path, **options: Any) -> None:
+        self._kind, self._folder, self._options = kind, folder, options
+        self._open = ExitStack()
+
+    def __call__(self) -> ClientStorage:
+        self.close()
+        storage = STORAGES[self._kind](self._folder)
+        serving = Serving({"1": storage}, references=refer, **self._options)
+        self._open.enter_context(serving)
+        client = ClientStorage(serving.address)
+        self._open.callback(client.close)
+        return client
+
+    def close(self) -> None:
+        """Close client, server and storage."""
+        self._open.close()
+
+
+class TestMemory(StorageConformance):
+    persistent = False
+
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Iterator[Callable[[], Any]]:
+        served = Served("memory", tmp_path)
+        yield served
+        served.close()
+
+
+class TestFile(StorageConformance):
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Iterator[Callable[[], Any]]:
+        served = Served("file", tmp_path)
+        yield served
+        served.close()
