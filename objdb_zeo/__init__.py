@@ -12,6 +12,7 @@ a ZEO server.
 #   objdb_zeo/
 #     client           1  a storage: what the caller sees of the server
 #                         work (a transaction of the client) · listing (histories, undo logs)
+#                         scheme (zeo: URIs)
 #     link             2  connecting, verifying, the snapshot · cache (what was read)
 #     transport        3  the only module of the client that waits: a socket, which callers read
 #     messages         4  bytes to messages and back · errors (on the wire) · addresses

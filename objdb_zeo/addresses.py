@@ -30,6 +30,7 @@ def format_address(address: Address) -> str:
 
 
 def addresses(given: Any) -> list[Address]:
+    """Return the addresses that a caller gives: one, or a list; `UsageError` for anything else."""
     if isinstance(given, str):
         return [parse_address(given)]
     if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], int):

@@ -69,7 +69,8 @@ class ClientStorage:
 
     *address*: (host, port), the path of a Unix socket, or text as `parse_address` takes it; a list
     of them is tried in order. *cache_bytes*: the size of the cache in memory. *call_seconds*: how
-    long a call may take. *read_only*: register for reading only.
+    long a call may take. *wait_seconds*: how long to wait for a server that is not there, or not
+    any more. *read_only*: register for reading only.
 
     `DisconnectedError` if there is no server; `UsageError` for an address or size that is none;
     ValueError for a storage that is not served there.
@@ -77,11 +78,12 @@ class ClientStorage:
 
     def __init__(
         self, address: Any, storage: str = "1", *, cache_bytes: int = CACHE_BYTES,
-        call_seconds: float = 60.0, read_only: bool = False, frame_bytes: int = MAX_FRAME_BYTES,
+        call_seconds: float = 60.0, wait_seconds: float = 5.0, read_only: bool = False,
+        frame_bytes: int = MAX_FRAME_BYTES,
     ) -> None:
         self._options: dict[str, Any] = {
-            "cache_bytes": cache_bytes, "call_seconds": call_seconds, "read_only": read_only,
-            "frame_bytes": frame_bytes,
+            "cache_bytes": cache_bytes, "call_seconds": call_seconds,
+            "wait_seconds": wait_seconds, "read_only": read_only, "frame_bytes": frame_bytes,
         }
         self._addresses = addresses(address)
         if not isinstance(cache_bytes, int) or cache_bytes < 0:
@@ -94,7 +96,7 @@ class ClientStorage:
         self._oids: list[Oid] = []
         self._link = Link(
             self._addresses, storage, MemoryCache(cache_bytes), read_only=read_only,
-            seconds=call_seconds, limit=frame_bytes,
+            seconds=call_seconds, wait_seconds=wait_seconds, limit=frame_bytes,
         )
         info = self._link.info
         self._has_extension = info.has_extension

@@ -38,8 +38,8 @@ class ServerError(StorageError):
 
 
 class CommitInDoubtError(StorageError):
-    """The connection was lost while a transaction was committed: it may be committed or not. No
-    loop retries it."""
+    """The connection was lost while a transaction was committed, and the server did not come back:
+    it may be committed or not. No loop retries it."""
 
 
 def to_wire(error: BaseException) -> tuple[str, Any]:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from objdb.errors import ConflictError, StorageClosedError, StorageError
-from objdb.ids import NO_TID, Oid, Tid
+from objdb.ids import MAX_TID, NO_TID, Oid, Tid
 from objdb.storage.foreign import database_of
+from objdb_zeo import listing
 from objdb_zeo.addresses import Address, format_address
 from objdb_zeo.cache import Found, ICache
 from objdb_zeo.transport import Channel, DisconnectedError
@@ -37,14 +39,15 @@ class Info(NamedTuple):
 
 class Link:
     """Connects with the storage *storage* on the first of *addresses* where it is served.
-    *seconds*: how long a call may take; *limit*: of a frame, in bytes.
+    *seconds*: how long a call may take; *wait_seconds*: how long to wait for a server; *limit*: of
+    a frame, in bytes.
 
     `DisconnectedError` if there is no server; ValueError for a storage that is not served there.
     """
 
     def __init__(
         self, addresses: Sequence[Address], storage: str, cache: ICache, *, read_only: bool,
-        seconds: float, limit: int,
+        seconds: float, wait_seconds: float, limit: int,
     ) -> None:
         self.name = f"zeo://{format_address(addresses[0])}?storage={storage}"
         self.db: Any = database_of(None)
@@ -54,7 +57,7 @@ class Link:
         self._addresses = addresses
         self._storage = storage
         self._is_read_only = read_only
-        self._seconds, self._limit = seconds, limit
+        self._seconds, self._wait_seconds, self._limit = seconds, wait_seconds, limit
         self._lock = threading.RLock()  # held while connecting
         self._held: list[tuple[Tid, tuple[Oid, ...]]] | None = []  # while it is verified
         self._loading: dict[Oid, list[list[bool]]] = {}  # marks: was it invalidated meanwhile?
@@ -64,7 +67,7 @@ class Link:
     # -- the connection
 
     def channel(self) -> Channel:
-        """Return the open channel; connect again, if it was lost."""
+        """Return the open channel; connect again, if it was lost, and wait for that."""
         channel = self._open
         if channel is None or channel.failure is not None:
             with self._lock:
@@ -73,6 +76,15 @@ class Link:
                 if channel is None or channel.failure is not None:
                     channel = self._connect()
         return channel
+
+    def transactions(self, start: Tid) -> Iterator[Any]:
+        """Yield the transactions from *start* on."""
+        if self.info.has_extension:
+            return listing.batches(self._ask, start, MAX_TID)
+        return listing.one_by_one(self.call, start, None)
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        return self.call(f"objdb.{name}", *arguments)
 
     def require_open(self) -> None:
         """Raise `StorageClosedError` if it is closed."""
@@ -86,7 +98,18 @@ class Link:
             self._open.fail(StorageClosedError("it was closed"))
 
     def _connect(self) -> Channel:
-        """Connect with the first server that answers, register and verify."""
+        """Connect with the first server that answers, register and verify. Waits for one."""
+        deadline, pause = time.monotonic() + self._wait_seconds, 0.05
+        while True:
+            try:
+                return self._try_all()
+            except DisconnectedError:
+                if self.is_closed or time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+    def _try_all(self) -> Channel:
         failure: DisconnectedError | None = None
         for address in self._addresses:
             try:

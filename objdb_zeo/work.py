@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from objdb.errors import ConflictError, POSKeyError, StorageError
-from objdb.ids import Oid, Tid
+from objdb.ids import Oid, Tid, next_tid
 from objdb_zeo.errors import CommitInDoubtError
 from objdb_zeo.link import Link
 from objdb_zeo.transport import Channel, DisconnectedError, Pending
@@ -37,6 +37,7 @@ class Staged:
         self._calls: list[Call] = []
         self._made: set[Oid] = set()  # by the vote: what is there is not what was sent
         self._channel: Channel | None = None  # on which it voted
+        self._tid: Tid | None = None  # that it will have, if the server says so
 
     def add(self, method: str, *arguments: Any) -> None:
         """Call a method one-way, before the vote."""
@@ -62,9 +63,12 @@ class Staged:
         calls = [self._begin, *map(self._store, self.records), *self._calls]
         for _ in range(_MOST_TRIES):
             pending = Pending(asked=link.resolve)
+            method = "objdb.vote" if link.info.has_extension else "vote"
             try:
-                channel.send([*calls, ("vote", (self.id,), pending)])
+                channel.send([*calls, (method, (self.id,), pending)])
                 answer = channel.wait(pending)
+                if link.info.has_extension:
+                    answer, self._tid = answer
             except ConflictError as error:
                 if error.oid in self.records:
                     error.record = self.records[error.oid][1]
@@ -98,7 +102,7 @@ class Staged:
 
     def finish(self, link: Link, callback: Callable[[Tid], object] | None) -> Tid:
         """Commit; return the tid. *callback* is called with it, and the database is told, when the
-        answer is taken in. Raises `CommitInDoubtError` if the connection is lost meanwhile."""
+        answer is taken in. If the connection is lost meanwhile, see `_settle`."""
         channel = self._channel
         assert channel is not None
         if channel.failure is not None:
@@ -118,14 +122,57 @@ class Staged:
                 link.take_in_own(tid, self.changed, records)
             return tid
 
+        since = link.last
         try:
             tid: Tid = channel.call("tpc_finish", self.id, taken=taken)
+            return tid
         except DisconnectedError as error:
+            settled = self._settle(link, since, error)
+        return taken(settled)
+
+    def _settle(self, link: Link, since: Tid, lost: DisconnectedError) -> Tid:
+        """Find out whether the transaction is committed, after the connection was *lost* while it
+        was finished; return its tid. Raises `DisconnectedError` if it is not, and
+        `CommitInDoubtError` if the server does not come back."""
+        try:
+            self._wait_for_the_end(link)
+            start = since if self._tid is None else self._tid
+            for found in link.transactions(next_tid(start) if self._tid is None else start):
+                if self._is(found):
+                    return bytes(found.tid)
+        except DisconnectedError as error:
+            tid = "" if self._tid is None else f" {self._tid.hex()}"
             raise CommitInDoubtError(
-                f"{error}: it is not known whether the transaction is committed. Look whether its "
-                "changes are there before it is done again"
-            ) from error
-        return tid
+                f"{lost}. It is not known whether the transaction{tid} is committed, and the "
+                f"server cannot be asked ({error}). Look whether its changes are there before it "
+                "is done again"
+            ) from lost
+        raise DisconnectedError(f"{lost}. The transaction is not committed") from lost
+
+    def _wait_for_the_end(self, link: Link) -> None:
+        """Return when the transaction has come to its end on the server: who votes behind it has
+        waited for that."""
+        id = ("settle", self.id)
+        begin: Call = ("tpc_begin", (id, b"", b"", {}, None, " "), None)
+        pending = Pending()
+        channel = link.channel()
+        channel.send([begin, ("vote", (id,), pending)])
+        channel.wait(pending)
+        channel.call("tpc_abort", id)
+        if link.info.has_extension:
+            channel.call("objdb.settled")
+
+    def _is(self, found: Any) -> bool:
+        """Whether a transaction is this one: the same tid, or texts, and the same records."""
+        _, (_, user, description, *_), _ = self._begin
+        if self._tid is not None and found.tid != self._tid:
+            return False
+        if (found.user, found.description) != (user, description):
+            return False
+        there = {record.oid: record.data for record in found}
+        return there.keys() == self.changed and all(
+            oid in self._made or there[oid] == record for oid, (_, record) in self.records.items()
+        )
 
     def abort(self) -> None:
         """Drop it, here and there."""

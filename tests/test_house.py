@@ -17,11 +17,16 @@ import pytest
 from zope.interface import providedBy
 
 import objdb
+import objdb_zeo
 from objdb import interfaces
 from tests.storages import STORAGES
 
 ROOT = Path(objdb.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
+ZEO = ROOT.parent / "objdb_zeo"
+ZEO_MODULES = sorted(ZEO.rglob("*.py"))
+# Both houses.
+ALL_MODULES = [*MODULES, *ZEO_MODULES]
 
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 LEAVES = {"ids", "errors", "interfaces", "forks", "_accelerator"}
@@ -42,7 +47,7 @@ ALLOWED = {
     "check": LEAVES | {"records", "storage", "database"},
     "conflictfree": LEAVES | {"records"},
     "safe": LEAVES | {"storage", "database"},
-    "tools": LEAVES | {"records", "storage", "database", "check", "safe", "version"},
+    "tools": LEAVES | {"records", "storage", "database", "check", "safe", "version", "objdb_zeo"},
     "__main__": {"tools"},
     "testing": LEAVES | {"storage", "check"},
     "__init__": LEAVES | {"connection", "database", "storage", "notebook", "typed", "version"},
@@ -89,7 +94,8 @@ def test_imports_go_one_way(path: Path) -> None:
     for name in imports_of(path):
         if name == "objdb":  # a module of it
             continue
-        other = name.split(".")[1] if "." in name else "__init__"
+        first, *rest = name.split(".")
+        other = first if first != "objdb" else rest[0] if rest else "__init__"
         assert other == part or other in ALLOWED[part], f"{path} imports {name}"
 
 
@@ -139,7 +145,7 @@ def test_the_map() -> None:
             assert re.search(rf"\b{path.stem}\b", folders[folder]), f"{folder}{path.stem}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", ALL_MODULES, ids=lambda path: str(path.relative_to(ROOT.parent)))
 def test_rooms_are_small(path: Path) -> None:
     """Modules have at most 500 lines, functions at most 60, and no except without a type."""
     text = path.read_text()
@@ -150,7 +156,7 @@ def test_rooms_are_small(path: Path) -> None:
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", ALL_MODULES, ids=lambda path: str(path.relative_to(ROOT.parent)))
 def test_public_things_say_what_they_are(path: Path) -> None:
     """Every module, and every public class and function in it, has a docstring; methods that an
     interface describes, of a file, lock, file system or safe's table, say it there."""
@@ -166,9 +172,26 @@ def test_public_things_say_what_they_are(path: Path) -> None:
                 assert is_seam or ast.get_docstring(method), f"{node.name}.{method.name}"
 
 
+def test_the_other_house() -> None:
+    """The map of objdb_zeo names every module of it; the client knows nothing of the server, and
+    what talks the protocol knows neither sockets nor the event loop."""
+    drawn = (ZEO / "__init__.py").read_text()
+    for path in ZEO_MODULES:
+        assert path.stem == "__init__" or re.search(rf"\b{path.stem}\b", drawn), path
+        named = re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
+        imported = imports_of(path) | set(named)
+        is_protocol = path.parent.name == "protocol"
+        if is_protocol or path.stem in ("messages", "errors", "addresses", "cache"):
+            assert not imported & {"socket", "asyncio", "select"}, path
+        if not is_protocol and path.stem not in ("server", "__init__"):
+            assert not any(name.startswith(("objdb_zeo.server", "objdb_zeo.protocol"))
+                           for name in imported), path
+
+
 def test_no_towers() -> None:
     """A class has one class of ours behind it, at most."""
-    for info in pkgutil.walk_packages(objdb.__path__, "objdb."):
+    packages = (objdb.__path__, "objdb."), (objdb_zeo.__path__, "objdb_zeo.")
+    for info in (each for package in packages for each in pkgutil.walk_packages(*package)):
         if info.name.endswith("__main__") or info.name.startswith("objdb.testing."):
             continue  # suites of tests are collected from many
         for name, value in vars(importlib.import_module(info.name)).items():
@@ -178,7 +201,7 @@ def test_no_towers() -> None:
 
 
 def _levels(cls: type) -> int:
-    ours = [base for base in cls.__bases__ if base.__module__.startswith("objdb.")]
+    ours = [base for base in cls.__bases__ if base.__module__.startswith(("objdb.", "objdb_zeo."))]
     return 1 + max(map(_levels, ours), default=0)
 
 

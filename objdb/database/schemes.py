@@ -103,16 +103,6 @@ def _sqlite(path: str, parameters: dict[str, Any]) -> Any:
     return SQLiteStorage(_path("sqlite", path, "sqlite"), **parameters)
 
 
-def _zeo(address: str, parameters: dict[str, Any]) -> Any:
-    from objdb_zeo.client import ClientStorage
-
-    if not address:
-        raise UsageError(
-            "a zeo: URI names a server, as in zeo://localhost:9100 or zeo:///run/objdb.sock"
-        )
-    return ClientStorage(address, **parameters)
-
-
 def _compressed(base: Any, parameters: dict[str, Any]) -> Any:
     from objdb.storage.layers.compressed import CompressedStorage
 
@@ -218,10 +208,6 @@ SCHEMES = {
         "history": boolean, "create": boolean, "read_only": boolean, "durability": str,
         "busy_seconds": float, "cache_bytes": int, "keep_seconds": float,
     }),
-    "zeo": Scheme(_zeo, {
-        "storage": str, "cache_bytes": int, "call_seconds": float, "read_only": boolean,
-        "frame_bytes": int,
-    }, has_path=False, has_host=True),
     "compressed": Scheme(_compressed, {"method": str, "level": int}, most_below=1),
     "encrypted": Scheme(
         _encrypted,

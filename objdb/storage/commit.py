@@ -27,6 +27,7 @@ from objdb.errors import (
     StorageTransactionError,
     UsageError,
 )
+from objdb.ids import Tid
 from objdb.storage.extension import dumps_extension, loads_extension
 from objdb.storage.holding import held_for, hold, let_go
 
@@ -38,6 +39,7 @@ class TransactionMetaData:
     dict of further facts, or its pickle, which is kept unchanged as long as the dict is.
     `data(key)` and `set_data(key, value)` keep a storage's or connection's own facts.
 
+    `voted_tid` is set by a storage's vote, where that knows the tid already.
     `later` is a list if the caller itself waits for durability: then `tpc_finish` may return when
     the transaction is committed, after appending a function that returns when it is durable, or
     raises.
@@ -54,6 +56,7 @@ class TransactionMetaData:
         self._as_pickled: dict[Any, Any] = {}  # the dict whose pickle is `_pickled`
         self.extension = extension
         self.later: list[Callable[[], None]] | None = None
+        self.voted_tid: Tid | None = None  # the tid it will have, set by the vote
         self._data: dict[Any, Any] = {}
 
     @property

@@ -253,6 +253,12 @@ class Calls:
 
     def call_vote(self, id: Any) -> Steps:
         """Vote; return the oids that the server changed, or the conflicts."""
+        made, _ = yield from self.vote(id)
+        return made
+
+    def vote(self, id: Any) -> Steps:
+        """Vote; return (the oids that the server changed, or the conflicts; the tid that the
+        transaction will have, if it is known)."""
         transaction, served = self.transaction(id), self._session.served
         resolve = resolver(self._session.asks)
         transaction.phase = Phase.VOTING
@@ -267,12 +273,13 @@ class Calls:
         if error is None and not conflicts and not transaction.is_dropped:
             transaction.phase = Phase.VOTED
             self._limit(transaction)
-            return tuple(made)
+            metadata = transaction.metadata
+            return tuple(made), None if metadata is None else metadata.voted_tid
         if conflicts and not transaction.is_dropped:
             transaction.phase = Phase.STAGED  # what is staged is kept
             served.end_turn(transaction)
             served.counts["conflicts"] += len(conflicts)
-            return conflicts
+            return conflicts, None
         if error is None and transaction.metadata is not None:  # the client is gone
             yield InThread(partial(transaction.abort, served.storage))
         self._forget(transaction)
@@ -280,7 +287,7 @@ class Calls:
         if error is not None:
             served.counts["conflicts"] += isinstance(error, ConflictError)
             raise error
-        return ANSWERED
+        return (), None  # nobody is there to read it
 
     def _limit(self, transaction: ClientTransaction) -> None:
         """Cut the client off if the transaction does not end in time."""
@@ -303,6 +310,7 @@ class Calls:
         transaction, served = self.transaction(id, Phase.VOTED), self._session.served
         transaction.phase = Phase.FINISHING
         self._forget(transaction)
+        served.begin_finish()
         try:
             tid = yield InThread(partial(self._finish, served, transaction))
         except Exception as error:
@@ -325,10 +333,14 @@ class Calls:
 
         try:
             tid: Tid = served.storage.tpc_finish(metadata, announce)
-        finally:
             self._session.driver.soon(partial(served.end_turn, transaction))
-        for wait in metadata.later:
-            wait()
+            for wait in metadata.later:
+                wait()
+        except BaseException:
+            self._session.driver.soon(partial(served.end_turn, transaction))
+            raise
+        finally:
+            served.end_finish()
         return tid
 
     def call_tpc_abort(self, id: Any) -> Any:

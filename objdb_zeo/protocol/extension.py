@@ -71,6 +71,14 @@ class Extension:
         """Give a transaction its extension as a pickle, which keeps lists and tuples apart."""
         self._session.calls.transaction(id).extension = data
 
+    def call_vote(self, id: Any) -> Steps:
+        """Vote, as `vote`; return (what that returns, the tid that the transaction will have)."""
+        return (yield from self._session.calls.vote(id))
+
+    def call_settled(self) -> Steps:
+        """Return when each commit that was under way is visible, or is none."""
+        return (yield InThread(self._session.served.wait_for_finishes))
+
     def call_preview_undo(self, transaction_ids: Any) -> Steps:
         """Return what undoing would do, as (oid, record, record then, obstacle)."""
         preview = partial(self._storage.preview_undo, list(transaction_ids))

@@ -55,6 +55,8 @@ class Served:
         self.counts = dict.fromkeys(("loads", "stores", "commits", "aborts", "conflicts"), 0)
         self._changes: deque[tuple[Tid, tuple[Oid, ...]]] = deque(maxlen=REMEMBERED)
         self._known_since = self.announced
+        self._finishing = 0  # transactions whose finish is under way
+        self._finished = threading.Condition()
         self._turns = threading.Lock()
         self._holder: ClientTransaction | None = None
         self._waiting: deque[tuple[ClientTransaction, Callable[[], object]]] = deque()
@@ -120,6 +122,22 @@ class Served:
                 self._holder, go = self._waiting.popleft()
         if go is not None:
             go()
+
+    def begin_finish(self) -> None:
+        """Note that a finish is under way, until `end_finish`."""
+        with self._finished:
+            self._finishing += 1
+
+    def end_finish(self) -> None:
+        """Note that a finish has ended."""
+        with self._finished:
+            self._finishing -= 1
+            self._finished.notify_all()
+
+    def wait_for_finishes(self) -> None:
+        """Return when no finish is under way: also not of clients that are gone."""
+        with self._finished:
+            self._finished.wait_for(lambda: not self._finishing)
 
     @property
     def waiting(self) -> int:

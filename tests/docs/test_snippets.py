@@ -33,8 +33,10 @@ NEEDS = {
     "docs/django.md": ["django"],
     "docs/fastapi.md": ["fastapi"],
     "docs/flask.md": ["flask"],
+    "docs/formats/zeo.md": ["msgpack"],
     "docs/layers.md": ["cryptography", "zstandard"],
     "docs/opening.md": ["cryptography"],
+    "docs/sharing.md": ["msgpack"],
     "docs/writing-a-storage.md": ["cryptography"],
     "docs/zodb.md": ["ZODB"],
 }

@@ -1,0 +1,281 @@
+"""What becomes of commits when connections are cut, and servers and clients killed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import objdb
+from objdb.testing.relay import Direction, Relay
+from objdb_zeo import ClientStorage
+from objdb_zeo.errors import CommitInDoubtError
+from objdb_zeo.transport import DisconnectedError
+from tests.zeo.serving import Serving
+
+SERVE = [sys.executable, "-m", "objdb", "serve"]
+
+
+class ServerProcess:
+    """`objdb serve` in a process of its own, on a file, always at the same port."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self._options = options
+        self.port = 0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        ready = self.folder / "ready"
+        ready.unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [*SERVE, str(self.folder / "data.fs"), "--address", f"127.0.0.1:{self.port}",
+             "--ready-file", str(ready), *self._options],
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 30
+        while not ready.exists():
+            assert self.process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        self.port = int(ready.read_text().split()[0].rpartition(":")[2])
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.port
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Send a signal, and wait for the end."""
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(30)
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server process that runs."""
+    server = ServerProcess(tmp_path)
+    server.start()
+    yield server
+    server.stop(signal.SIGKILL)
+
+
+def make_counter(db: objdb.DB) -> None:
+    with db.transaction() as connection:
+        connection.root()["counter"] = objdb.PersistentMapping(value=0)
+
+
+def add_one(connection: objdb.connection.connection.Connection) -> None:
+    connection.root()["counter"]["value"] += 1
+
+
+def value_of(db: objdb.DB) -> int:
+    with db.transaction() as connection:
+        value: int = connection.root()["counter"]["value"]
+        return value
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_cut_at_every_byte_of_a_commit(tmp_path: Path, direction: Direction) -> None:
+    """A connection that is cut anywhere in a commit, or in its answers, neither loses nor doubles
+    what was acknowledged."""
+    with (
+        Serving({"1": objdb.FileStorage(tmp_path / "data.fs", durability="os")}) as serving,
+        Relay(serving.address) as relay,
+        objdb.DB(ClientStorage(relay.address)) as db,
+        objdb.DB(ClientStorage(serving.address)) as direct,
+    ):
+        make_counter(db)
+        done = value_of(direct)
+        step = 1 if direction == "down" else 3
+        for count in range(0, 420 if direction == "up" else 120, step):
+            relay.cut_after(direction, count)
+            db.run(add_one, tries=10)
+            done += 1
+            assert value_of(direct) == done, f"cut after {count} bytes {direction}"
+        assert relay.cuts > 30
+
+
+def test_several_clients_over_a_bad_link(tmp_path: Path) -> None:
+    """Each acknowledged increment of several clients is there once, while connections are cut."""
+    with (
+        Serving({"1": objdb.FileStorage(tmp_path / "data.fs", durability="os")}) as serving,
+        Relay(serving.address) as relay,
+    ):
+        with objdb.DB(ClientStorage(serving.address)) as direct:
+            make_counter(direct)
+        acknowledged, is_over = [0] * 4, threading.Event()
+        failures: list[BaseException] = []
+
+        def work(number: int) -> None:
+            try:
+                with objdb.DB(ClientStorage(serving.address if number else relay.address)) as db:
+                    while not is_over.is_set():
+                        db.run(add_one, tries=50)
+                        acknowledged[number] += 1
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(40):
+            time.sleep(0.05)
+            relay.cut()
+        is_over.set()
+        for thread in threads:
+            thread.join(60)
+        assert not failures
+        with objdb.DB(ClientStorage(serving.address)) as direct:
+            assert value_of(direct) == sum(acknowledged) and acknowledged[0] > 0
+
+
+def test_a_server_that_is_killed(server: ServerProcess) -> None:
+    """A server that is killed in the middle of commits, and started again, has each acknowledged
+    one once; clients go on by themselves."""
+    with objdb.DB(ClientStorage(server.address)) as db:
+        make_counter(db)
+        acknowledged, is_over = 0, threading.Event()
+        failures: list[BaseException] = []
+
+        def work() -> None:
+            nonlocal acknowledged
+            try:
+                while not is_over.is_set():
+                    db.run(add_one, tries=1000)
+                    acknowledged += 1
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        for _ in range(5):
+            time.sleep(0.3)
+            server.stop(signal.SIGKILL)
+            server.start()
+        time.sleep(0.3)
+        is_over.set()
+        thread.join(60)
+        assert not failures
+        assert acknowledged > 20 and value_of(db) == acknowledged
+
+
+WRITER = """
+import sys, objdb
+with objdb.DB(sys.argv[1]) as db:
+    def add_one(connection):
+        connection.root()["counter"]["value"] += 1
+    while True:
+        db.run(add_one, tries=1000)
+        print("done", flush=True)
+"""
+
+
+def test_clients_that_are_killed(server: ServerProcess) -> None:
+    """A client that is killed in the middle of a commit leaves it whole or not at all, and nobody
+    waits for it."""
+    with objdb.DB(ClientStorage(server.address)) as db:
+        make_counter(db)
+        for _ in range(4):
+            before = value_of(db)
+            process = subprocess.Popen(
+                [sys.executable, "-c", WRITER, f"zeo://127.0.0.1:{server.port}"],
+                stdout=subprocess.PIPE,
+            )
+            assert process.stdout is not None
+            said = [process.stdout.readline() for _ in range(5)]
+            time.sleep(0.05)
+            process.kill()
+            said += process.stdout.readlines()
+            process.wait()
+            process.stdout.close()
+            told = said.count(b"done\n")
+            for _ in range(100):  # what it had sent is still carried out
+                after = value_of(db) - before
+                if after >= told:
+                    break
+                time.sleep(0.02)
+            assert told <= after <= told + 1
+            db.run(add_one)
+
+
+def test_in_doubt(tmp_path: Path) -> None:
+    """A commit whose answer is lost, from a server that does not come back, is in doubt: no loop
+    retries it, and afterwards it is there or not, as a whole."""
+    doubts = 0
+    with (
+        Serving({"1": objdb.FileStorage(tmp_path / "data.fs", durability="os")}) as serving,
+        objdb.DB(ClientStorage(serving.address)) as direct,
+    ):
+        make_counter(direct)
+        for count in range(0, 120, 4):
+            before, tries = value_of(direct), 0
+            with Relay(serving.address) as relay:
+                db = objdb.DB(ClientStorage(relay.address, call_seconds=1, wait_seconds=0))
+
+                def once(connection: objdb.connection.connection.Connection) -> None:
+                    nonlocal tries
+                    tries += 1
+                    add_one(connection)
+                    relay.target = ("127.0.0.1", 1)
+                    relay.cut_after("down", count)  # noqa: B023
+
+                try:
+                    db.run(once, tries=3)
+                    expected = {before + 1}
+                except CommitInDoubtError:
+                    assert tries == 1
+                    doubts += 1
+                    expected = {before, before + 1}
+                except DisconnectedError:
+                    expected = {before}
+                db.close()
+            time.sleep(0.05)  # what was sent is still carried out
+            assert value_of(direct) in expected, count
+    assert doubts > 3
+
+
+def test_a_server_that_comes_back(server: ServerProcess) -> None:
+    """After a restart, what changed meanwhile is known, and what did not stays loaded."""
+    with objdb.DB(ClientStorage(server.address)) as db:
+        with db.transaction() as connection:
+            root = connection.root()
+            root["one"], root["two"] = objdb.PersistentMapping(n=1), objdb.PersistentMapping(n=1)
+        reader = db.open()
+        one, two = reader.root()["one"], reader.root()["two"]
+        assert (one["n"], two["n"]) == (1, 1)
+        server.stop()
+        with objdb.DB(server.folder / "data.fs") as direct, direct.transaction() as connection:
+            connection.root()["two"]["n"] = 2
+        server.start()
+        for _ in range(100):
+            try:
+                reader.sync()
+                break
+            except DisconnectedError:
+                time.sleep(0.05)
+        assert (one["n"], two["n"]) == (1, 2)
+        reader.close()
+
+
+def test_a_server_that_falls_silent(tmp_path: Path) -> None:
+    """A server that does not answer for `call_seconds` is given up."""
+    with (
+        Serving({"1": objdb.FileStorage(tmp_path / "data.fs")}) as serving,
+        Relay(serving.address) as relay,
+        objdb.DB(ClientStorage(relay.address, call_seconds=0.5)) as db,
+    ):
+        make_counter(db)
+        relay.is_silent = True
+        with pytest.raises(DisconnectedError):
+            db.storage.loadSerial(b"\0" * 8, db.storage.lastTransaction())
+        relay.is_silent = False
+        relay.cut()
+        assert value_of(db) == 0
