@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from objdb.errors import ConflictError, StorageClosedError, StorageError
@@ -60,7 +60,8 @@ class Link:
         self._seconds, self._wait_seconds, self._limit = seconds, wait_seconds, limit
         self._lock = threading.RLock()  # held while connecting
         self._held: list[tuple[Tid, tuple[Oid, ...]]] | None = []  # while it is verified
-        self._loading: dict[Oid, list[list[bool]]] = {}  # marks: was it invalidated meanwhile?
+        self._loading: dict[Oid, set[_Loading]] = {}  # loads under way
+        self._loading_lock = threading.Lock()
         self._open: Channel | None = None
         self._connect()
 
@@ -195,10 +196,11 @@ class Link:
         self.last = max(tid, self.last)
 
     def _mark(self, oids: Iterable[Oid]) -> None:
-        if self._loading:
-            for oid in oids:
-                for mark in self._loading.get(oid, ()):
-                    mark[0] = True
+        """Note that what is being loaded of these objects may not be current any more."""
+        with self._loading_lock:
+            for oid in oids if self._loading else ():
+                for load in self._loading.get(oid, ()):
+                    load.is_overtaken = True
 
     # -- calls
 
@@ -222,23 +224,29 @@ class Link:
         return self.cache.load(oid, bound) or self._load(oid, bound)
 
     def _load(self, oid: Oid, bound: Tid) -> Found | None:
-        mark = [False]
-        marks = self._loading.setdefault(oid, [])
-        marks.append(mark)
+        load = _Loading()
 
         def taken(found: Any) -> Any:
-            if found is not None and (found[2] is not None or not mark[0]):
+            if found is not None and (found[2] is not None or not load.is_overtaken):
                 self.cache.store(oid, *found)
             return found
 
-        load: Callable[..., Any] = self.channel().call
+        with self._loading_lock:
+            self._loading.setdefault(oid, set()).add(load)
         try:
-            found: Found | None = load("loadBefore", oid, bound, taken=taken)
+            found: Found | None = self.channel().call("loadBefore", oid, bound, taken=taken)
             return found
         finally:
-            marks.remove(mark)
-            if not marks:
-                self._loading.pop(oid, None)
+            with self._loading_lock:
+                self._loading[oid].discard(load)
+                if not self._loading[oid]:
+                    del self._loading[oid]
+
+
+class _Loading:
+    """A load under way. `is_overtaken`: the object was invalidated meanwhile."""
+
+    is_overtaken = False
 
 
 def _info(found: dict[str, Any]) -> Info:

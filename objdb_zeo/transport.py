@@ -91,6 +91,12 @@ class Channel:
         self._ready.register(self._socket, select.POLLIN)
         try:
             self._codec: Codec = self._greet()
+        except OSError as error:
+            self._socket.close()
+            raise DisconnectedError(
+                f"{self.name} took the connection, and did not greet ({error}). It may be "
+                "stopping, or be a server of another kind"
+            ) from error
         except BaseException:
             self._socket.close()
             raise

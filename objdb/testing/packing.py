@@ -274,6 +274,16 @@ class PackConformance:
         with pytest.raises(ConflictError):
             commit(packable, {c: (tids[0], record("c1"))})
 
+    def test_packed_by_another_thread(self, packable: Any) -> None:
+        """A thread that has read before a pack of another thread reads what is there after it."""
+        a, _b, c, tids = self.chain(packable)
+        assert packable.load(c) and packable.loadBefore(a, tids[1]) and len(packable) == 4
+        thread = threading.Thread(target=self.pack, args=(packable,))
+        thread.start()
+        thread.join()
+        assert current(packable, c) is None and len(packable) == 3
+        assert packable.loadBefore(a, tids[1]) is None
+
     def test_oids_are_not_used_again(self, packable: Any) -> None:
         """The oids of objects that went, and those handed out, are not handed out again."""
         _a, _b, c, _ = self.chain(packable)

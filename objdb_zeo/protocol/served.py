@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from objdb.errors import ConflictError
 from objdb.ids import Oid, Tid
-from objdb.interfaces import IDatabaseForStorage
+from objdb.interfaces import IDatabaseForStorage, IStorageShared
 from objdb.records.references import references
 from objdb_zeo.protocol.staging import ClientTransaction
 
@@ -46,6 +46,10 @@ class Served:
         self.references = references
         self.vote_seconds = vote_seconds
         self.is_read_only = read_only or bool(storage.isReadOnly())
+        # Takes in what other processes have committed to the storage.
+        self.poll: Callable[[], object] | None = None
+        if IStorageShared.providedBy(storage):
+            self.poll = storage.poll
         self.sessions: set[Any] = set()
         self.order = threading.Lock()
         self.announced: Tid = storage.lastTransaction()
@@ -183,6 +187,8 @@ class Served:
 
     def info(self) -> dict[str, int]:
         """Return length and size, of which clients are told."""
+        if self.poll is not None:
+            self.poll()
         return {"length": len(self.storage), "size": self.storage.getSize()}
 
 

@@ -244,6 +244,8 @@ class Session:
         `served`."""
         served = self.served
         while True:
+            if served.poll is not None:
+                served.poll()
             announced = served.announced
             try:
                 result, is_error = function(), False

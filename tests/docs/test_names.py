@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import objdb
+import objdb_zeo
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -18,7 +19,8 @@ PAGES = sorted(
 def everything():
     """Return every function and class of objdb, and every method, as `name` and `Class.name`."""
     names = set()
-    for info in pkgutil.walk_packages(objdb.__path__, "objdb."):
+    packages = (objdb.__path__, "objdb."), (objdb_zeo.__path__, "objdb_zeo.")
+    for info in (each for package in packages for each in pkgutil.walk_packages(*package)):
         if info.name.startswith(("objdb.testing", "objdb._accelerator")):
             continue
         module = importlib.import_module(info.name)

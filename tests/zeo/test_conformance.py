@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from objdb.storage.layers.compressed import CompressedStorage
 from objdb.testing.conformance import StorageConformance
 from objdb.testing.packing_model import refer
 from objdb_zeo import ClientStorage
@@ -53,4 +54,22 @@ class TestFile(StorageConformance):
     def make_storage(self, tmp_path: Path) -> Iterator[Callable[[], Any]]:
         served = Served("file", tmp_path)
         yield served
+        served.close()
+
+
+class TestSQLite(StorageConformance):
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Iterator[Callable[[], Any]]:
+        served = Served("sqlite", tmp_path)
+        yield served
+        served.close()
+
+
+class TestCompressedOverTheWire(StorageConformance):
+    """A layer over a client, in pickles."""
+
+    @pytest.fixture
+    def make_storage(self, tmp_path: Path) -> Iterator[Callable[[], Any]]:
+        served = Served("pickle", tmp_path, pickles=True)
+        yield lambda: CompressedStorage(served())
         served.close()

@@ -88,9 +88,11 @@ db.close()
 """
 
 
-def test_a_zeo_client_on_this_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pickles", [False, True], ids=["msgpack", "pickle"])
+def test_a_zeo_client_on_this_server(tmp_path: Path, pickles: bool) -> None:
     """ZEO's client commits, resolves, undoes, iterates and packs, and sees what ours commits."""
-    with Serving({"1": objdb.FileStorage(tmp_path / "data.fs")}) as serving:
+    storages = {"1": objdb.FileStorage(tmp_path / "data.fs")}
+    with Serving(storages, pickles=pickles) as serving:
         host, port = serving.address
         with objdb.DB(ClientStorage(serving.address)) as db:
             with db.transaction() as connection:

@@ -296,6 +296,7 @@ class SQLiteEngine(SQLRows):
             self._begin_writing()
             yield
             self._end_writing("COMMIT")
+            self._links.rest()  # other threads read what is there now
         except BaseException as error:
             self._end_writing("ROLLBACK")
             if isinstance(error, SQLITE_ERRORS):
