@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
+import socket
 import stat
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -161,12 +163,10 @@ class Server:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a Unix socket that no server listens at."""
-    import socket
-
+    """Remove a Unix socket at which nobody listens; OSError if somebody does."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return
+            raise OSError(errno.EEXIST, "there is something else", path)
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:
@@ -174,3 +174,5 @@ def _remove_stale(path: str) -> None:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, "the address is in use", path)

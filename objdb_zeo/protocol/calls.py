@@ -337,6 +337,8 @@ class Calls:
             for wait in metadata.later:
                 wait()
         except BaseException:
+            if transaction.announced is not None:
+                served.retract(transaction.announced)
             self._session.driver.soon(partial(served.end_turn, transaction))
             raise
         finally:

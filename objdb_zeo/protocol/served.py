@@ -164,6 +164,12 @@ class Served:
                 else:
                     session.invalidate(tid, changed)
 
+    def retract(self, tid: Tid) -> None:
+        """Note that an announced transaction did not become visible: the storage has failed."""
+        with self.order:
+            if self.announced == tid:
+                self.announced = self.storage.lastTransaction()
+
     def changes_since(self, tid: Tid) -> tuple[Tid, tuple[Oid, ...]] | None:
         """Return (last tid, the oids changed after *tid*); None if that is not known any more.
         The caller holds `order`."""
