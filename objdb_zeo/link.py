@@ -57,7 +57,7 @@ class Link:
         self._addresses = addresses
         self._storage = storage
         self._is_read_only = read_only
-        self._seconds, self._wait_seconds, self._limit = seconds, wait_seconds, limit
+        self.call_seconds, self._wait_seconds, self._limit = seconds, wait_seconds, limit
         self._lock = threading.RLock()  # held while connecting
         self._held: list[tuple[Tid, tuple[Oid, ...]]] | None = []  # while it is verified
         self._loading: dict[Oid, set[_Loading]] = {}  # loads under way
@@ -122,7 +122,7 @@ class Link:
 
     def _connect_to(self, address: Address) -> Channel:
         self._held = []
-        channel = Channel(address, self._told, seconds=self._seconds, limit=self._limit)
+        channel = Channel(address, self._told, seconds=self.call_seconds, limit=self._limit)
         try:
             last = channel.call("register", self._storage, self._is_read_only)
             self._verify(channel, last)

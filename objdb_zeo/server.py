@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import stat
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, server: Server) -> None:
         self._server = server
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._out: deque[bytes] = deque()
         self._is_flushing = False
         self._transport: Any = None
@@ -62,7 +64,10 @@ class _Connection(asyncio.Protocol):
         self._out.append(data)
         if not self._is_flushing:
             self._is_flushing = True
-            self._loop.call_soon_threadsafe(self._flush)
+            if threading.get_ident() == self._thread:
+                self._loop.call_soon(self._flush)
+            else:
+                self._loop.call_soon_threadsafe(self._flush)
 
     def _flush(self) -> None:
         self._is_flushing = False  # before the queue is emptied: what comes now asks again

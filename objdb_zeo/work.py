@@ -9,6 +9,7 @@ Nothing is sent before the vote, so a transaction that is aborted before costs t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -134,20 +135,36 @@ class Staged:
         """Find out whether the transaction is committed, after the connection was *lost* while it
         was finished; return its tid. Raises `DisconnectedError` if it is not, and
         `CommitInDoubtError` if the server does not come back."""
-        try:
-            self._wait_for_the_end(link)
-            start = since if self._tid is None else self._tid
-            for found in link.transactions(next_tid(start) if self._tid is None else start):
-                if self._is(found):
-                    return bytes(found.tid)
-        except DisconnectedError as error:
-            tid = "" if self._tid is None else f" {self._tid.hex()}"
-            raise CommitInDoubtError(
-                f"{lost}. It is not known whether the transaction{tid} is committed, and the "
-                f"server cannot be asked ({error}). Look whether its changes are there before it "
-                "is done again"
-            ) from lost
-        raise DisconnectedError(f"{lost}. The transaction is not committed") from lost
+        deadline = time.monotonic() + link.call_seconds
+        while True:
+            try:
+                tid = self._find(link, since)
+                break
+            except DisconnectedError as error:  # once more: asking changes nothing
+                if time.monotonic() > deadline or link.is_closed:
+                    raise self._in_doubt(lost, error) from lost
+            time.sleep(0.05)
+        if tid is None:
+            raise DisconnectedError(f"{lost}. The transaction is not committed") from lost
+        return tid
+
+    def _find(self, link: Link, since: Tid) -> Tid | None:
+        """Return the tid of the transaction, which has come to its end; None if it is not
+        committed."""
+        self._wait_for_the_end(link)
+        for found in link.transactions(next_tid(since) if self._tid is None else self._tid):
+            if self._is(found):
+                return bytes(found.tid)
+            if self._tid is not None and found.tid > self._tid:
+                break
+        return None
+
+    def _in_doubt(self, lost: DisconnectedError, error: DisconnectedError) -> CommitInDoubtError:
+        tid = "" if self._tid is None else f" {self._tid.hex()}"
+        return CommitInDoubtError(
+            f"{lost}. It is not known whether the transaction{tid} is committed, and the server "
+            f"cannot be asked ({error}). Look whether its changes are there before it is done again"
+        )
 
     def _wait_for_the_end(self, link: Link) -> None:
         """Return when the transaction has come to its end on the server: who votes behind it has

@@ -105,14 +105,15 @@ class Served:
         self.conflicts.append({"oid": oid, "serials": tuple(serials), "data": new})
         return new
 
-    def take_turn(self, transaction: ClientTransaction, go: Callable[[], object]) -> None:
-        """Call *go* when the transaction may vote."""
+    def take_turn(self, transaction: ClientTransaction, go: Callable[[], object]) -> bool:
+        """Return true if the transaction may vote now; else *go* is called when it may."""
         with self._turns:
-            if self._holder is not None:
+            is_free = self._holder is None
+            if is_free:
+                self._holder = transaction
+            else:
                 self._waiting.append((transaction, go))
-                return
-            self._holder = transaction
-        go()
+        return is_free
 
     def end_turn(self, transaction: ClientTransaction) -> None:
         """Let the next transaction vote. *transaction* may be one that still waits."""

@@ -165,22 +165,26 @@ class Session:
         self, message: Message, steps: Steps, value: Any, error: BaseException | None
     ) -> None:
         """Go on with the steps of a call."""
-        try:
-            step = steps.send(value) if error is None else steps.throw(error)
-        except StopIteration as end:
-            if isinstance(end.value, InPlace):
-                self._fill(message.id, end.value)
-            elif end.value is not ANSWERED:
-                self._reply(message.id, end.value)
-        except Exception as failure:  # noqa: BLE001  the client's
-            self._fail(message, failure)
-        else:
-            go_on = partial(self._advance, message, steps)
+        go_on = partial(self._advance, message, steps)
+        while True:
+            try:
+                step = steps.send(value) if error is None else steps.throw(error)
+            except StopIteration as end:
+                if isinstance(end.value, InPlace):
+                    self._fill(message.id, end.value)
+                elif end.value is not ANSWERED:
+                    self._reply(message.id, end.value)
+                return
+            except Exception as failure:  # noqa: BLE001  the client's
+                self._fail(message, failure)
+                return
             if isinstance(step, InThread):
                 self.driver.run(step.function, go_on)
-            else:
-                soon = partial(self.driver.soon, partial(go_on, None, None))
-                self.served.take_turn(step.transaction, soon)
+                return
+            soon = partial(self.driver.soon, partial(go_on, None, None))
+            if not self.served.take_turn(step.transaction, soon):
+                return
+            value = error = None
 
     # -- bytes out
 

@@ -89,7 +89,7 @@ def test_cut_at_every_byte_of_a_commit(tmp_path: Path, direction: Direction) -> 
     with (
         Serving({"1": objdb.FileStorage(tmp_path / "data.fs", durability="os")}) as serving,
         Relay(serving.address) as relay,
-        objdb.DB(ClientStorage(relay.address)) as db,
+        objdb.DB(ClientStorage(relay.address, wait_seconds=60)) as db,
         objdb.DB(ClientStorage(serving.address)) as direct,
     ):
         make_counter(db)
@@ -116,7 +116,8 @@ def test_several_clients_over_a_bad_link(tmp_path: Path) -> None:
 
         def work(number: int) -> None:
             try:
-                with objdb.DB(ClientStorage(serving.address if number else relay.address)) as db:
+                address = serving.address if number else relay.address
+                with objdb.DB(ClientStorage(address, wait_seconds=60)) as db:
                     while not is_over.is_set():
                         db.run(add_one, tries=50)
                         acknowledged[number] += 1
@@ -140,7 +141,7 @@ def test_several_clients_over_a_bad_link(tmp_path: Path) -> None:
 def test_a_server_that_is_killed(server: ServerProcess) -> None:
     """A server that is killed in the middle of commits, and started again, has each acknowledged
     one once; clients go on by themselves."""
-    with objdb.DB(ClientStorage(server.address)) as db:
+    with objdb.DB(ClientStorage(server.address, wait_seconds=60)) as db:
         make_counter(db)
         acknowledged, is_over = 0, threading.Event()
         failures: list[BaseException] = []

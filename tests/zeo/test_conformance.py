@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import objdb
 from objdb.storage.layers.compressed import CompressedStorage
 from objdb.testing.conformance import StorageConformance
 from objdb.testing.packing_model import refer
@@ -39,28 +42,10 @@ class Served:
         self._open.close()
 
 
-class TestMemory(StorageConformance):
-    persistent = False
-
-    @pytest.fixture
-    def make_storage(self, tmp_path: Path) -> Iterator[Callable[[], Any]]:
-        served = Served("memory", tmp_path)
-        yield served
-        served.close()
-
-
 class TestFile(StorageConformance):
     @pytest.fixture
     def make_storage(self, tmp_path: Path) -> Iterator[Callable[[], Any]]:
         served = Served("file", tmp_path)
-        yield served
-        served.close()
-
-
-class TestSQLite(StorageConformance):
-    @pytest.fixture
-    def make_storage(self, tmp_path: Path) -> Iterator[Callable[[], Any]]:
-        served = Served("sqlite", tmp_path)
         yield served
         served.close()
 
@@ -73,3 +58,28 @@ class TestCompressedOverTheWire(StorageConformance):
         served = Served("pickle", tmp_path, pickles=True)
         yield lambda: CompressedStorage(served())
         served.close()
+
+
+def test_what_other_processes_commit(tmp_path: Path) -> None:
+    """What others commit to a SQLite file that is served is told to clients."""
+    uri = f"sqlite:{tmp_path}/data.sqlite"
+    with (
+        Serving({"1": objdb.SQLiteStorage(tmp_path / "data.sqlite")}) as serving,
+        objdb.DB(ClientStorage(serving.address)) as db,
+        objdb.DB(ClientStorage(serving.address)) as other,
+    ):
+        with db.transaction() as connection:
+            connection.root()["n"] = 1
+        elsewhere = f"""
+import objdb
+with objdb.DB({uri!r}) as db, db.transaction() as connection:
+    connection.root()["n"] += 1
+"""
+        subprocess.run([sys.executable, "-c", elsewhere], check=True, timeout=60)
+        other.storage.getSize()
+        other.storage.loadSerial(b"\0" * 8, other.storage.lastTransaction())  # it asks something
+        for client in (other, db):
+            with client.transaction() as connection:
+                assert connection.root()["n"] == 2
+        db.pack()
+        assert len([*other.storage.iterator()]) == 1
