@@ -67,7 +67,7 @@ The documentation's first page is docs/quickstart.md.
 #                      conformance, suite, plugin, helpers, script (and scripts/)
 #                      versions, undoing, undolog, history
 #                      packing, packing_model, copying, threads
-#                      faults (a file system that fails) · interrupts
+#                      faults (a file system that fails), relay (a bad link) · interrupts
 #                      schedule · histories, recording, observations, cycles, anomalies (isolation)
 #     _accelerator.c, _unpickle.c      C twins of connection/loadpath and isolation,
 #                      records/pickling and unpickling, storage/file/lookup and scan

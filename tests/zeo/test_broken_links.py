@@ -119,7 +119,7 @@ def test_several_clients_over_a_bad_link(tmp_path: Path) -> None:
                 address = serving.address if number else relay.address
                 with objdb.DB(ClientStorage(address, wait_seconds=60)) as db:
                     while not is_over.is_set():
-                        db.run(add_one, tries=50)
+                        db.run(add_one, tries=1000)
                         acknowledged[number] += 1
             except BaseException as error:
                 failures.append(error)
