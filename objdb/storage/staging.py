@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from objdb.errors import RecordTooLargeError, UndoError, UsageError
 from objdb.ids import Oid, Tid, format_oid
-from objdb.storage.commit import Phase
+from objdb.storage.commit import Phase, TransactionMetaData
 from objdb.storage.engine import IChained
 from objdb.storage.rows import Current, Row, TransactionRow, new_row
 
@@ -279,9 +279,11 @@ def current_of(engine: Any, writes: Writes) -> dict[Oid, Current | None]:
 
 
 def transaction_row(writes: Writes) -> TransactionRow:
-    """Return the row of the transaction, which has its tid."""
+    """Return the row of the transaction, which has its tid; let its metadata have that, too."""
     assert writes.tid is not None
     metadata = writes.transaction
+    if isinstance(metadata, TransactionMetaData):
+        metadata.voted_tid = writes.tid
     return TransactionRow(
         writes.tid, writes.status, metadata.user, metadata.description,
         metadata.extension_bytes, list(writes.bases), writes.record_bytes,

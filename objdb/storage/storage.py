@@ -344,7 +344,7 @@ class Storage:
             writes.token = self.engine.write(
                 staging.transaction_row(writes), staging.StagedRows(self.engine, writes)
             )
-            writes.transaction.voted_tid, writes.phase = writes.tid, Phase.VOTED
+            writes.phase = Phase.VOTED
             writes.close_spool()
         except errors.ConflictError as error:
             if error.oid in writes.bases:
