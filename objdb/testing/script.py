@@ -82,11 +82,19 @@ class Script(NamedTuple):
     shows: str
     steps: list[str]
 
+    @property
+    def needs(self) -> list[Any]:
+        """The interfaces that the steps need."""
+        steps = [step.partition(" !")[0] for step in self.steps]
+        return [
+            interface for words, interface in _NEEDS.items()
+            if any(re.search(words, step) for step in steps)
+        ]
+
     def require(self, storage: Any) -> None:
         """Skip the test unless the storage declares what the steps need."""
-        for words, interface in _NEEDS.items():
-            if any(re.search(words, step.partition(" !")[0]) for step in self.steps):
-                require(storage, interface)
+        for interface in self.needs:
+            require(storage, interface)
 
 
 def scripts(about: str) -> list[Script]:

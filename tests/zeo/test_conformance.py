@@ -12,9 +12,17 @@ from typing import Any
 import pytest
 
 import objdb
+from objdb.interfaces import IStorageVersions
 from objdb.storage.layers.compressed import CompressedStorage
-from objdb.testing.conformance import StorageConformance
+from objdb.testing.conformance import SCRIPTS, CoreConformance
+from objdb.testing.copying import CopyConformance
+from objdb.testing.helpers import Make
+from objdb.testing.history import HistoryConformance
+from objdb.testing.packing import PackConformance
 from objdb.testing.packing_model import refer
+from objdb.testing.script import Run, Script
+from objdb.testing.undoing import UndoConformance
+from objdb.testing.undolog import UndoLogConformance
 from objdb_zeo import ClientStorage
 from tests.storages import STORAGES
 from tests.zeo.serving import Serving
@@ -42,7 +50,21 @@ class Served:
         self._open.close()
 
 
-class TestFile(StorageConformance):
+class ServedConformance(
+    CoreConformance, HistoryConformance, UndoConformance, UndoLogConformance, CopyConformance,
+    PackConformance,
+):
+    """The suite but for versions, which are not served."""
+
+    @pytest.mark.parametrize("script", [
+        each for each in SCRIPTS if IStorageVersions not in each.values[0].needs
+    ])
+    def test_script(self, storage: Any, make_storage: Make, script: Script) -> None:
+        """The storage does what the script says."""
+        Run(script, storage).all(make_storage)
+
+
+class TestFile(ServedConformance):
     @pytest.fixture
     def make_storage(self, tmp_path: Path) -> Iterator[Callable[[], Any]]:
         served = Served("file", tmp_path)
@@ -50,7 +72,7 @@ class TestFile(StorageConformance):
         served.close()
 
 
-class TestCompressedOverTheWire(StorageConformance):
+class TestCompressedOverTheWire(ServedConformance):
     """A layer over a client, in pickles."""
 
     @pytest.fixture
