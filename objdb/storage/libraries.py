@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from functools import partial
 from itertools import count
 
 from objdb.forks import Stage, at_fork
@@ -23,13 +22,29 @@ _held: set[tuple[int, int, int]] = set()
 _holders = count()
 
 
+class _Hold:
+    """An entry in `_held`, as long as the object lives and is not called: whoever is interrupted
+    before having it leaves none."""
+
+    __slots__ = ("_entry",)
+
+    def __init__(self, path: str) -> None:
+        there = os.stat(path)
+        self._entry = there.st_dev, there.st_ino, next(_holders)
+        _held.add(self._entry)
+
+    def __call__(self) -> None:
+        _held.discard(self._entry)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_entry"):  # else there was no file
+            _held.discard(self._entry)
+
+
 def note_locks(path: str) -> Callable[[], None]:
     """Prevent other code from opening the file at *path*, to keep the locks on it, until the
-    returned function is called."""
-    there = os.stat(path)
-    hold = there.st_dev, there.st_ino, next(_holders)
-    _held.add(hold)
-    return partial(_held.discard, hold)
+    returned function is called, or dropped."""
+    return _Hold(path)
 
 
 def has_locks(path: str) -> bool:
