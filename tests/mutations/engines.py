@@ -93,7 +93,7 @@ ENGINES = (
         "        if position >= self.end or current >= before:\n",
         "        if position >= self.end or current > before:\n",
         "A record of the bound itself is not before it.",
-        (f"{_FILE}::test_script[packing: to a moment]",), is_pure=True,
+        (f"{_FILE}::test_load_before", f"{_FILE}::test_packed_by_another_thread"), is_pure=True,
     ),
     # SQLite
     Mutation(
