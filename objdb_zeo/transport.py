@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from objdb.errors import StorageError, TransientError
+from objdb.errors import StorageError, TransientError, UsageError
 from objdb_zeo.addresses import Address, format_address
 from objdb_zeo.errors import from_wire
 from objdb_zeo.messages import (
@@ -82,9 +82,10 @@ class Channel:
         self._pending: dict[Any, Pending] = {}
         self._last_id = 0
         self._writing = threading.Lock()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)  # entered by its lock, in one step
         self._arrived: deque[bytes] = deque()  # bodies that are not handled yet
-        self._reader = self._depth = 0  # the thread that reads, and in how many calls
+        self._reader = 0  # the thread that reads
         self.failure: BaseException | None = None  # why it is closed
         self._socket = _connect(address, seconds, self.name)
         self._ready = select.poll()
@@ -133,105 +134,123 @@ class Channel:
         return self.wait(pending)
 
     def send(self, calls: list[tuple[str, tuple[Any, ...], Pending | None]]) -> None:
-        """Send calls in one write; those without a `Pending` are one-way."""
+        """Send calls in one write; those without a `Pending` are one-way. Raises `UsageError`, and
+        sends nothing, if an argument is something that messages cannot carry."""
         self._require_open()
         with self._writing:
+            pendings: dict[Any, Pending] = {}
             data = bytearray()
             for name, arguments, pending in calls:
                 if pending is None:
-                    message = Message(0, ONE_WAY, name, arguments)
+                    data += self._encoded(Message(0, ONE_WAY, name, arguments))
                 else:
                     self._last_id += 1
-                    self._pending[self._last_id] = pending
-                    message = Message(self._last_id, CALL, name, arguments)
-                data += frame(self._codec.encode(message))
+                    pendings[self._last_id] = pending
+                    data += self._encoded(Message(self._last_id, CALL, name, arguments))
             try:
+                self._pending.update(pendings)
                 self._socket.sendall(data)
             except OSError as error:
                 self.fail(error)
+            except BaseException as error:  # an interrupt: half a frame may be out
+                self.fail(error)
+                raise
         self._require_open()
+
+    def _encoded(self, message: Message) -> bytes:
+        try:
+            return frame(self._codec.encode(message))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UsageError(
+                f"{self.name} cannot be sent an argument of {message.name}: {error}. Pass numbers, "
+                "text, bytes, lists, tuples and dicts of them"
+            ) from error
 
     def wait(self, pending: Pending) -> Any:
         """Return the result of a call, reading until it has come. Raises its error, or
         `DisconnectedError`."""
+        me = threading.get_ident()
+        is_nested = self._reader == me  # a call made while a message is handled
         deadline = time.monotonic() + self._seconds
-        while not pending.is_done:
-            if pending.questions:
-                self._answer(pending)
-                deadline = time.monotonic() + self._seconds
-            elif self._begin_to_read(pending, deadline):
-                self._read_for(pending, deadline)
+        try:
+            while not pending.is_done:
+                if pending.questions:
+                    self._answer(pending)
+                    deadline = time.monotonic() + self._seconds
+                elif self._begin_to_read(me, pending, deadline):
+                    self._read(deadline)
+        finally:
+            if not is_nested:
+                self._stop_reading(me)
         if pending.error is not None:
             raise pending.error
         return pending.result
 
     def _answer(self, pending: Pending) -> None:
-        number, kind, arguments = pending.questions.popleft()
+        number, kind, arguments = pending.questions[0]
+        is_known, answer = False, None
         try:
-            answer = (True, None if pending.asked is None else pending.asked(kind, *arguments))
-        except BaseException:
-            self.send([("objdb.answer", (number, False, None), None)])
-            raise
-        self.send([("objdb.answer", (number, *answer), None)])
+            answer = None if pending.asked is None else pending.asked(kind, *arguments)
+            is_known = True
+        finally:
+            pending.questions.popleft()
+            self.send([("objdb.answer", (number, is_known, answer), None)])
 
-    def _begin_to_read(self, pending: Pending, deadline: float) -> bool:
-        """Wait until there is something for the call, or nobody reads; return whether to read."""
-        me = threading.get_ident()
-        with self._changed:
-            while self._reader not in (0, me) and not (pending.is_done or pending.questions):
+    def _begin_to_read(self, me: int, pending: Pending, deadline: float) -> bool:
+        """Wait until there is something for the call, or nobody else reads; return whether to
+        read."""
+        with self._lock:
+            while not (pending.is_done or pending.questions):
+                if self._reader in (0, me):
+                    self._reader = me
+                    return True
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     self.fail(TimeoutError(f"no answer for {self._seconds} seconds"))
-                    return False
-            if pending.is_done or pending.questions:
-                return False
-            self._reader = me
-            return True
+            return False
 
-    def _read_for(self, pending: Pending, deadline: float) -> None:
-        """Read until there is something for the call. A call made while a message is handled reads
-        on by itself."""
-        self._depth += 1
+    def _stop_reading(self, me: int) -> None:
+        """Let another thread read, if this one did."""
         try:
-            while not (pending.is_done or pending.questions):
-                self._read(deadline)
-        finally:
-            self._stop_reading()
+            self._let_read(me)
+        except BaseException:  # an interrupt
+            self._let_read(me)
+            raise
 
-    def _stop_reading(self) -> None:
-        with self._changed:
-            self._depth -= 1
-            if not self._depth:
+    def _let_read(self, me: int) -> None:
+        if self._reader == me:
+            with self._lock:
                 self._reader = 0
                 self._changed.notify_all()
 
     def take_in(self) -> None:
         """Handle what has arrived, without waiting for more."""
-        with self._changed:
-            if self._reader:
-                return  # who reads does it
-            self._reader = threading.get_ident()
-        self._depth += 1
+        if self._reader:
+            return  # who reads does it
+        me = threading.get_ident()
         try:
-            while self.failure is None and (self._arrived or self._ready.poll(0)):
+            with self._lock:
+                self._reader = self._reader or me
+            while self._reader == me and self.failure is None and self._has_arrived():
                 self._read(None)
         finally:
-            self._stop_reading()
+            self._stop_reading(me)
+
+    def _has_arrived(self) -> bool:
+        return bool(self._arrived or self._ready.poll(0))
 
     # -- reading
 
     def _receive(self, deadline: float | None) -> bytes:
         if deadline is not None:
             left = deadline - time.monotonic()
-            if left <= 0 or not self._ready_in(left):
+            if left <= 0 or not self._ready.poll(left * 1000):
                 raise TimeoutError(f"no answer for {self._seconds} seconds")
         return self._socket.recv(_CHUNK)
 
-    def _ready_in(self, seconds: float) -> bool:
-        return bool(select.select([self._socket], [], [], seconds)[0])
-
     def _read(self, deadline: float | None) -> None:
-        """Handle the next message; receive some, if there is none."""
+        """Handle the next message; receive some, if there is none. What cannot be handled, or is
+        interrupted, closes the connection: the state is verified when it is made anew."""
         try:
             if not self._arrived:
                 data = self._receive(deadline)
@@ -242,6 +261,9 @@ class Channel:
                 self._handle(self._codec.decode(self._arrived.popleft()))
         except (OSError, ProtocolError, ValueError) as error:
             self.fail(error)
+        except BaseException as error:
+            self.fail(error)
+            raise
 
     def _handle(self, message: Message) -> None:
         if message.name != REPLY:
@@ -250,7 +272,7 @@ class Channel:
             else:
                 self._told(message.name, message.arguments)
             return
-        pending = self._pending.pop(message.id, None)
+        pending = self._pending.get(message.id)
         if pending is None:  # nobody waits for it any more
             return
         if message.flag == ERROR:
@@ -261,17 +283,18 @@ class Channel:
                 pending.result = result if pending.taken is None else pending.taken(result)
             except Exception as error:  # noqa: BLE001  the caller's
                 pending.error = error
+        self._pending.pop(message.id, None)
         self._done(pending)
 
     def _note_question(self, id: Any, number: int, kind: str, arguments: Any) -> None:
         pending = self._pending.get(id)
         if pending is not None:
-            with self._changed:
+            with self._lock:
                 pending.questions.append((number, kind, tuple(arguments)))
                 self._changed.notify_all()
 
     def _done(self, pending: Pending) -> None:
-        with self._changed:
+        with self._lock:
             pending.is_done = True
             self._changed.notify_all()
 
@@ -282,11 +305,12 @@ class Channel:
             raise DisconnectedError(f"the connection to {self.name} is lost ({self.failure})")
 
     def fail(self, error: BaseException) -> None:
-        """Close it; every call under way raises `DisconnectedError`."""
+        """Close it; every call under way raises `DisconnectedError`. In a forked child, whose locks
+        may be held by threads that are not there, only the child's socket is closed."""
         if self.failure is None:
             self.failure = error
-            self.close()
-        while self._pending:
+        self.close()
+        while self._pending and os.getpid() == self._pid:
             try:
                 _, pending = self._pending.popitem()
             except KeyError:
