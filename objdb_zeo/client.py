@@ -41,6 +41,7 @@ from objdb.interfaces import (
     IStorageUndoable,
 )
 from objdb.storage.copying import CopyProgress, copy_transactions
+from objdb.storage.extension import dumps_extension
 from objdb.storage.foreign import database_of
 from objdb.storage.packing import PackResult
 from objdb.storage.staging import require_size
@@ -50,9 +51,9 @@ from objdb_zeo import listing
 from objdb_zeo.addresses import addresses
 from objdb_zeo.cache import MemoryCache
 from objdb_zeo.link import Link
-from objdb_zeo.messages import MAX_FRAME_BYTES
-from objdb_zeo.transport import Pending
-from objdb_zeo.work import Staged, as_bytes
+from objdb_zeo.messages import MAX_FRAME_BYTES, as_bytes, plain
+from objdb_zeo.transport import Channel, Pending
+from objdb_zeo.work import Staged
 
 CACHE_BYTES = 100 * 1024 * 1024
 _MOST_TRIES = 20  # votes of a transaction whose conflicts were resolved
@@ -94,12 +95,12 @@ class ClientStorage:
         self._transactions: dict[int, Staged] = {}
         self._last_id = 0
         self._oids: list[Oid] = []
+        self._oids_of: Channel | None = None  # from which they came
         self._link = Link(
             self._addresses, storage, MemoryCache(cache_bytes), read_only=read_only,
             seconds=call_seconds, wait_seconds=wait_seconds, limit=frame_bytes,
         )
         info = self._link.info
-        self._has_extension = info.has_extension
         declared = [IStorage, IStorageShared, IStorageRestoreable]
         declared += [_INTERFACES[name] for name in info.interfaces if name in _INTERFACES]
         declared += [IStorageReadChecks] if info.has_extension else [IStorageHistory]
@@ -113,6 +114,10 @@ class ClientStorage:
         if not self._has_extension:
             raise Unsupported(f"{self.getName()} is not an objdb server, and cannot do that")
         return self._call(f"objdb.{name}", *arguments, **options)
+
+    @property
+    def _has_extension(self) -> bool:
+        return self._link.info.has_extension
 
     def poll(self) -> None:
         """See `IStoragePolling`: take in what has arrived."""
@@ -232,15 +237,18 @@ class ClientStorage:
             return listing.batches(self._ask, start, last if stop is None else min(stop, last))
         return listing.one_by_one(self._call, start, stop)
 
-
     # -- transactions
 
     def new_oid(self) -> Oid:
-        """See `IStorage`."""
+        """See `IStorage`. A server that was started again may give others the oids that it gave
+        before: those of a connection that is lost are dropped."""
         self._require_writable()
+        channel = self._link.channel()
         with self._lock:
+            if self._oids_of is not channel:
+                self._oids, self._oids_of = [], channel
             if not self._oids:
-                self._oids.extend(reversed(self._call("new_oids", 100)))
+                self._oids.extend(reversed(channel.call("new_oids", 100)))
             return self._oids.pop()
 
     def _require_writable(self) -> None:
@@ -260,14 +268,18 @@ class ClientStorage:
             self._last_id += 1
             name = self._last_id
         extension = dict(getattr(transaction, "extension", None) or {})
-        arguments = (
-            name, as_bytes(transaction.user), as_bytes(transaction.description), extension, tid,
-            status,
-        )
-        staged = Staged(name, ("tpc_begin", arguments, None))
+        for key, value in () if self._has_extension else extension.items():
+            if plain({key: value}) != {key: value}:
+                raise UsageError(
+                    f"{self.getName()}: a ZEO server takes numbers, text, bytes, lists and dicts "
+                    f"in a transaction's extension; {key!r} is {value!r}"
+                )
+        texts = as_bytes(transaction.user), as_bytes(transaction.description)
+        sent = {} if self._has_extension else extension  # or below, as a pickle
+        staged = Staged(name, ("tpc_begin", (name, *texts, sent, tid, status), None))
         if extension and self._has_extension:
             data = getattr(transaction, "extension_bytes", None)
-            staged.add("objdb.extension", name, data or listing.extension_bytes(extension))
+            staged.add("objdb.extension", name, data or dumps_extension(extension))
         self._transactions[id(transaction)] = staged
 
     def _staged(self, transaction: Any, *, voted: bool = False) -> Staged:
@@ -407,7 +419,9 @@ class ClientStorage:
         def asked(kind: str, *arguments: Any) -> Any:
             try:
                 if kind == "progress":
-                    return progress and progress(*arguments) and None
+                    if progress is not None:
+                        progress(*arguments)
+                    return None
                 return tuple(roots()) if kind == "roots" else bool(elsewhere(*arguments))
             except BaseException as error:
                 raised.append(error)

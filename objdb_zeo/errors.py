@@ -22,6 +22,7 @@ from objdb.errors import (
     StorageTransactionError,
     UndoError,
 )
+from objdb_zeo.messages import plain
 
 _ZODB = "ZODB.POSException."
 _OURS = "objdb"
@@ -30,7 +31,6 @@ _BUILTINS = {
     f"builtins.{cls.__name__}": cls
     for cls in (KeyError, TypeError, ValueError, AttributeError, AssertionError)
 }
-_PLAIN = (type(None), bool, int, float, str, bytes)
 
 
 class ServerError(StorageError):
@@ -72,22 +72,16 @@ def to_wire(error: BaseException) -> tuple[str, Any]:
         return f"{_ZODB}StorageError", {"message": str(error), _OURS: _facts(error)}
     name = f"builtins.{type(error).__name__}"
     if name in _BUILTINS:
-        return name, tuple(arg if isinstance(arg, _PLAIN) else repr(arg) for arg in error.args)
+        return name, plain(error.args)
     return f"{_ZODB}StorageError", {"message": f"{type(error).__name__}: {error}"}
 
 
 def _facts(error: ObjdbError) -> tuple[str, str, dict[str, Any]]:
     facts = {
         name: value for name, value in vars(error).items()
-        if name in type(error)._all_facts() and _is_plain(value)
+        if name in type(error)._all_facts() and plain(value) == value
     }
     return type(error).__name__, str(error), facts
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_is_plain, value))
-    return isinstance(value, _PLAIN)
 
 
 def from_wire(found: Any, where: str) -> Exception:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
 from objdb.ids import NO_TID, Tid
+from objdb.storage.extension import dumps_extension
 from objdb.storage.iteration import RevisionRecord, TransactionRecord
 
 _AT_ONCE = 200  # entries of an undo log, where they are filtered here
@@ -37,13 +37,8 @@ def one_by_one(call: Ask, start: Tid | None, stop: Tid | None) -> Iterator[Trans
         while (record := call("iterator_record_next", records)) is not None:
             oid, _, data, data_txn = record
             revisions.append(RevisionRecord(oid, tid, data, "", data_txn))
-        pickled = extension_bytes(extension)
+        pickled = dumps_extension(extension) if extension else b""
         yield TransactionRecord(tid, status, user, description, pickled, revisions)
-
-
-def extension_bytes(extension: dict[Any, Any]) -> bytes:
-    """Return the pickled extension of a transaction that came as a dict."""
-    return pickle.dumps(dict(extension), 3) if extension else b""
 
 
 def entry(found: dict[str, Any]) -> dict[str, Any]:

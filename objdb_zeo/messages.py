@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
@@ -35,7 +36,7 @@ CALL, ONE_WAY, ERROR = 0, 1, 2
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 
 _LENGTH = struct.Struct(">I")
-_MOST_NESTED = 50
+_HALF = 1 << 63  # of the numbers that msgpack has
 
 
 class ProtocolError(StorageError):
@@ -101,6 +102,29 @@ class Frames:
             raise ProtocolError("an empty frame arrived, which the protocol does not have")
 
 
+def plain(value: Any) -> Any:
+    """Return a value as messages can carry it: parts that they cannot carry become text."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {
+            key if isinstance(key, bytes) else plain(str(key)): plain(each)
+            for key, each in value.items()
+        }
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    if isinstance(value, list):
+        return list(map(plain, value))
+    if isinstance(value, int):
+        return value if -_HALF <= value < 2 * _HALF else str(value)
+    return value if value is None or isinstance(value, (bytes, float)) else plain(str(value))
+
+
+def as_bytes(text: Any) -> bytes:
+    """Return a text, or nothing, as UTF-8 bytes; bytes as they are."""
+    return text.encode() if isinstance(text, str) else bytes(text or b"")
+
+
 class Msgpack:
     """Bodies in msgpack. `Unsupported` without the package."""
 
@@ -138,9 +162,9 @@ class Pickle:
     greeting = PICKLE
 
     def encode(self, message: Message) -> bytes:
-        """Return the body of a message."""
+        """Return the body of a message. TypeError for a value that it cannot be made of."""
         file = io.BytesIO()
-        pickler = pickle.Pickler(file, 3)
+        pickler = _PlainPickler(file, 3)
         pickler.fast = True  # without memo
         pickler.dump(tuple(message))
         return file.getvalue()
@@ -148,13 +172,29 @@ class Pickle:
     def decode(self, body: bytes) -> Message:
         """Return the message in a body; `ProtocolError` if there is none."""
         try:
-            found = _Plain(io.BytesIO(body)).load()
+            _require_small_memo(body)
+            found = _PlainUnpickler(io.BytesIO(body)).load()
         except Exception as error:
             raise ProtocolError(f"{len(body)} bytes are not a message: {error!r}") from error
         return _message(found)
 
 
-class _Plain(pickle.Unpickler):
+def _require_small_memo(body: bytes) -> None:
+    """Refuse a pickle that fills memory: the memo is as long as the largest number in it."""
+    for opcode, argument, _ in pickletools.genops(body):
+        if opcode.name in ("PUT", "LONG_BINPUT") and (argument or 0) > len(body):
+            raise pickle.UnpicklingError(f"its memo has an entry {argument}")
+
+
+class _PlainPickler(pickle.Pickler):
+    """Writes pickles that name no global."""
+
+    def reducer_override(self, value: Any) -> NoReturn:
+        """Refuse."""
+        raise TypeError(f"messages cannot carry {type(value).__name__!r} objects")
+
+
+class _PlainUnpickler(pickle.Unpickler):
     """Reads pickles that name no global, so that none is imported or called."""
 
     def find_class(self, module: str, name: str) -> NoReturn:

@@ -201,8 +201,3 @@ class Staged:
             channel.call("tpc_abort", self.id)
         except StorageError:
             pass  # it is dropped there, with the connection
-
-
-def as_bytes(text: Any) -> bytes:
-    """Return a user or description as bytes."""
-    return text.encode() if isinstance(text, str) else bytes(text or b"")

@@ -17,6 +17,7 @@ from objdb.interfaces import (
 )
 from objdb.storage.foreign import provides
 from objdb_zeo.errors import to_wire
+from objdb_zeo.messages import as_bytes, plain
 from objdb_zeo.protocol.driver import InThread, Steps, Turn
 from objdb_zeo.protocol.questions import resolver
 from objdb_zeo.protocol.served import Served
@@ -167,8 +168,8 @@ class Calls:
             del self._iterators[number]
             return None
         return (
-            transaction.tid, str(transaction.status), _as_bytes(transaction.user),
-            _as_bytes(transaction.description), dict(transaction.extension or {}),
+            transaction.tid, str(transaction.status), as_bytes(transaction.user),
+            as_bytes(transaction.description), plain(dict(transaction.extension or {})),
         )
 
     def call_iterator_record_start(self, number: int, tid: Tid) -> int:
@@ -217,7 +218,7 @@ class Calls:
         self.require_writable()
         if id not in self._transactions:
             self._transactions[id] = ClientTransaction(
-                id, _as_bytes(user), _as_bytes(description), dict(extension or {}), tid, status
+                id, as_bytes(user), as_bytes(description), dict(extension or {}), tid, status
             )
 
     def transaction(self, id: Any, phase: Phase = Phase.STAGED) -> ClientTransaction:
@@ -394,10 +395,6 @@ class Calls:
                 session.tell("objdb.packed")
 
 
-def _as_bytes(text: Any) -> bytes:
-    return text.encode() if isinstance(text, str) else bytes(text)
-
-
 def id_from_wire(transaction_id: Any) -> Any:
     """Return the id of a transaction, which may come in either alphabet of base64."""
     is_bytes = isinstance(transaction_id, bytes)
@@ -409,9 +406,10 @@ _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 def entry_to_wire(entry: dict[str, Any]) -> dict[str, Any]:
     """Return an entry of an undo log or a history as ZEO's clients expect it: texts as bytes."""
+    texts = ("id", "user_name", "description")
     return {
-        name: value.encode() if name in ("id", "user_name", "description")
-        and isinstance(value, str) else value for name, value in entry.items()
+        name: as_bytes(value) if name in texts else value
+        for name, value in plain(entry).items()
     }
 
 

@@ -19,11 +19,7 @@ from functools import partial
 from types import GeneratorType
 from typing import Any
 
-from objdb.errors import (
-    ObjdbError,
-    ReadOnlyError,
-    Unsupported,
-)
+from objdb.errors import ObjdbError, ReadOnlyError, StorageError, Unsupported
 from objdb.ids import Oid, Tid
 from objdb_zeo.errors import to_wire
 from objdb_zeo.messages import (
@@ -40,6 +36,7 @@ from objdb_zeo.messages import (
     ProtocolError,
     codec_for,
     frame,
+    plain,
 )
 from objdb_zeo.protocol.calls import ANSWERED, READS, Calls, InPlace, status_of
 from objdb_zeo.protocol.driver import Driver, InThread, Steps
@@ -56,6 +53,7 @@ _ONE_WAY = frozenset({
 _BLOBS = frozenset({
     "sendBlob", "storeBlobStart", "storeBlobChunk", "storeBlobEnd", "storeBlobShared",
 })
+_BEFORE_REGISTER_BYTES = 1000  # the largest frame of who has not registered
 
 
 class Session:
@@ -69,7 +67,8 @@ class Session:
         self._choices = served
         self.driver = driver
         self.label = peer
-        self._frames = Frames(limit)
+        self._limit = limit
+        self._frames = Frames(min(limit, _BEFORE_REGISTER_BYTES))
         self._codec: Codec = codec or Msgpack()
         self._has_greeted = self.is_closed = False
         self._storage_name = ""
@@ -192,17 +191,23 @@ class Session:
         if not self.is_closed:
             self.driver.send(frame(self._codec.encode(message)))
 
-    def _reply(self, id: Any, result: Any) -> None:
+    def _reply(self, id: Any, result: Any, *, is_error: bool = False) -> None:
+        if not self.is_closed:
+            self.driver.send(self._reply_frame(id, result, is_error))
+
+    def _reply_frame(self, id: Any, result: Any, is_error: bool) -> bytes:
+        """Return the frame of a reply; of an error, if the result cannot be sent."""
         try:
-            self._send(Message(id, CALL, REPLY, result))
-        except (TypeError, ValueError, OverflowError) as error:  # it cannot be encoded
-            wire = to_wire(ObjdbError(f"the answer cannot be sent: {error}"))
-            self._send(Message(id, ERROR, REPLY, wire))
+            message = Message(id, ERROR if is_error else CALL, REPLY, result)
+            return frame(self._codec.encode(message))
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            wire = to_wire(StorageError(f"{self.title} has an answer that cannot be sent: {error}"))
+            return frame(self._codec.encode(Message(id, ERROR, REPLY, plain(wire))))
 
     def _fail(self, message: Message, error: BaseException) -> None:
         if not isinstance(error, (ObjdbError, KeyError, TypeError, ValueError)):
             logger.exception("%s: %s failed", self.label, message.name, exc_info=error)
-        self._send(Message(message.id, ERROR, REPLY, to_wire(error)))
+        self._reply(message.id, to_wire(error), is_error=True)
 
     def tell(self, method: str, *arguments: Any) -> None:
         """Call a method of the client, one-way."""
@@ -228,8 +233,7 @@ class Session:
 
     def _fill(self, id: Any, found: InPlace) -> None:
         """Reply in the place of the transaction *found.tid*."""
-        flag = ERROR if found.is_error else CALL
-        data = frame(self._codec.encode(Message(id, flag, REPLY, found.result)))
+        data = self._reply_frame(id, found.result, found.is_error)
         if not found.is_error:
             info = Message(0, ONE_WAY, "info", (self.served.info(),))
             data = frame(self._codec.encode(info)) + data
@@ -255,11 +259,10 @@ class Session:
                 result, is_error = function(), False
             except Exception as error:  # noqa: BLE001  the client's
                 result, is_error = to_wire(error), True
-            message = Message(id, ERROR if is_error else CALL, REPLY, result)
-            body = self._codec.encode(message)
+            data = self._reply_frame(id, result, is_error)
             with served.order:
                 if served.announced == announced <= served.storage.lastTransaction():
-                    self._put(None, frame(body))
+                    self._put(None, data)
                     return
             time.sleep(0)  # another thread is making visible what it has announced
 
@@ -335,6 +338,7 @@ class Session:
             raise ReadOnlyError(f"the storage {name!r} is served for reading only")
         self._storage_name, self.is_read_only = name, bool(read_only)
         self._served = served
+        self._frames.limit = self._limit
         return served.join(self)
 
     def call_set_client_label(self, label: Any) -> None:

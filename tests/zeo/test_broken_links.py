@@ -266,6 +266,18 @@ def test_a_server_that_comes_back(server: ServerProcess) -> None:
         reader.close()
 
 
+def test_oids_after_a_restart(server: ServerProcess) -> None:
+    """A server that was started again gives oids anew: nobody goes on with those from before."""
+    with ClientStorage(server.address) as one:
+        one.new_oid()
+        server.stop()
+        server.start()
+        with ClientStorage(server.address) as other:
+            oids = {other.new_oid() for _ in range(100)}
+            one.poll()  # sees that the connection is lost
+            assert not oids & {one.new_oid() for _ in range(150)}
+
+
 def test_a_server_that_falls_silent(tmp_path: Path) -> None:
     """A server that does not answer for `call_seconds` is given up."""
     with (

@@ -31,6 +31,7 @@ from objdb_zeo.messages import (
     ProtocolError,
     codec_for,
     frame,
+    plain,
 )
 
 Z64, MAXTID = bytes(8), b"\x7f" + b"\xff" * 7
@@ -155,6 +156,31 @@ def test_hostile_bodies(codec: Msgpack | Pickle, body: bytes) -> None:
     finally:
         is_watching = False
     assert set(events) <= {"pickle.find_class"}
+
+
+@pytest.mark.parametrize("value", [Evil(), {1}, Evil, bytearray(b"x"), os.system])
+@pytest.mark.parametrize("codec", [Msgpack(), Pickle()], ids=["msgpack", "pickle"])
+def test_values_that_are_not_plain(codec: Msgpack | Pickle, value: Any) -> None:
+    """What the other end would refuse is not sent; `plain` makes text of it."""
+    if not (isinstance(codec, Msgpack) and isinstance(value, bytearray)):
+        with pytest.raises(TypeError):
+            codec.encode(Message(1, 0, "x", (value,)))
+    message = Message(1, 0, "x", plain((value, {5: value}, [value, 1 << 64, -1 << 63, "\ud800"])))
+    text = str(value)
+    expected = (text, {"5": text}, [text, str(1 << 64), -1 << 63, "\\ud800"])
+    assert message.arguments == expected
+    assert str(codec.decode(codec.encode(message)).arguments) in (
+        str(expected), str((*expected[:2], tuple(expected[2])))
+    )
+
+
+@pytest.mark.parametrize("entry", [
+    b"r\xff\xff\xff\x7f", b"p2147483647\n", b"r\x00\x00\x00\x10"
+])
+def test_a_pickle_that_fills_memory(entry: bytes) -> None:
+    """A few bytes cannot make the memo of an unpickler large."""
+    with pytest.raises(ProtocolError, match="memo"):
+        Pickle().decode(b"\x80\x03K\x01" + entry + b"K\x00X\x01\x00\x00\x00xNt.")
 
 
 OID, SERIALS = b"\0" * 7 + b"\7", (TID, Z64)

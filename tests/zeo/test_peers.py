@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import transaction
 
 import objdb
-from objdb.errors import ConflictError, POSKeyError, UndoError
+from objdb.errors import ConflictError, POSKeyError, UndoError, UsageError
 from objdb.storage.commit import TransactionMetaData
 from objdb_zeo import ClientStorage
 from tests.zeo.serving import Serving
@@ -217,6 +218,7 @@ def test_this_client_on_a_zeo_server(zeo_server: tuple[str, int]) -> None:
         names = [t.description for t in db.storage.iterator()]
         assert names[1:3] == [b"made", b"changed"]
         assert len(db.storage.history(oid, 9)) == 4
+        _commit_extensions(db.storage)
         with pytest.raises(POSKeyError):
             db.storage.load(b"\0" * 5 + b"\xff" * 3)
         storage, metadata = db.storage, TransactionMetaData()
@@ -225,6 +227,21 @@ def test_this_client_on_a_zeo_server(zeo_server: tuple[str, int]) -> None:
         with pytest.raises((UndoError, objdb.errors.StorageError)):
             storage.tpc_vote(metadata)
         storage.tpc_abort(metadata)
+
+
+def _commit_extensions(storage: ClientStorage) -> None:
+    """What a ZEO server takes in an extension is kept; the rest is refused when it is begun."""
+    bad = TransactionMetaData(extension={"good": 1, "when": datetime(2026, 11, 30)})
+    with pytest.raises(UsageError, match="'when'"):
+        storage.tpc_begin(bad)
+    storage.tpc_abort(bad)
+    metadata = TransactionMetaData(extension={"good": 1})
+    storage.tpc_begin(metadata)
+    storage.store(storage.new_oid(), None, b"x", "", metadata)
+    storage.tpc_vote(metadata)
+    tid = storage.tpc_finish(metadata)
+    [found] = storage.iterator(tid, tid)
+    assert found.extension == {"good": 1}
 
 
 def _wait_for(db: objdb.DB, other: objdb.DB) -> None:

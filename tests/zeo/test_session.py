@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from objdb.ids import NO_TID, ROOT_OID, oid_from_int
+from objdb.storage.commit import TransactionMetaData
 from objdb.storage.memory import MappingStorage
 from objdb.testing.helpers import commit
 from objdb_zeo.messages import MSGPACK, Frames, Message, Msgpack, frame
@@ -277,3 +279,42 @@ def test_iteration(served: dict[str, Served]) -> None:
     assert "KeyError" in str(client.call("iterator_next", number))
     client.send((number, 99), name="iterator_gc")
     assert client.call("ping") is None
+
+
+def test_answers_that_cannot_be_carried(served: dict[str, Served]) -> None:
+    """Values of an extension that messages cannot carry come as text, and an answer that cannot be
+    sent is an error: neither costs the client its connection."""
+    storage = served["1"].storage
+    metadata = TransactionMetaData("me", "\u00fc", {
+        "when": datetime(2026, 11, 30), "large": 1 << 70, 5: {"bad": "\udc80", "set": {1}},
+        "list": [1, (2,)],
+    })
+    serial = storage.load(ROOT_OID)[1]
+    storage.tpc_begin(metadata)
+    storage.store(ROOT_OID, serial, b"new", "", metadata)
+    storage.tpc_vote(metadata)
+    storage.tpc_finish(metadata)
+    client = Client(served).register()
+    expected = {
+        "when": "2026-11-30 00:00:00", "large": str(1 << 70), "list": (1, (2,)),
+        "5": {"bad": "\\udc80", "set": "{1}"},
+    }
+    number = client.call("iterator_start", storage.lastTransaction(), None)
+    assert client.call("iterator_next", number)[4] == expected
+    for [entry] in (client.call("history", ROOT_OID, 1), client.call("undoLog", 0, 1)):
+        assert {name: entry[name] for name in expected} == expected
+        assert (entry["user_name"], entry["description"]) == (b"me", "\u00fc".encode())
+    client.session.calls.call_getTid = lambda oid: object()  # type: ignore[method-assign]
+    assert "cannot be sent" in str(client.call("getTid", ROOT_OID))
+    assert client.call("ping") is None
+
+
+def test_large_frames_before_register(served: dict[str, Served]) -> None:
+    """Who has not registered cannot make the server keep a large frame."""
+    client = Client(served, limit=1 << 20)
+    client.session.data_received(frame(MSGPACK))
+    client.session.data_received(b"\x00\x00\x80\x00")
+    assert client.driver.is_closed
+    client = Client(served, limit=1 << 20).register()
+    stage(client, 1, oid_from_int(9), NO_TID, b"x" * 100_000)
+    assert client.call("vote", 1) == ()
