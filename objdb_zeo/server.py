@@ -17,6 +17,7 @@ from typing import Any
 
 from objdb_zeo.addresses import Address, format_address
 from objdb_zeo.messages import MAX_FRAME_BYTES, Msgpack, Pickle
+from objdb_zeo.protocol.driver import InThread
 from objdb_zeo.protocol.served import Served
 from objdb_zeo.protocol.session import Session
 
@@ -81,15 +82,18 @@ class _Connection(asyncio.Protocol):
         """See `Driver`."""
         self.soon(self._close)
 
+    def take_no_more(self) -> None:
+        """Take in no more calls."""
+        self._transport.pause_reading()
+
     def _close(self) -> None:
         self._flush()
         self._transport.close()
 
-    def run(
-        self, function: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
-    ) -> None:
+    def run(self, step: InThread, done: Callable[[Any, BaseException | None], None]) -> None:
         """See `Driver`."""
-        self._server.threads.submit(self._work, function, done)
+        threads = self._server.commits if step.is_commit else self._server.threads
+        threads.submit(self._work, step.function, done)
 
     def _work(
         self, function: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
@@ -131,6 +135,7 @@ class Server:
         self.addresses: list[Address] = list(addresses)
         self.connections: set[_Connection] = set()
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="objdb-serve")
+        self.commits = ThreadPoolExecutor(THREADS, thread_name_prefix="objdb-commit")
         self._listening: list[Any] = []
 
     async def __aenter__(self) -> Server:
@@ -139,8 +144,7 @@ class Server:
         try:
             for number, address in enumerate(self.addresses):
                 if isinstance(address, str):
-                    _remove_stale(address)
-                    listening = await loop.create_unix_server(make, address)
+                    listening = await loop.create_unix_server(make, sock=_bind(address))
                 else:
                     listening = await loop.create_server(make, *address)
                     self.addresses[number] = listening.sockets[0].getsockname()[:2]
@@ -154,17 +158,38 @@ class Server:
         await self.close()
 
     async def close(self) -> None:
-        """Stop listening, and close all connections. Votes and finishes under way end first."""
+        """Stop listening, and close all connections. Finishes under way end first, and are
+        answered."""
         for listening in self._listening:
             listening.close()
+        for connection in list(self.connections):
+            connection.take_no_more()
+        loop = asyncio.get_running_loop()
+        for served in self.served.values():
+            await loop.run_in_executor(None, served.wait_for_finishes)
         for connection in list(self.connections):
             connection._close()
         while self.connections:
             await asyncio.sleep(0.01)
-        await asyncio.get_running_loop().run_in_executor(None, self.threads.shutdown)
+        for threads in (self.threads, self.commits):
+            await loop.run_in_executor(None, threads.shutdown)
         for address in self.addresses:
             if isinstance(address, str) and os.path.exists(address):
                 os.unlink(address)
+
+
+def _bind(path: str) -> socket.socket:
+    """Return a Unix socket, bound to a path, that only the user of this process may connect to."""
+    _remove_stale(path)
+    found = socket.socket(socket.AF_UNIX)
+    try:
+        os.fchmod(found.fileno(), 0o600)  # before it has a name: Linux takes the mode from here
+        found.bind(path)
+        os.chmod(path, 0o600)
+    except BaseException:
+        found.close()
+        raise
+    return found
 
 
 def _remove_stale(path: str) -> None:

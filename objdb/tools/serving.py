@@ -120,9 +120,10 @@ async def _serve(server: Any, storages: dict[str, Any], ready_file: str | None) 
 
 def _write_ready(path: str, addresses: list[str]) -> None:
     """Write the file at once as a whole."""
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
+    folder = os.path.dirname(path) or "."
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
         file.write("\n".join([*addresses, str(os.getpid())]) + "\n")
-    os.replace(f"{path}.new", path)
+    os.replace(file.name, path)
 
 
 COMMANDS = (serve,)

@@ -86,7 +86,8 @@ class Calls:
             if error is not None:
                 logger.error("%s: aborting failed: %r", self._session.label, error)
 
-        self._session.driver.run(partial(transaction.abort, served.storage), end)
+        abort = partial(transaction.abort, served.storage)
+        self._session.driver.run(InThread(abort, is_commit=True), end)
 
     def call_get_info(self) -> dict[str, Any]:
         """Return what the storage can do."""
@@ -261,13 +262,14 @@ class Calls:
         """Vote; return (the oids that the server changed, or the conflicts; the tid that the
         transaction will have, if it is known)."""
         transaction, served = self.transaction(id), self._session.served
-        resolve = resolver(self._session.asks)
+        asks = self._session.asks
         transaction.phase = Phase.VOTING
         yield Turn(transaction)
+        resolve = resolver(asks, served.vote_seconds)
         made, error = (), None
         if not transaction.is_dropped:
             try:
-                made = yield InThread(partial(served.vote, transaction, resolve))
+                made = yield InThread(partial(served.vote, transaction, resolve), is_commit=True)
             except Exception as failure:  # noqa: BLE001  raised below
                 error = failure
         conflicts = tuple(served.conflicts) if error is None else ()
@@ -282,7 +284,7 @@ class Calls:
             served.counts["conflicts"] += len(conflicts)
             return conflicts, None
         if error is None and transaction.metadata is not None:  # the client is gone
-            yield InThread(partial(transaction.abort, served.storage))
+            yield InThread(partial(transaction.abort, served.storage), is_commit=True)
         self._forget(transaction)
         served.end_turn(transaction)
         if error is not None:
@@ -313,11 +315,13 @@ class Calls:
         self._forget(transaction)
         served.begin_finish()
         try:
-            tid = yield InThread(partial(self._finish, served, transaction))
+            tid = yield InThread(partial(self._finish, served, transaction), is_commit=True)
         except Exception as error:
             if transaction.announced is None:
                 raise
             return InPlace(transaction.announced, to_wire(error), True)
+        finally:
+            served.end_finish()
         served.counts["commits"] += 1
         return InPlace(tid, tid, False)
 
@@ -342,8 +346,6 @@ class Calls:
                 served.retract(transaction.announced)
             self._session.driver.soon(partial(served.end_turn, transaction))
             raise
-        finally:
-            served.end_finish()
         return tid
 
     def call_tpc_abort(self, id: Any) -> Any:
@@ -364,7 +366,8 @@ class Calls:
         self._forget(transaction)
         transaction.phase = Phase.FINISHING
         try:
-            yield InThread(partial(transaction.abort, self._session.served.storage))
+            abort = partial(transaction.abort, self._session.served.storage)
+            yield InThread(abort, is_commit=True)
         finally:
             self._session.served.end_turn(transaction)
 
@@ -379,7 +382,7 @@ class Calls:
         served = self._session.served
         pack = partial(served.storage.pack, seconds, served.references)
         if not wait:
-            self._session.driver.run(pack, self.packed)
+            self._session.driver.run(InThread(pack), self.packed)
             return
         yield InThread(pack)
         self.packed(None, None)

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple, Protocol
 
 
 class InThread(NamedTuple):
-    """A step that may block."""
+    """A step that may block. *is_commit*: others wait for it to end, so that it must not wait for a
+    thread until a pack has ended."""
 
     function: Callable[[], Any]
+    is_commit: bool = False
 
 
 class Turn(NamedTuple):
@@ -34,9 +36,8 @@ class Driver(Protocol):
     def close(self) -> None:
         """Close the connection, when what was sent before is sent."""
 
-    def run(self, function: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
-            ) -> None:
-        """Call *function*, which may block; then *done* with its result or error."""
+    def run(self, step: InThread, done: Callable[[Any, BaseException | None], None]) -> None:
+        """Call the step's function; then *done* with its result or error."""
 
     def soon(self, function: Callable[[], object]) -> None:
         """Call *function* soon, in the session's own thread; any thread calls it."""

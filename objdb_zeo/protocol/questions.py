@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,16 +27,21 @@ class Question:
         self.answer: Any = None
 
 
-def resolver(asks: Callable[..., Any] | None) -> Resolve | None:
-    """Return a function that lets the client resolve a conflict; None without one to ask."""
+def resolver(
+    asks: Callable[..., Any] | None, seconds: float | None = ANSWER_SECONDS
+) -> Resolve | None:
+    """Return a function that lets the client resolve conflicts, for so many seconds altogether;
+    None without one to ask."""
     if asks is None:
         return None
+    deadline = time.monotonic() + (ANSWER_SECONDS if seconds is None else seconds)
 
     def resolve(
         oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
     ) -> bytes:
         try:
-            merged, class_name = asks("resolve", oid, old, committed, new, tuple(serials))
+            question = "resolve", oid, old, committed, new, tuple(serials)
+            merged, class_name = asks(*question, seconds=max(0.0, deadline - time.monotonic()))
         except AskedInVain:
             merged, class_name = None, None
         if merged is None:

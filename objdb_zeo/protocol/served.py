@@ -25,6 +25,7 @@ from objdb.errors import ConflictError
 from objdb.ids import Oid, Tid
 from objdb.interfaces import IDatabaseForStorage, IStorageShared
 from objdb.records.references import references
+from objdb_zeo.messages import ONE_WAY, Message, frame
 from objdb_zeo.protocol.staging import ClientTransaction
 
 logger = logging.getLogger(__name__)
@@ -154,6 +155,8 @@ class Served:
     def announce(self, tid: Tid, oids: Iterable[Oid], origin: Any) -> None:
         """Tell all sessions but *origin* of a transaction that is about to become visible."""
         changed = tuple(oids)
+        message = Message(0, ONE_WAY, "invalidateTransaction", (tid, changed))
+        frames: dict[bytes, bytes] = {}  # one for all that speak the same
         with self.order:
             if len(self._changes) == REMEMBERED:
                 self._known_since = self._changes[0][0]  # the one that is forgotten now
@@ -162,8 +165,11 @@ class Served:
             for session in list(self.sessions):
                 if session is origin:
                     session.keep_place(tid)
-                else:
-                    session.invalidate(tid, changed)
+                    continue
+                codec = session.codec
+                if codec.greeting not in frames:
+                    frames[codec.greeting] = frame(codec.encode(message))
+                session.invalidate(tid, frames[codec.greeting])
 
     def retract(self, tid: Tid) -> None:
         """Note that an announced transaction did not become visible: the storage has failed."""

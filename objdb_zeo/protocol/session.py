@@ -20,7 +20,7 @@ from types import GeneratorType
 from typing import Any
 
 from objdb.errors import ObjdbError, ReadOnlyError, StorageError, Unsupported
-from objdb.ids import Oid, Tid
+from objdb.ids import Tid
 from objdb_zeo.errors import to_wire
 from objdb_zeo.messages import (
     CALL,
@@ -69,7 +69,7 @@ class Session:
         self.label = peer
         self._limit = limit
         self._frames = Frames(min(limit, _BEFORE_REGISTER_BYTES))
-        self._codec: Codec = codec or Msgpack()
+        self.codec: Codec = codec or Msgpack()
         self._has_greeted = self.is_closed = False
         self._storage_name = ""
         self._served: Served | None = None
@@ -81,7 +81,7 @@ class Session:
         self.asks: Callable[..., Any] | None = None
         self._questions: dict[int, Question] = {}
         self._last_question = 0
-        driver.send(frame(self._codec.greeting))
+        driver.send(frame(self.codec.greeting))
 
     # -- bytes in
 
@@ -92,7 +92,7 @@ class Session:
                 if self.is_closed:
                     return
                 if self._has_greeted:
-                    self._take(self._codec.decode(body))
+                    self._take(self.codec.decode(body))
                 else:
                     self._take_greeting(body)
         except ProtocolError as error:
@@ -104,7 +104,7 @@ class Session:
             self.driver.send(frame(json.dumps(status).encode()))
             self.close()
             return
-        if body != self._codec.greeting:
+        if body != self.codec.greeting:
             codec_for(body)  # raises, for anything but the other codec
             raise ProtocolError(f"it speaks {body!r}, and was greeted with another")
         self._has_greeted = True
@@ -178,7 +178,7 @@ class Session:
                 self._fail(message, failure)
                 return
             if isinstance(step, InThread):
-                self.driver.run(step.function, go_on)
+                self.driver.run(step, go_on)
                 return
             soon = partial(self.driver.soon, partial(go_on, None, None))
             if not self.served.take_turn(step.transaction, soon):
@@ -189,7 +189,7 @@ class Session:
 
     def _send(self, message: Message) -> None:
         if not self.is_closed:
-            self.driver.send(frame(self._codec.encode(message)))
+            self.driver.send(frame(self.codec.encode(message)))
 
     def _reply(self, id: Any, result: Any, *, is_error: bool = False) -> None:
         if not self.is_closed:
@@ -199,10 +199,10 @@ class Session:
         """Return the frame of a reply; of an error, if the result cannot be sent."""
         try:
             message = Message(id, ERROR if is_error else CALL, REPLY, result)
-            return frame(self._codec.encode(message))
+            return frame(self.codec.encode(message))
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             wire = to_wire(StorageError(f"{self.title} has an answer that cannot be sent: {error}"))
-            return frame(self._codec.encode(Message(id, ERROR, REPLY, plain(wire))))
+            return frame(self.codec.encode(Message(id, ERROR, REPLY, plain(wire))))
 
     def _fail(self, message: Message, error: BaseException) -> None:
         if not isinstance(error, (ObjdbError, KeyError, TypeError, ValueError)):
@@ -222,10 +222,9 @@ class Session:
         elif not self.is_closed:
             self.driver.send(data)
 
-    def invalidate(self, tid: Tid, oids: tuple[Oid, ...]) -> None:
-        """Tell the client of another's transaction. `order` is held."""
-        message = Message(0, ONE_WAY, "invalidateTransaction", (tid, oids))
-        self._put(tid, frame(self._codec.encode(message)))
+    def invalidate(self, tid: Tid, data: bytes) -> None:
+        """Tell the client of another's transaction, with a frame. `order` is held."""
+        self._put(tid, data)
 
     def keep_place(self, tid: Tid) -> None:
         """Keep the place of the reply to an own transaction. `order` is held."""
@@ -236,7 +235,7 @@ class Session:
         data = self._reply_frame(id, found.result, found.is_error)
         if not found.is_error:
             info = Message(0, ONE_WAY, "info", (self.served.info(),))
-            data = frame(self._codec.encode(info)) + data
+            data = frame(self.codec.encode(info)) + data
         with self.served.order:
             for place in self._places:
                 if place[0] == found.tid and place[1] is None:
@@ -268,15 +267,17 @@ class Session:
 
     # -- questions
 
-    def _ask(self, id: Any, kind: str, *arguments: Any) -> Any:
+    def _ask(
+        self, id: Any, kind: str, *arguments: Any, seconds: float = ANSWER_SECONDS
+    ) -> Any:
         """Ask the client whose call *id* is under way; return its answer. Raises `AskedInVain` if
-        it has none, or is gone. Called in a thread that may wait."""
+        it has none in so many seconds, or is gone. Called in a thread that may wait."""
         with self.served.order:
             self._last_question += 1
             number = self._last_question
         question = self._questions[number] = Question()
         self.tell("objdb.ask", id, number, kind, arguments)
-        if self.is_closed or not question.is_answered.wait(ANSWER_SECONDS):
+        if self.is_closed or not question.is_answered.wait(seconds):
             question.is_known = False
         self._questions.pop(number, None)
         if not question.is_known:

@@ -14,6 +14,7 @@ from objdb.storage.commit import TransactionMetaData
 from objdb.storage.memory import MappingStorage
 from objdb.testing.helpers import commit
 from objdb_zeo.messages import MSGPACK, Frames, Message, Msgpack, frame
+from objdb_zeo.protocol.driver import InThread
 from objdb_zeo.protocol.served import Served
 from objdb_zeo.protocol.session import Session
 
@@ -34,11 +35,9 @@ class Driver:
     def close(self) -> None:
         self.is_closed = True
 
-    def run(
-        self, function: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
-    ) -> None:
+    def run(self, step: InThread, done: Callable[[Any, BaseException | None], None]) -> None:
         try:
-            result, error = function(), None
+            result, error = step.function(), None
         except BaseException as failure:
             result, error = None, failure
         done(result, error)
@@ -88,7 +87,10 @@ class Client:
 def served() -> Iterator[dict[str, Served]]:
     storage = MappingStorage()
     commit(storage, {ROOT_OID: (NO_TID, b"root")})
-    yield {"1": Served("1", storage)}
+    served = Served("1", storage)
+    yield {"1": served}
+    for session in list(served.sessions):
+        session.closed()
     storage.close()
 
 

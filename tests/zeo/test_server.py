@@ -1,0 +1,113 @@
+"""A server with sockets and threads: who waits for whom, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import objdb
+from objdb.ids import NO_TID, ROOT_OID, Tid
+from objdb.storage.memory import MappingStorage
+from objdb.testing.helpers import commit
+from objdb_zeo import ClientStorage
+from objdb_zeo.protocol.questions import AskedInVain, resolver
+from objdb_zeo.server import THREADS, Server
+from objdb_zeo.transport import Channel, Pending
+from tests.zeo.serving import Serving
+
+
+def connect(serving: Serving) -> Channel:
+    channel = Channel(serving.address, lambda method, arguments: None, seconds=30)
+    channel.call("register", "1", False)
+    channel.send([("objdb.hello", (), None)])
+    return channel
+
+
+def test_commits_go_on_while_others_fall_silent(tmp_path: Path) -> None:
+    """Clients that do not answer what they are asked keep nobody from committing."""
+    storage = objdb.FileStorage(tmp_path / "data.fs")
+    serial: Tid = NO_TID
+    tids = []
+    for record in (b"one", b"two", b"three"):
+        serial = commit(storage, {ROOT_OID: (serial, record)})
+        tids.append(serial)
+    with Serving({"1": storage}) as serving:
+        silent = [connect(serving) for _ in range(2 * THREADS)]
+        calls = [Pending() for _ in silent]
+        for channel, pending in zip(silent, calls, strict=True):
+            undo = "objdb.try_undo", ((base64.b64encode(tids[1]),), ()), pending
+            channel.send([undo])
+        while not any(pending.questions for pending in calls):  # the others wait for that one
+            for channel in silent:
+                channel.take_in()
+        with ClientStorage(serving.address, call_seconds=20) as client:
+            assert commit(client, {ROOT_OID: (serial, b"four")}) > serial
+        for channel in silent:
+            channel.close()
+
+
+def test_a_vote_asks_for_so_long_altogether() -> None:
+    """The time in which a client answers is that of the vote, not of each question."""
+    left = []
+
+    def asks(kind: str, *arguments: Any, seconds: float) -> Any:
+        left.append(seconds)
+        raise AskedInVain("gone")
+
+    resolve = resolver(asks, 0.0)
+    assert resolve is not None
+    for _ in range(3):
+        with pytest.raises(objdb.errors.ConflictError):
+            resolve(ROOT_OID, None, b"one", b"two", (NO_TID, NO_TID))
+    assert left == [0.0] * 3
+
+
+def test_a_finish_under_way_is_answered(tmp_path: Path) -> None:
+    """A server that stops lets a finish end, and its client know."""
+    storage = MappingStorage()
+    finish, has_begun, go_on = storage.tpc_finish, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Tid:
+        has_begun.set()
+        assert go_on.wait(20)
+        return finish(*arguments)
+
+    storage.tpc_finish = slow  # type: ignore[assignment, method-assign]
+    serving = Serving({"1": storage}).__enter__()
+    found: list[Any] = []
+
+    def work() -> None:
+        with ClientStorage(serving.address, wait_seconds=0.1) as client:
+            found.append(commit(client, {ROOT_OID: (NO_TID, b"one")}))
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    assert has_begun.wait(20)
+    stopping = threading.Thread(target=serving.__exit__)
+    stopping.start()
+    server = serving.server
+    assert server is not None
+    while server._listening[0].is_serving():
+        stopping.join(0.01)
+    go_on.set()
+    worker.join(20)
+    stopping.join(20)
+    assert len(found) == 1 and found[0] > NO_TID
+
+
+def test_a_unix_socket_is_its_users(tmp_path: Path) -> None:
+    """Nobody else can connect to a Unix socket: there is no authentication."""
+    path = tmp_path / "socket"
+
+    async def serve() -> int:
+        async with Server({"1": MappingStorage()}, [str(path)]):
+            return stat.S_IMODE(path.stat().st_mode)
+
+    assert asyncio.run(serve()) == 0o600
+    assert not path.exists()
