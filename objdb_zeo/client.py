@@ -52,7 +52,7 @@ from objdb_zeo.addresses import addresses
 from objdb_zeo.cache import MemoryCache
 from objdb_zeo.link import Link
 from objdb_zeo.messages import MAX_FRAME_BYTES, as_bytes, plain
-from objdb_zeo.transport import Channel, Pending
+from objdb_zeo.transport import Channel, DisconnectedError, Pending
 from objdb_zeo.work import Staged
 
 CACHE_BYTES = 100 * 1024 * 1024
@@ -157,11 +157,18 @@ class ClientStorage:
         return self.getName()
 
     def __len__(self) -> int:
+        """The number of objects; the last one known, if the server cannot be asked."""
+        self._ask_info()
         return self._link.info.length
 
     def getSize(self) -> int:
-        """See `IStorage`."""
+        """See `IStorage`; the last one known, if the server cannot be asked."""
+        self._ask_info()
         return self._link.info.size
+
+    def _ask_info(self) -> None:
+        with suppress(DisconnectedError):
+            self._link.told_info(self._call("get_info"))
 
     def isReadOnly(self) -> bool:
         """See `IStorage`."""
@@ -275,11 +282,11 @@ class ClientStorage:
                     f"in a transaction's extension; {key!r} is {value!r}"
                 )
         texts = as_bytes(transaction.user), as_bytes(transaction.description)
-        sent = {} if self._has_extension else extension  # or below, as a pickle
-        staged = Staged(name, ("tpc_begin", (name, *texts, sent, tid, status), None))
         if extension and self._has_extension:
-            data = getattr(transaction, "extension_bytes", None)
-            staged.add("objdb.extension", name, data or dumps_extension(extension))
+            data = getattr(transaction, "extension_bytes", None) or dumps_extension(extension)
+            staged = Staged(name, *texts, {}, data, tid, status)
+        else:
+            staged = Staged(name, *texts, extension, b"", tid, status)
         self._transactions[id(transaction)] = staged
 
     def _staged(self, transaction: Any, *, voted: bool = False) -> Staged:
@@ -341,8 +348,10 @@ class ClientStorage:
         staged.add("objdb.checkReads", tuple(serials.items()), unchanged_since, staged.id)
 
     def tpc_vote(self, transaction: Any) -> list[Oid]:
-        """See `IStorage`. Conflicts are resolved here."""
-        return self._staged(transaction).vote(self._link)
+        """See `IStorage`. Conflicts are resolved here. Where `committed` is set (see
+        `TransactionMetaData`), it commits, and raises what `tpc_finish` does."""
+        committed = getattr(transaction, "committed", None)
+        return self._staged(transaction).vote(self._link, committed)
 
     def tpc_finish(
         self, transaction: Any, callback: Callable[[Tid], object] | None = None

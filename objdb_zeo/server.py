@@ -51,7 +51,11 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         assert self._session is not None
-        self._session.data_received(data)
+        self._is_flushing = True  # when all of it is handled
+        try:
+            self._session.data_received(data)
+        finally:
+            self._flush()
 
     def connection_lost(self, error: BaseException | None) -> None:
         self._server.connections.discard(self)
@@ -106,7 +110,14 @@ class _Connection(asyncio.Protocol):
 
     def soon(self, function: Callable[[], object]) -> None:
         """See `Driver`."""
-        self._loop.call_soon_threadsafe(function)
+        self._loop.call_soon_threadsafe(self._do, function)
+
+    def _do(self, function: Callable[[], object]) -> None:
+        self._is_flushing = True
+        try:
+            function()
+        finally:
+            self._flush()
 
     def later(self, seconds: float, function: Callable[[], object]) -> Callable[[], object]:
         """See `Driver`."""

@@ -13,6 +13,7 @@ nothing was announced since it began, and all that was announced is visible: els
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,7 @@ from objdb.ids import Oid, Tid
 from objdb.interfaces import IDatabaseForStorage, IStorageShared
 from objdb.records.references import references
 from objdb_zeo.messages import ONE_WAY, Message, frame
+from objdb_zeo.protocol.outcomes import Outcomes
 from objdb_zeo.protocol.staging import ClientTransaction
 
 logger = logging.getLogger(__name__)
@@ -36,11 +38,12 @@ Resolve = Callable[[Oid, "bytes | None", bytes, bytes, tuple[Tid, Tid]], bytes]
 
 class Served:
     """The storage *name*, for any number of sessions. *references*: finds the oids in a record, for
-    packs. *vote_seconds*: how long a transaction may stay between its vote and its end."""
+    packs. *vote_seconds*: how long a transaction may stay between its vote and its end. *instance*:
+    who has these outcomes; random, if it is not given."""
 
     def __init__(
         self, name: str, storage: Any, *, references: Callable[[bytes], Iterable[Oid]] = references,
-        vote_seconds: float | None = 30.0, read_only: bool = False,
+        vote_seconds: float | None = 30.0, read_only: bool = False, instance: bytes | None = None,
     ) -> None:
         self.name = name
         self.storage = storage
@@ -54,6 +57,8 @@ class Served:
         self.sessions: set[Any] = set()
         self.order = threading.Lock()
         self.announced: Tid = storage.lastTransaction()
+        self.outcomes = Outcomes(self.announced)
+        self.instance = instance or os.urandom(8)
         self.conflicts: list[dict[str, Any]] = []  # of the transaction that votes
         # In each thread, what to do with conflicts: a function, or none: they are errors.
         self._resolving = threading.local()
@@ -197,6 +202,14 @@ class Served:
         """Tell a session no more."""
         with self.order:
             self.sessions.discard(session)
+
+    def cut_off_others(self, session: Any) -> None:
+        """Cut off other sessions of the client of *session*: it has given them up, and what is
+        still on its way through them must not be carried out when it asks for the outcome."""
+        for other in list(self.sessions):
+            if other is not session and other.client == session.client:
+                other.cut_off("its client has connected again")
+                other.closed()
 
     def info(self) -> dict[str, int]:
         """Return length and size, of which clients are told."""

@@ -77,6 +77,7 @@ class Session:
         self._places: deque[list[Any]] = deque()  # [tid or None, bytes or None]
         self.calls, self.extension = Calls(self), Extension(self)
         self.knows_extension = False
+        self.client = b""  # its key, if it has one
         # Asks the client on behalf of the call that is carried out, and waits: in threads only.
         self.asks: Callable[..., Any] | None = None
         self._questions: dict[int, Question] = {}
@@ -233,7 +234,7 @@ class Session:
     def _fill(self, id: Any, found: InPlace) -> None:
         """Reply in the place of the transaction *found.tid*."""
         data = self._reply_frame(id, found.result, found.is_error)
-        if not found.is_error:
+        if not found.is_error and not self.knows_extension:
             info = Message(0, ONE_WAY, "info", (self.served.info(),))
             data = frame(self.codec.encode(info)) + data
         with self.served.order:
