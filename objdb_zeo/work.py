@@ -169,11 +169,10 @@ class Staged:
     def _resolve(self, link: Link, conflict: dict[str, Any]) -> None:
         oid, serials, ours = conflict["oid"], tuple(conflict["serials"]), conflict["data"]
         try:
-            committed = link.call("loadSerial", oid, serials[0])
-            try:
-                old = link.call("loadSerial", oid, serials[1])
-            except POSKeyError:  # packed away
-                old = None
+            if "committed" in conflict:
+                old, committed = conflict["old"], conflict["committed"]
+            else:
+                old, committed = self._ask_for_both(link, oid, serials)
             merged = link.db.resolve(oid, old, committed, ours, serials)
         except POSKeyError:  # deleted
             raise ConflictError(oid=oid, serials=serials) from None
@@ -182,6 +181,17 @@ class Staged:
             raise
         self._made.add(oid)
         self.records[oid] = serials[0], merged
+
+    def _ask_for_both(
+        self, link: Link, oid: Oid, serials: tuple[Tid, Tid]
+    ) -> tuple[bytes | None, bytes]:
+        """Ask a ZEO server for the records of a conflict: the one changed here, and the one
+        committed since."""
+        committed = link.call("loadSerial", oid, serials[0])
+        try:
+            return link.call("loadSerial", oid, serials[1]), committed
+        except POSKeyError:  # packed away
+            return None, committed
 
     def finish(self, link: Link, callback: Callable[[Tid], object] | None) -> Tid:
         """Commit; return the tid. *callback* is called with it, and the database is told, when the

@@ -256,7 +256,10 @@ class Calls:
     def call_vote(self, id: Any) -> Steps:
         """Vote; return the oids that the server changed, or the conflicts."""
         made, _ = yield from self.vote(id)
-        return made
+        return tuple(
+            {key: each[key] for key in ("oid", "serials", "data")} if isinstance(each, dict)
+            else each for each in made
+        )
 
     def vote(self, id: Any, *, is_alone: bool = False) -> Steps:
         """Vote; return (the oids that the server changed, or the conflicts; the tid that the
@@ -344,27 +347,30 @@ class Calls:
     def _vote_and_finish(
         self, transaction: ClientTransaction, resolve: Resolve | None
     ) -> list[Oid]:
-        """Vote, and commit unless there are conflicts, or the client is gone. It is told the tid
-        before, so that it can look for it if it does not get the reply."""
+        """Vote, and commit unless there are conflicts, or the client is gone."""
         served = self._session.served
         served.begin_finish()
         try:
             made = served.vote(transaction, resolve)
             if not served.conflicts and not transaction.is_dropped:
                 transaction.phase = Phase.FINISHING
-                assert transaction.metadata is not None
-                self._session.tell("objdb.voted", transaction.id, transaction.metadata.voted_tid)
-                self._finish(transaction)
+                self._finish(transaction, is_alone=True)
             return made
         finally:
             served.end_finish()
 
-    def _finish(self, transaction: ClientTransaction) -> Tid:
+    def _finish(self, transaction: ClientTransaction, *, is_alone: bool = False) -> Tid:
         """Commit in the storage; return when it is durable. The next one may vote as soon as it is
-        decided, so that several share a sync."""
+        decided, so that several share a sync. *is_alone*: the client does not know the tid yet; it
+        is told, so that it can look for it if it does not get the reply."""
         served, metadata = self._session.served, transaction.metadata
         assert metadata is not None
         metadata.later = []
+
+        def decided(tid: Tid) -> None:
+            if is_alone:
+                self._session.tell("objdb.voted", transaction.id, tid)
+            served.end_turn(transaction)
 
         def announce(tid: Tid) -> None:
             served.announce(tid, sorted(transaction.changed), self._session)
@@ -372,7 +378,7 @@ class Calls:
 
         try:
             tid: Tid = served.storage.tpc_finish(metadata, announce)
-            self._session.driver.soon(partial(served.end_turn, transaction))
+            self._session.driver.soon(partial(decided, tid))
             for wait in metadata.later:
                 wait()
             served.outcomes.note((self._session.client, transaction.id), tid)

@@ -108,7 +108,9 @@ class Served:
         self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
     ) -> bytes:
         """Note the conflict, for the client; let it pass: the vote is taken back."""
-        self.conflicts.append({"oid": oid, "serials": tuple(serials), "data": new})
+        self.conflicts.append({
+            "oid": oid, "serials": tuple(serials), "data": new, "old": old, "committed": committed
+        })
         return new
 
     def take_turn(self, transaction: ClientTransaction, go: Callable[[], object]) -> bool:

@@ -176,9 +176,10 @@ def test_an_answer_that_comes_late(tmp_path: Path) -> None:
         finish, go_on = storage.tpc_finish, threading.Event()
         wait = Channel.wait
 
-        def slow(*arguments: Any) -> Tid:
-            assert go_on.wait(20)
-            return finish(*arguments)
+        def slow(metadata: Any, callback: Any) -> Tid:
+            tid = finish(metadata, callback)
+            metadata.later.append(lambda: go_on.wait(20))
+            return tid
 
         def interrupted(self: Channel, pending: Any) -> Any:
             if pending.taken is not None and "_commit" in pending.taken.__qualname__:
@@ -258,9 +259,10 @@ class Losing:
         self._finish, self._go_on = self.storage.tpc_finish, threading.Event()
         self.storage.tpc_finish = self._slow
 
-    def _slow(self, *arguments: Any) -> Tid:
-        assert self._go_on.wait(20)
-        return self._finish(*arguments)
+    def _slow(self, metadata: Any, callback: Any) -> Tid:
+        tid: Tid = self._finish(metadata, callback)
+        metadata.later.append(lambda: self._go_on.wait(20))
+        return tid
 
     def _lose(self, method: str, arguments: Any) -> None:
         if method != "objdb.voted" or self._knows_tid:
@@ -268,8 +270,7 @@ class Losing:
         if method == "objdb.voted":
             self.relay.is_silent = True
             self._go_on.set()
-            while self.storage.lastTransaction() == self.serial:
-                assert self.serving.server is not None
+            self.serving.server.served["1"].wait_for_finishes()  # type: ignore[union-attr]
             self.then()
             self.relay.is_silent = False
             self.relay.cut()
