@@ -38,6 +38,7 @@ from objdb.interfaces import (
     IStorageRestoreable,
     IStorageSelfCheck,
     IStorageShared,
+    IStorageSync,
     IStorageUndoable,
 )
 from objdb.storage.copying import CopyProgress, copy_transactions
@@ -71,7 +72,8 @@ class ClientStorage:
     *address*: (host, port), the path of a Unix socket, or text as `parse_address` takes it; a list
     of them is tried in order. *cache_bytes*: the size of the cache in memory. *call_seconds*: how
     long a call may take. *wait_seconds*: how long to wait for a server that is not there, or not
-    any more. *read_only*: register for reading only.
+    any more. *read_only*: register for reading only. *server_sync*: each transaction begins by
+    asking the server, and sees all that was acknowledged to anybody before; else, what has arrived.
 
     `DisconnectedError` if there is no server; `UsageError` for an address or size that is none;
     ValueError for a storage that is not served there.
@@ -80,17 +82,18 @@ class ClientStorage:
     def __init__(
         self, address: Any, storage: str = "1", *, cache_bytes: int = CACHE_BYTES,
         call_seconds: float = 60.0, wait_seconds: float = 5.0, read_only: bool = False,
-        frame_bytes: int = MAX_FRAME_BYTES,
+        frame_bytes: int = MAX_FRAME_BYTES, server_sync: bool = False,
     ) -> None:
         self._options: dict[str, Any] = {
             "cache_bytes": cache_bytes, "call_seconds": call_seconds,
             "wait_seconds": wait_seconds, "read_only": read_only, "frame_bytes": frame_bytes,
+            "server_sync": server_sync,
         }
         self._addresses = addresses(address)
         if not isinstance(cache_bytes, int) or cache_bytes < 0:
             raise UsageError(f"cache_bytes is {cache_bytes!r}; it is a number of bytes, 0 or more")
         self._storage = storage
-        self._is_read_only = read_only
+        self._is_read_only, self._server_sync = read_only, server_sync
         self._lock = threading.Lock()  # covers the attributes below
         self._transactions: dict[int, Staged] = {}
         self._last_id = 0
@@ -101,7 +104,7 @@ class ClientStorage:
             seconds=call_seconds, wait_seconds=wait_seconds, limit=frame_bytes,
         )
         info = self._link.info
-        declared = [IStorage, IStorageShared, IStorageRestoreable]
+        declared = [IStorage, IStorageShared, IStorageSync, IStorageRestoreable]
         declared += [_INTERFACES[name] for name in info.interfaces if name in _INTERFACES]
         declared += [IStorageReadChecks] if info.has_extension else [IStorageHistory]
         directlyProvides(self, *declared)
@@ -120,9 +123,16 @@ class ClientStorage:
         return self._link.info.has_extension
 
     def poll(self) -> None:
-        """See `IStoragePolling`: take in what has arrived."""
+        """See `IStoragePolling`: take in what has arrived; with `server_sync`, see `sync`."""
+        if self._server_sync:
+            self.sync()
+            return
         self._link.require_open()
         self._link.channel().take_in()
+
+    def sync(self) -> None:
+        """See `IStorageSync`: ask the server, which sends the invalidations before the answer."""
+        self._call("ping")
 
     def again(self) -> ClientStorage:
         """See `IStorageShared`: a client of its own, for a forked child."""

@@ -9,7 +9,6 @@ import os
 import socket
 import stat
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -33,8 +32,9 @@ class _Connection(asyncio.Protocol):
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._out: deque[bytes] = deque()
-        self._is_flushing = False
+        self._out: list[bytes] = []  # any thread appends
+        self._is_flushing = self._is_lost = False
+        self._writing = threading.Lock()  # covers the writing of `_out`, in order
         self._transport: Any = None
         self._session: Session | None = None
 
@@ -59,6 +59,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: BaseException | None) -> None:
         self._server.connections.discard(self)
+        with self._writing:  # the socket is closed behind this
+            self._is_lost = True
         if self._session is not None:
             self._session.closed()
 
@@ -74,13 +76,30 @@ class _Connection(asyncio.Protocol):
             else:
                 self._loop.call_soon_threadsafe(self._flush)
 
+    def send_now(self, data: bytes) -> None:
+        """See `Driver`."""
+        with self._writing:
+            if not self._is_lost and self._transport.get_write_buffer_size() == 0:
+                file = self._transport.get_extra_info("socket").fileno()
+                try:
+                    data = data[os.write(file, data) :]
+                except OSError:  # full, or closed by the other end, which the loop finds out
+                    pass
+                if data:
+                    self._out.insert(0, data)
+            else:
+                self._out.append(data)
+        if self._out:
+            self.send(b"")
+
     def _flush(self) -> None:
         self._is_flushing = False  # before the queue is emptied: what comes now asks again
-        out = []
-        while self._out:
-            out.append(self._out.popleft())
-        if out and not self._transport.is_closing():
-            self._transport.write(b"".join(out))
+        with self._writing:
+            out = self._out[:]
+            if out:
+                del self._out[: len(out)]
+                if not self._transport.is_closing():
+                    self._transport.write(b"".join(out))
 
     def close(self) -> None:
         """See `Driver`."""
@@ -148,9 +167,12 @@ class Server:
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="objdb-serve")
         self.commits = ThreadPoolExecutor(THREADS, thread_name_prefix="objdb-commit")
         self._listening: list[Any] = []
+        self._is_spreading = False
 
     async def __aenter__(self) -> Server:
         loop = asyncio.get_running_loop()
+        for served in self.served.values():
+            served.wake = partial(self._wake, loop)
         make = partial(_Connection, self)
         try:
             for number, address in enumerate(self.addresses):
@@ -167,6 +189,20 @@ class Server:
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
+
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell clients what was announced; any thread calls it."""
+        if not self._is_spreading:
+            self._is_spreading = True
+            loop.call_soon_threadsafe(self._spread, loop)
+
+    def _spread(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell a few clients; calls that have arrived meanwhile are carried out before the next."""
+        self._is_spreading = False  # what is announced from now on asks again
+        are_more = [served.tell_some() for served in self.served.values()]
+        if any(are_more):
+            self._is_spreading = True
+            loop.call_soon(self._spread, loop)
 
     async def close(self) -> None:
         """Stop listening, and close all connections. Finishes under way end first, and are

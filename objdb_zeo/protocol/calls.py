@@ -49,6 +49,12 @@ class InPlace(NamedTuple):
     is_error: bool
 
 
+class InOrder(NamedTuple):
+    """A reply that is sent behind the invalidations of all that is visible."""
+
+    result: Any
+
+
 ANSWERED = object()  # what a call returns that has no answer
 
 
@@ -347,30 +353,29 @@ class Calls:
     def _vote_and_finish(
         self, transaction: ClientTransaction, resolve: Resolve | None
     ) -> list[Oid]:
-        """Vote, and commit unless there are conflicts, or the client is gone."""
+        """Vote, and commit unless there are conflicts, or the client is gone. It is told the tid
+        before, so that it can look for it if it does not get the reply."""
         served = self._session.served
         served.begin_finish()
         try:
             made = served.vote(transaction, resolve)
             if not served.conflicts and not transaction.is_dropped:
                 transaction.phase = Phase.FINISHING
-                self._finish(transaction, is_alone=True)
+                assert transaction.metadata is not None
+                self._session.tell_now(
+                    "objdb.voted", transaction.id, transaction.metadata.voted_tid
+                )
+                self._finish(transaction)
             return made
         finally:
             served.end_finish()
 
-    def _finish(self, transaction: ClientTransaction, *, is_alone: bool = False) -> Tid:
+    def _finish(self, transaction: ClientTransaction) -> Tid:
         """Commit in the storage; return when it is durable. The next one may vote as soon as it is
-        decided, so that several share a sync. *is_alone*: the client does not know the tid yet; it
-        is told, so that it can look for it if it does not get the reply."""
+        decided, so that several share a sync."""
         served, metadata = self._session.served, transaction.metadata
         assert metadata is not None
         metadata.later = []
-
-        def decided(tid: Tid) -> None:
-            if is_alone:
-                self._session.tell("objdb.voted", transaction.id, tid)
-            served.end_turn(transaction)
 
         def announce(tid: Tid) -> None:
             served.announce(tid, sorted(transaction.changed), self._session)
@@ -378,7 +383,7 @@ class Calls:
 
         try:
             tid: Tid = served.storage.tpc_finish(metadata, announce)
-            self._session.driver.soon(partial(decided, tid))
+            self._session.driver.soon(partial(served.end_turn, transaction))
             for wait in metadata.later:
                 wait()
             served.outcomes.note((self._session.client, transaction.id), tid)

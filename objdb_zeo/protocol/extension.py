@@ -20,7 +20,7 @@ from objdb.interfaces import (
 )
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.foreign import pack_storage, provides
-from objdb_zeo.protocol.calls import id_from_wire
+from objdb_zeo.protocol.calls import InOrder, id_from_wire
 from objdb_zeo.protocol.driver import InThread, Steps, Turn
 from objdb_zeo.protocol.questions import resolver
 from objdb_zeo.protocol.staging import ClientTransaction
@@ -105,7 +105,7 @@ class Extension:
         yield Turn(nothing)
         served.end_turn(nothing)
         yield InThread(served.wait_for_finishes)
-        return served.outcomes.find((self._session.client, id))
+        return InOrder(served.outcomes.find((self._session.client, id)))
 
     def call_preview_undo(self, transaction_ids: Any) -> Steps:
         """Return what undoing would do, as (oid, record, record then, obstacle)."""

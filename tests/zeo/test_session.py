@@ -32,6 +32,8 @@ class Driver:
     def send(self, data: bytes) -> None:
         self.sent += data
 
+    send_now = send
+
     def close(self) -> None:
         self.is_closed = True
 
