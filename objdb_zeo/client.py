@@ -53,6 +53,7 @@ from objdb_zeo.cache import MemoryCache
 from objdb_zeo.link import Link
 from objdb_zeo.messages import MAX_FRAME_BYTES, as_bytes, plain
 from objdb_zeo.transport import Channel, Pending
+from objdb_zeo.wires import SOCKETS, Wires
 from objdb_zeo.work import Staged
 
 CACHE_BYTES = 100 * 1024 * 1024
@@ -71,7 +72,7 @@ class ClientStorage:
     *address*: (host, port), the path of a Unix socket, or text as `parse_address` takes it; a list
     of them is tried in order. *cache_bytes*: the size of the cache in memory. *call_seconds*: how
     long a call may take. *wait_seconds*: how long to wait for a server that is not there, or not
-    any more. *read_only*: register for reading only.
+    any more. *read_only*: register for reading only. *wires*: the clock and the network.
 
     `DisconnectedError` if there is no server; `UsageError` for an address or size that is none;
     ValueError for a storage that is not served there.
@@ -80,11 +81,12 @@ class ClientStorage:
     def __init__(
         self, address: Any, storage: str = "1", *, cache_bytes: int = CACHE_BYTES,
         call_seconds: float = 60.0, wait_seconds: float = 5.0, read_only: bool = False,
-        frame_bytes: int = MAX_FRAME_BYTES,
+        frame_bytes: int = MAX_FRAME_BYTES, wires: Wires = SOCKETS,
     ) -> None:
         self._options: dict[str, Any] = {
             "cache_bytes": cache_bytes, "call_seconds": call_seconds,
             "wait_seconds": wait_seconds, "read_only": read_only, "frame_bytes": frame_bytes,
+            "wires": wires,
         }
         self._addresses = addresses(address)
         if not isinstance(cache_bytes, int) or cache_bytes < 0:
@@ -98,7 +100,7 @@ class ClientStorage:
         self._oids_of: Channel | None = None  # from which they came
         self._link = Link(
             self._addresses, storage, MemoryCache(cache_bytes), read_only=read_only,
-            seconds=call_seconds, wait_seconds=wait_seconds, limit=frame_bytes,
+            seconds=call_seconds, wait_seconds=wait_seconds, limit=frame_bytes, wires=wires,
         )
         info = self._link.info
         declared = [IStorage, IStorageShared, IStorageRestoreable]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from objdb_zeo import listing
 from objdb_zeo.addresses import Address, format_address
 from objdb_zeo.cache import Found, ICache
 from objdb_zeo.transport import Channel, DisconnectedError
+from objdb_zeo.wires import SOCKETS, Wires
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +40,14 @@ class Info(NamedTuple):
 class Link:
     """Connects with the storage *storage* on the first of *addresses* where it is served.
     *seconds*: how long a call may take; *wait_seconds*: how long to wait for a server; *limit*: of
-    a frame, in bytes.
+    a frame, in bytes; *wires*: the clock and the network.
 
     `DisconnectedError` if there is no server; ValueError for a storage that is not served there.
     """
 
     def __init__(
         self, addresses: Sequence[Address], storage: str, cache: ICache, *, read_only: bool,
-        seconds: float, wait_seconds: float, limit: int,
+        seconds: float, wait_seconds: float, limit: int, wires: Wires = SOCKETS,
     ) -> None:
         self.name = f"zeo://{format_address(addresses[0])}?storage={storage}"
         self.db: Any = database_of(None)
@@ -56,6 +56,7 @@ class Link:
         self.is_closed = False
         self._addresses = addresses
         self._storage = storage
+        self.wires = wires
         self._is_read_only = read_only
         self.call_seconds, self._wait_seconds, self._limit = seconds, wait_seconds, limit
         self._lock = threading.RLock()  # held while connecting
@@ -100,14 +101,14 @@ class Link:
 
     def _connect(self) -> Channel:
         """Connect with the first server that answers, register and verify. Waits for one."""
-        deadline, pause = time.monotonic() + self._wait_seconds, 0.05
+        deadline, pause = self.wires.now() + self._wait_seconds, 0.05
         while True:
             try:
                 return self._try_all()
             except DisconnectedError:
-                if self.is_closed or time.monotonic() + pause > deadline:
+                if self.is_closed or self.wires.now() + pause > deadline:
                     raise
-            time.sleep(pause)
+            self.wires.sleep(pause)
             pause = min(2 * pause, 1.0)
 
     def _try_all(self) -> Channel:
@@ -122,7 +123,9 @@ class Link:
 
     def _connect_to(self, address: Address) -> Channel:
         self._held = []
-        channel = Channel(address, self._told, seconds=self.call_seconds, limit=self._limit)
+        channel = Channel(
+            address, self._told, seconds=self.call_seconds, limit=self._limit, wires=self.wires
+        )
         try:
             last = channel.call("register", self._storage, self._is_read_only)
             self._verify(channel, last)

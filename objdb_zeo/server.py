@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -107,6 +108,10 @@ class _Connection(asyncio.Protocol):
     def soon(self, function: Callable[[], object]) -> None:
         """See `Driver`."""
         self._loop.call_soon_threadsafe(function)
+
+    def rest(self) -> None:
+        """See `Driver`."""
+        time.sleep(0)
 
     def later(self, seconds: float, function: Callable[[], object]) -> Callable[[], object]:
         """See `Driver`."""

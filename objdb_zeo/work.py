@@ -9,7 +9,6 @@ Nothing is sent before the vote, so a transaction that is aborted before costs t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -135,15 +134,15 @@ class Staged:
         """Find out whether the transaction is committed, after the connection was *lost* while it
         was finished; return its tid. Raises `DisconnectedError` if it is not, and
         `CommitInDoubtError` if the server does not come back."""
-        deadline = time.monotonic() + link.call_seconds
+        deadline = link.wires.now() + link.call_seconds
         while True:
             try:
                 tid = self._find(link, since)
                 break
             except DisconnectedError as error:  # once more: asking changes nothing
-                if time.monotonic() > deadline or link.is_closed:
+                if link.wires.now() > deadline or link.is_closed:
                     raise self._in_doubt(lost, error) from lost
-            time.sleep(0.05)
+            link.wires.sleep(0.05)
         if tid is None:
             raise DisconnectedError(f"{lost}. The transaction is not committed") from lost
         return tid

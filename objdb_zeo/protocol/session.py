@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -263,7 +262,7 @@ class Session:
                 if served.announced == announced <= served.storage.lastTransaction():
                     self._put(None, data)
                     return
-            time.sleep(0)  # another thread is making visible what it has announced
+            self.driver.rest()  # another thread is making visible what it has announced
 
     # -- questions
 

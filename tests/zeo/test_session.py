@@ -45,6 +45,9 @@ class Driver:
     def soon(self, function: Callable[[], object]) -> None:
         function()
 
+    def rest(self) -> None:
+        raise AssertionError("nothing is announced that is not visible")
+
     def later(self, seconds: float, function: Callable[[], object]) -> Callable[[], object]:
         self.timers.append(function)
         return lambda: self.timers.remove(function) if function in self.timers else None

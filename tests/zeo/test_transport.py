@@ -100,7 +100,7 @@ def test_an_interrupt_in_the_middle_of_a_write(
 ) -> None:
     """Half a frame is not followed by another one."""
     channel = connect(served)
-    real = channel._socket
+    real = channel._wire
 
     class Interrupted:
         """Sends half, and is interrupted."""
@@ -112,7 +112,7 @@ def test_an_interrupt_in_the_middle_of_a_write(
         def __getattr__(self, name: str) -> Any:
             return getattr(real, name)
 
-    monkeypatch.setattr(channel, "_socket", Interrupted())
+    monkeypatch.setattr(channel, "_wire", Interrupted())
     with pytest.raises(KeyboardInterrupt):
         channel.call("ping")
     with pytest.raises(DisconnectedError):
@@ -140,7 +140,7 @@ def test_many_open_files(served: Serving) -> None:
         while not opened or opened[-1] < 1100:
             opened.append(os.open(os.devnull, os.O_RDONLY))
         channel = connect(served)
-        assert channel._socket.fileno() > 1024
+        assert channel._wire.fileno() > 1024
         assert channel.call("loadBefore", ROOT_OID, b"\x7f" * 8)[0] == b"root"
         channel.close()
     finally:
