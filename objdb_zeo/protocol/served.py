@@ -6,8 +6,8 @@
 
 Order, on each connection: the reply to a load that was made from the state before a transaction is
 sent before the invalidation of that transaction; one made from the state after it, behind. A commit
-is *announced* under `order` before it becomes visible, and a load is answered under `order`, if
-nothing was announced since it began, and all that was announced is visible: else it is made again.
+is *announced* under `order` before it becomes visible. A load begins when all that was announced is
+visible, and is answered under `order`, if nothing was announced meanwhile: else it is made again.
 """
 
 from __future__ import annotations

@@ -253,16 +253,18 @@ class Session:
             if served.poll is not None:
                 served.poll()
             announced = served.announced
+            if announced > served.storage.lastTransaction():
+                self.driver.rest()  # another thread is making visible what it has announced
+                continue
             try:
                 result, is_error = function(), False
             except Exception as error:  # noqa: BLE001  the client's
                 result, is_error = to_wire(error), True
             data = self._reply_frame(id, result, is_error)
             with served.order:
-                if served.announced == announced <= served.storage.lastTransaction():
+                if served.announced == announced:
                     self._put(None, data)
                     return
-            self.driver.rest()  # another thread is making visible what it has announced
 
     # -- questions
 

@@ -323,3 +323,36 @@ def test_large_frames_before_register(served: dict[str, Served]) -> None:
     client = Client(served, limit=1 << 20).register()
     stage(client, 1, oid_from_int(9), NO_TID, b"x" * 100_000)
     assert client.call("vote", 1) == ()
+
+
+def test_what_becomes_visible_while_a_load_is_answered(served: dict[str, Served]) -> None:
+    """A load that began before a transaction is visible is not answered behind its invalidation,
+    whenever it becomes visible."""
+    one, other = Client(served).register(), Client(served).register()
+    storage, order = served["1"].storage, served["1"].order
+    serial = storage.load(ROOT_OID)[1]
+    stage(one, "t", ROOT_OID, serial)
+    assert one.call("vote", "t") == ()
+    show, tids = storage.engine.visibility.show, []
+
+    def publish(token: Any) -> None:
+        """Become visible at the first chance that another thread has while a load is answered."""
+        tids.append(token.transaction.tid)
+        other.driver.rest = lambda: show(tids[0])  # type: ignore[method-assign]
+        served["1"].order = Order()  # type: ignore[assignment]
+        other.send(ROOT_OID, b"\x7f" * 8, flag=0, id=7, name="loadBefore")
+
+    class Order:
+        def __enter__(self) -> None:
+            order.acquire()
+            show(tids[0])
+
+        def __exit__(self, *exception: object) -> None:
+            order.release()
+
+    storage.engine.publish = publish
+    tid = one.call("tpc_finish", "t")
+    assert other.messages() == [
+        Message(0, 1, "invalidateTransaction", (tid, (ROOT_OID,))),
+        Message(7, 0, ".reply", (b"new", tid, None)),
+    ]
