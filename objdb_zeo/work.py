@@ -111,9 +111,10 @@ class Staged:
             )
         self.is_over = True
 
-        def taken(tid: Tid) -> Tid:
+        def taken(tid: Tid, *, is_last: bool = True) -> Tid:
             records = {
-                oid: record for oid, (_, record) in self.records.items() if oid not in self._made
+                oid: record for oid, (_, record) in self.records.items()
+                if is_last and oid not in self._made
             }
             try:
                 if callback is not None:
@@ -128,7 +129,7 @@ class Staged:
             return tid
         except DisconnectedError as error:
             settled = self._settle(link, since, error)
-        return taken(settled)
+        return taken(settled, is_last=False)  # others may have changed the same objects since
 
     def _settle(self, link: Link, since: Tid, lost: DisconnectedError) -> Tid:
         """Find out whether the transaction is committed, after the connection was *lost* while it

@@ -9,14 +9,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import objdb
+from objdb.ids import NO_TID, ROOT_OID
+from objdb.testing.helpers import commit
 from objdb.testing.relay import Direction, Relay
 from objdb_zeo import ClientStorage
 from objdb_zeo.errors import CommitInDoubtError
-from objdb_zeo.transport import DisconnectedError
+from objdb_zeo.transport import Channel, DisconnectedError
 from tests.zeo.serving import Serving
 
 SERVE = [sys.executable, "-m", "objdb", "serve"]
@@ -292,3 +295,28 @@ def test_a_server_that_falls_silent(tmp_path: Path) -> None:
         relay.is_silent = False
         relay.cut()
         assert value_of(db) == 0
+
+
+def test_a_commit_whose_answer_is_lost_was_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a transaction stored is not taken for current when its client learns late that it is
+    committed, and another changed it since."""
+    storage = objdb.MappingStorage()
+    first = commit(storage, {ROOT_OID: (NO_TID, b"first")})
+    call, others = Channel.call, []
+
+    def lost(channel: Channel, name: str, *arguments: Any, **options: Any) -> Any:
+        if name != "tpc_finish" or channel is not client._link.channel():
+            return call(channel, name, *arguments, **options)
+        tid = call(channel, name, *arguments)
+        others.append(commit(other, {ROOT_OID: (tid, b"third")}))
+        channel.fail(OSError("lost"))
+        raise DisconnectedError("lost")
+
+    with (
+        Serving({"1": storage}) as serving,
+        ClientStorage(serving.address) as client,
+        ClientStorage(serving.address) as other,
+    ):
+        monkeypatch.setattr(Channel, "call", lost)
+        commit(client, {ROOT_OID: (first, b"second")})
+        assert client.load(ROOT_OID) == (b"third", others[0])
