@@ -128,10 +128,10 @@ class Link:
         )
         try:
             last = channel.call("register", self._storage, self._is_read_only)
-            self._verify(channel, last)
             self.info = _info(channel.call("get_info"))
             if self.info.has_extension:
                 channel.send([("objdb.hello", (), None)])
+            self._verify(channel, last)
         except BaseException:
             channel.close()
             raise
@@ -148,14 +148,14 @@ class Link:
         if self.last == NO_TID:
             self.last = last
             return
-        if self.last > last:
+        if self.last == last:
+            return
+        if self.last > last or self._is_missing(channel):
             raise StorageError(
                 f"{channel.name} has less than this client has seen: its last transaction is "
                 f"{last.hex()}, and {self.last.hex()} was seen. It may have been restored from a "
                 "backup. Open the database anew to go on with what is there"
             )
-        if self.last == last:
-            return
         found = channel.call("getInvalidations", self.last)
         if found is None:
             self.cache.forget(None)
@@ -165,6 +165,14 @@ class Link:
             self.cache.forget(oids)
             self.db.invalidate(last, list(oids))
         self.last = last
+
+    def _is_missing(self, channel: Channel) -> bool:
+        """Whether the server has no such transaction as `last`, and no pack took it away: it was
+        restored from a backup, and something was committed since."""
+        if not {"IStorageIteration", "IStorageHistory", "IStoragePacked"} <= {*self.info.interfaces}:
+            return False
+        found, _ = channel.call("objdb.iterate", self.last, self.last)
+        return not found and bool(channel.call("objdb.packed_tid") < self.last)
 
     # -- what the server says by itself
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import objdb
+from objdb.errors import StorageError
 from objdb.ids import NO_TID, ROOT_OID
 from objdb.testing.helpers import commit
 from objdb.testing.relay import Direction, Relay
@@ -320,3 +321,23 @@ def test_a_commit_whose_answer_is_lost_was_followed(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(Channel, "call", lost)
         commit(client, {ROOT_OID: (first, b"second")})
         assert client.load(ROOT_OID) == (b"third", others[0])
+
+
+def test_a_backup_to_which_something_was_committed() -> None:
+    """A client refuses a server that was restored from a backup, also when it has later
+    transactions than the client has seen."""
+    before, after = objdb.MappingStorage(), objdb.MappingStorage()
+    first = commit(before, {ROOT_OID: (NO_TID, b"first")})
+    after.copyTransactionsFrom(before)
+    with Serving({"1": before}) as serving, Serving({"1": after}) as restored:
+        client = ClientStorage(serving.address)
+        commit(client, {ROOT_OID: (first, b"lost")})
+        other = ClientStorage(serving.address)
+        other._link._addresses = client._link._addresses = [restored.address]
+        with ClientStorage(restored.address) as third:
+            commit(third, {ROOT_OID: (first, b"second")})
+            for each in (client, other):
+                each._link.channel().fail(OSError("lost"))
+                with pytest.raises(StorageError, match="restored from a backup"):
+                    each.poll()
+                each.close()
