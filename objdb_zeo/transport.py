@@ -36,6 +36,7 @@ from objdb_zeo.messages import (
 from objdb_zeo.wires import SOCKETS, Wire, Wires
 
 _CHUNK = 1 << 18
+_MOMENT_SECONDS = 0.01
 
 
 class DisconnectedError(StorageError, TransientError):
@@ -205,6 +206,8 @@ class Channel:
                 left = deadline - self._now()
                 if left <= 0 or not self._changed.wait(left):
                     self.fail(TimeoutError(f"no answer for {self._seconds} seconds"))
+                    if not pending.is_done:  # another thread is about to say so
+                        self._changed.wait(_MOMENT_SECONDS)
             return False
 
     def _stop_reading(self, me: int) -> None:

@@ -169,3 +169,25 @@ def _fail_in_a_thread(channel: Channel) -> int:
     thread.start()
     thread.join(10)
     return int(thread.is_alive())
+
+
+def test_an_answer_that_comes_as_the_time_is_over(served: Serving) -> None:
+    """A thread whose time is over, just as another handles its answer, lets that end its work."""
+    channel = connect(served)
+    channel._seconds, channel._reader = 0.05, 1  # another thread reads
+    pending = Pending()  # which has taken it out of those that wait
+
+    def done() -> None:
+        while channel.failure is None:  # until the time is over
+            is_over.wait(0.01)
+        pending.result = "the answer"
+        channel._done(pending)
+
+    is_over, found = threading.Event(), []
+    reader = threading.Thread(target=done, daemon=True)
+    waiting = threading.Thread(target=lambda: found.append(channel.wait(pending)), daemon=True)
+    reader.start()
+    waiting.start()
+    waiting.join(20)
+    assert found == ["the answer"]
+    reader.join(20)
