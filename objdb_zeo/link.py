@@ -169,7 +169,8 @@ class Link:
     def _is_missing(self, channel: Channel) -> bool:
         """Whether the server has no such transaction as `last`, and no pack took it away: it was
         restored from a backup, and something was committed since."""
-        if not {"IStorageIteration", "IStorageHistory", "IStoragePacked"} <= {*self.info.interfaces}:
+        needed = {"IStorageIteration", "IStorageHistory", "IStoragePacked"}
+        if not needed <= {*self.info.interfaces}:
             return False
         found, _ = channel.call("objdb.iterate", self.last, self.last)
         return not found and bool(channel.call("objdb.packed_tid") < self.last)
