@@ -6,7 +6,8 @@
 
 A task is a greenlet: it runs code that blocks, in its ordinary style, and gives way only where that
 waits. `Threading` stands for the module `threading` meanwhile, so that what that code calls a
-thread is a task. All chance comes from one generator: the same seed makes the same events.
+thread is a task. All chance comes from one generator: the same seed makes the same events. It needs
+the package greenlet.
 """
 
 from __future__ import annotations

@@ -377,10 +377,11 @@ class Worker:
     def create(self, amount: int) -> bool:
         """Create an object."""
         oid = self.storage.new_oid()
-        lineage = self.process.lineage()
+        server = self.storage._oids_of._wire.connection.receiver.server
+        # What a server gave that is gone by now cannot be new to the next one: the vote refuses it.
         require(
-            not lineage.revisions(oid), "new oids are new",
-            lambda: f"{self.name} is given {short(oid)}, which there is",
+            server is not self.world.server or not server.lineage.revisions(oid),
+            "new oids are new", lambda: f"{self.name} is given {short(oid)}, which there is",
         )
 
         def stage(transaction: Any, name: str) -> None:

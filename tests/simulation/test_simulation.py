@@ -73,3 +73,11 @@ def test_the_command_when_nothing_is_wrong() -> None:
     result = CliRunner().invoke(command.main, ["--seeds", "3"])
     assert result.exit_code == 0
     assert result.stdout.startswith("3 seeds from 0 on: nothing is wrong (")
+
+
+def test_the_documents_name_the_mutants() -> None:
+    """Each mutant is described where the simulation is."""
+    text = (ROOT / "docs/architecture/sharing.md").read_text()
+    named = {name for line in text.splitlines() if line.startswith("| ")
+             for name in line.split(" | ")[0].removeprefix("| ").split(", ")}
+    assert named >= set(MUTANTS)
