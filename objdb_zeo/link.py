@@ -172,8 +172,10 @@ class Link:
         needed = {"IStorageIteration", "IStorageHistory", "IStoragePacked"}
         if not needed <= {*self.info.interfaces}:
             return False
-        found, _ = channel.call("objdb.iterate", self.last, self.last)
-        return not found and bool(channel.call("objdb.packed_tid") < self.last)
+        number = channel.call("iterator_start", self.last, self.last)
+        is_there = channel.call("iterator_next", number) is not None
+        channel.send([("iterator_gc", ([number],), None)])
+        return not is_there and bool(channel.call("objdb.packed_tid") < self.last)
 
     # -- what the server says by itself
 
