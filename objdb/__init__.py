@@ -68,6 +68,7 @@ The documentation's first page is docs/quickstart.md.
 #                      versions, undoing, undolog, history
 #                      packing, packing_model, copying, threads
 #                      faults (a file system that fails), relay (a bad link) · interrupts
+#                      events (simulated time, tasks, locks), network (simulated)
 #                      schedule · histories, recording, observations, cycles, anomalies (isolation)
 #     _accelerator.c, _unpickle.c      C twins of connection/loadpath and isolation,
 #                      records/pickling and unpickling, storage/file/lookup and scan

@@ -15,6 +15,7 @@ a ZEO server.
 #                         scheme (zeo: URIs)
 #     link             2  connecting, verifying, the snapshot · cache (what was read)
 #     transport        3  the only module of the client that waits: a socket, which callers read
+#                         wires (the socket and the clock; a simulation has its own)
 #     messages         4  bytes to messages and back · errors (on the wire) · addresses
 #     protocol/        5  the server's side of a connection: bytes in, bytes and events out; no
 #                         sockets, threads or clock
@@ -23,7 +24,7 @@ a ZEO server.
 #                         driver
 #     server           6  sockets of the server, in asyncio, and threads for what may block
 #
-# Imports go one way: client → link → transport → messages; server → protocol → messages. The
+# Imports go one way: client → link → transport → wires, messages; server → protocol → messages. The
 # command is `objdb serve`, in objdb/tools/serving.
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ from objdb_zeo.cache import MemoryCache
 from objdb_zeo.link import Link
 from objdb_zeo.messages import MAX_FRAME_BYTES, as_bytes, plain
 from objdb_zeo.transport import Channel, DisconnectedError, Pending
+from objdb_zeo.wires import SOCKETS, Wires
 from objdb_zeo.work import Staged
 
 CACHE_BYTES = 100 * 1024 * 1024
@@ -74,6 +75,7 @@ class ClientStorage:
     long a call may take. *wait_seconds*: how long to wait for a server that is not there, or not
     any more. *read_only*: register for reading only. *server_sync*: each transaction begins by
     asking the server, and sees all that was acknowledged to anybody before; else, what has arrived.
+    *wires*: the clock and the network.
 
     `DisconnectedError` if there is no server; `UsageError` for an address or size that is none;
     ValueError for a storage that is not served there.
@@ -82,12 +84,12 @@ class ClientStorage:
     def __init__(
         self, address: Any, storage: str = "1", *, cache_bytes: int = CACHE_BYTES,
         call_seconds: float = 60.0, wait_seconds: float = 5.0, read_only: bool = False,
-        frame_bytes: int = MAX_FRAME_BYTES, server_sync: bool = False,
+        frame_bytes: int = MAX_FRAME_BYTES, server_sync: bool = False, wires: Wires = SOCKETS,
     ) -> None:
         self._options: dict[str, Any] = {
             "cache_bytes": cache_bytes, "call_seconds": call_seconds,
             "wait_seconds": wait_seconds, "read_only": read_only, "frame_bytes": frame_bytes,
-            "server_sync": server_sync,
+            "server_sync": server_sync, "wires": wires,
         }
         self._addresses = addresses(address)
         if not isinstance(cache_bytes, int) or cache_bytes < 0:
@@ -101,7 +103,7 @@ class ClientStorage:
         self._oids_of: Channel | None = None  # from which they came
         self._link = Link(
             self._addresses, storage, MemoryCache(cache_bytes), read_only=read_only,
-            seconds=call_seconds, wait_seconds=wait_seconds, limit=frame_bytes,
+            seconds=call_seconds, wait_seconds=wait_seconds, limit=frame_bytes, wires=wires,
         )
         info = self._link.info
         declared = [IStorage, IStorageShared, IStorageSync, IStorageRestoreable]

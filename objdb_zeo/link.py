@@ -11,9 +11,7 @@ never what the server says is its last transaction, which may be ahead of the in
 from __future__ import annotations
 
 import logging
-import os
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ from objdb_zeo import listing
 from objdb_zeo.addresses import Address, format_address
 from objdb_zeo.cache import Found, ICache
 from objdb_zeo.transport import Channel, DisconnectedError
+from objdb_zeo.wires import SOCKETS, Wires
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +41,14 @@ class Info(NamedTuple):
 class Link:
     """Connects with the storage *storage* on the first of *addresses* where it is served.
     *seconds*: how long a call may take; *wait_seconds*: how long to wait for a server; *limit*: of
-    a frame, in bytes.
+    a frame, in bytes; *wires*: the clock and the network.
 
     `DisconnectedError` if there is no server; ValueError for a storage that is not served there.
     """
 
     def __init__(
         self, addresses: Sequence[Address], storage: str, cache: ICache, *, read_only: bool,
-        seconds: float, wait_seconds: float, limit: int,
+        seconds: float, wait_seconds: float, limit: int, wires: Wires = SOCKETS,
     ) -> None:
         self.name = f"zeo://{format_address(addresses[0])}?storage={storage}"
         self.db: Any = database_of(None)
@@ -58,6 +57,7 @@ class Link:
         self.is_closed = False
         self._addresses = addresses
         self._storage = storage
+        self.wires = wires
         self._is_read_only = read_only
         self.call_seconds, self._wait_seconds, self._limit = seconds, wait_seconds, limit
         self._lock = threading.RLock()  # held while connecting
@@ -66,7 +66,7 @@ class Link:
         self._loading_lock = threading.Lock()
         self._open: Channel | None = None
         self.voting: dict[int, Tid | None] = {}  # the tids that one-phase commits will have
-        self._key = os.urandom(16)  # this client's, on the server
+        self._key = wires.random(16)  # this client's, on the server
         self._connect()
 
     # -- the connection
@@ -104,14 +104,14 @@ class Link:
 
     def _connect(self) -> Channel:
         """Connect with the first server that answers, register and verify. Waits for one."""
-        deadline, pause = time.monotonic() + self._wait_seconds, 0.05
+        deadline, pause = self.wires.now() + self._wait_seconds, 0.05
         while True:
             try:
                 return self._try_all()
             except DisconnectedError:
-                if self.is_closed or time.monotonic() + pause > deadline:
+                if self.is_closed or self.wires.now() + pause > deadline:
                     raise
-            time.sleep(pause)
+            self.wires.sleep(pause)
             pause = min(2 * pause, 1.0)
 
     def _try_all(self) -> Channel:
@@ -126,13 +126,15 @@ class Link:
 
     def _connect_to(self, address: Address) -> Channel:
         self._held = []
-        channel = Channel(address, self._told, seconds=self.call_seconds, limit=self._limit)
+        channel = Channel(
+            address, self._told, seconds=self.call_seconds, limit=self._limit, wires=self.wires
+        )
         try:
             last = channel.call("register", self._storage, self._is_read_only)
-            self._verify(channel, last)
             self.info = _info(channel.call("get_info"))
             if self.info.has_extension:
                 channel.send([("objdb.hello", (self._key,), None)])
+            self._verify(channel, last)
         except BaseException:
             channel.close()
             raise
@@ -149,14 +151,14 @@ class Link:
         if self.last == NO_TID:
             self.last = last
             return
-        if self.last > last:
+        if self.last == last:
+            return
+        if self.last > last or self._is_missing(channel):
             raise StorageError(
                 f"{channel.name} has less than this client has seen: its last transaction is "
                 f"{last.hex()}, and {self.last.hex()} was seen. It may have been restored from a "
                 "backup. Open the database anew to go on with what is there"
             )
-        if self.last == last:
-            return
         found = channel.call("getInvalidations", self.last)
         if found is None:
             self.cache.forget(None)
@@ -166,6 +168,17 @@ class Link:
             self.cache.forget(oids)
             self.db.invalidate(last, list(oids))
         self.last = last
+
+    def _is_missing(self, channel: Channel) -> bool:
+        """Whether the server has no such transaction as `last`, and no pack took it away: it was
+        restored from a backup, and something was committed since."""
+        needed = {"IStorageIteration", "IStorageHistory", "IStoragePacked"}
+        if not needed <= {*self.info.interfaces}:
+            return False
+        number = channel.call("iterator_start", self.last, self.last)
+        is_there = channel.call("iterator_next", number) is not None
+        channel.send([("iterator_gc", ([number],), None)])
+        return not is_there and bool(channel.call("objdb.packed_tid") < self.last)
 
     # -- what the server says by itself
 

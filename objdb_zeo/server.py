@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -137,6 +138,10 @@ class _Connection(asyncio.Protocol):
             function()
         finally:
             self._flush()
+
+    def rest(self) -> None:
+        """See `Driver`."""
+        time.sleep(0)
 
     def later(self, seconds: float, function: Callable[[], object]) -> Callable[[], object]:
         """See `Driver`."""

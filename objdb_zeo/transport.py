@@ -12,10 +12,7 @@ the cache rests on.
 from __future__ import annotations
 
 import os
-import select
-import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -36,8 +33,10 @@ from objdb_zeo.messages import (
     codec_for,
     frame,
 )
+from objdb_zeo.wires import SOCKETS, Wire, Wires
 
 _CHUNK = 1 << 18
+_MOMENT_SECONDS = 0.01
 
 
 class DisconnectedError(StorageError, TransientError):
@@ -65,16 +64,18 @@ class Pending:
 
 class Channel:
     """A connection to a server at *address*, greeted and not registered. *told(method, arguments)*
-    is called for what the server says by itself. *seconds*: how long a call may take.
+    is called for what the server says by itself. *seconds*: how long a call may take. *wires*: the
+    clock and the network.
 
     Raises `DisconnectedError` if there is no server, `ProtocolError` for one of another kind.
     """
 
     def __init__(
         self, address: Address, told: Callable[[str, Any], None], *, seconds: float,
-        limit: int = MAX_FRAME_BYTES,
+        limit: int = MAX_FRAME_BYTES, wires: Wires = SOCKETS,
     ) -> None:
         self.name = format_address(address)
+        self._now = wires.now
         self._told = told
         self._pid = os.getpid()
         self._seconds = seconds
@@ -86,30 +87,29 @@ class Channel:
         self._changed = threading.Condition(self._lock)  # entered by its lock, in one step
         self._arrived: deque[bytes] = deque()  # bodies that are not handled yet
         self._reader = 0  # the thread that reads
+        self._handled: Pending | None = None  # whose answer it handles
         self.failure: BaseException | None = None  # why it is closed
-        self._socket = _connect(address, seconds, self.name)
-        self._ready = select.poll()
-        self._ready.register(self._socket, select.POLLIN)
+        self._wire = _connect(wires, address, seconds, self.name)
         try:
             self._codec: Codec = self._greet()
         except OSError as error:
-            self._socket.close()
+            self._wire.close()
             raise DisconnectedError(
                 f"{self.name} took the connection, and did not greet ({error}). It may be "
                 "stopping, or be a server of another kind"
             ) from error
         except BaseException:
-            self._socket.close()
+            self._wire.close()
             raise
 
     def _greet(self) -> Codec:
         body = self._first_frame()
         codec = codec_for(body)
-        self._socket.sendall(frame(body))
+        self._wire.sendall(frame(body))
         return codec
 
     def _first_frame(self) -> bytes:
-        deadline = time.monotonic() + self._seconds
+        deadline = self._now() + self._seconds
         while True:
             data = self._receive(deadline)
             if not data:
@@ -149,7 +149,7 @@ class Channel:
                     data += self._encoded(Message(self._last_id, CALL, name, arguments))
             try:
                 self._pending.update(pendings)
-                self._socket.sendall(data)
+                self._wire.sendall(data)
             except OSError as error:
                 self.fail(error)
             except BaseException as error:  # an interrupt: half a frame may be out
@@ -171,12 +171,12 @@ class Channel:
         `DisconnectedError`."""
         me = threading.get_ident()
         is_nested = self._reader == me  # a call made while a message is handled
-        deadline = time.monotonic() + self._seconds
+        deadline = self._now() + self._seconds
         try:
             while not pending.is_done:
                 if pending.questions:
                     self._answer(pending)
-                    deadline = time.monotonic() + self._seconds
+                    deadline = self._now() + self._seconds
                 elif self._begin_to_read(me, pending, deadline):
                     self._read(deadline)
         finally:
@@ -204,9 +204,11 @@ class Channel:
                 if self._reader in (0, me):
                     self._reader = me
                     return True
-                left = deadline - time.monotonic()
+                left = deadline - self._now()
                 if left <= 0 or not self._changed.wait(left):
                     self.fail(TimeoutError(f"no answer for {self._seconds} seconds"))
+                    if not pending.is_done:  # another thread is about to say so
+                        self._changed.wait(_MOMENT_SECONDS)
             return False
 
     def _stop_reading(self, me: int) -> None:
@@ -237,16 +239,16 @@ class Channel:
             self._stop_reading(me)
 
     def _has_arrived(self) -> bool:
-        return bool(self._arrived or self._ready.poll(0))
+        return bool(self._arrived or self._wire.poll(0))
 
     # -- reading
 
     def _receive(self, deadline: float | None) -> bytes:
         if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0 or not self._ready.poll(left * 1000):
+            left = deadline - self._now()
+            if left <= 0 or not self._wire.poll(left * 1000):
                 raise TimeoutError(f"no answer for {self._seconds} seconds")
-        return self._socket.recv(_CHUNK)
+        return self._wire.recv(_CHUNK)
 
     def _read(self, deadline: float | None) -> None:
         """Handle the next message; receive some, if there is none. What cannot be handled, or is
@@ -262,6 +264,7 @@ class Channel:
         except (OSError, ProtocolError, ValueError) as error:
             self.fail(error)
         except BaseException as error:
+            self._handled = None
             self.fail(error)
             raise
 
@@ -275,6 +278,7 @@ class Channel:
         pending = self._pending.get(message.id)
         if pending is None:  # nobody waits for it any more
             return
+        self._handled = pending
         if message.flag == ERROR:
             pending.error = from_wire(message.arguments, self.name)
         else:
@@ -284,6 +288,7 @@ class Channel:
             except Exception as error:  # noqa: BLE001  the caller's
                 pending.error = error
         self._pending.pop(message.id, None)
+        self._handled = None
         self._done(pending)
 
     def _note_question(self, id: Any, number: int, kind: str, arguments: Any) -> None:
@@ -310,42 +315,25 @@ class Channel:
         if self.failure is None:
             self.failure = error
         self.close()
-        while self._pending and os.getpid() == self._pid:
-            try:
-                _, pending = self._pending.popitem()
-            except KeyError:
-                break
+        for id, pending in list(self._pending.items()) if os.getpid() == self._pid else ():
+            if pending is self._handled:
+                continue  # it has its answer
+            self._pending.pop(id, None)
             pending.error = DisconnectedError(f"the connection to {self.name} was lost ({error})")
             self._done(pending)
 
     def close(self) -> None:
         """Close the socket; in a forked child, that of the child only."""
         if os.getpid() == self._pid:
-            try:
-                self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-        self._socket.close()
+            self._wire.shut_down()
+        self._wire.close()
 
 
-def _connect(address: Address, seconds: float, name: str) -> socket.socket:
+def _connect(wires: Wires, address: Address, seconds: float, name: str) -> Wire:
     try:
-        if isinstance(address, str):
-            found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                found.settimeout(seconds)
-                found.connect(address)
-            except BaseException:
-                found.close()
-                raise
-        else:
-            found = socket.create_connection(address, seconds)
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return wires.connect(address, seconds)
     except OSError as error:
         raise DisconnectedError(
             f"there is no server at {name} ({error.strerror or error}). Start one with: "
             f"objdb serve URI --address {name}"
         ) from error
-    found.settimeout(None)
-    return found

@@ -11,7 +11,6 @@ and one answer.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -59,6 +58,12 @@ class Staged:
         """Call a method one-way, before the vote, that changes an object."""
         self.others.add(oid)
         self.add(method, *arguments)
+
+    @property
+    def committed_tid(self) -> Tid | None:
+        """The tid of the transaction, once that it is committed was taken in: which may be so, and
+        the connection be lost."""
+        return self._committed
 
     @property
     def changed(self) -> set[Oid]:
@@ -126,11 +131,12 @@ class Staged:
     ) -> Any:
         """Do as `_vote`, and commit if there are no conflicts."""
 
-        def taken(answer: Any) -> Any:
+        def taken(answer: Any, *, is_last: bool = True) -> Any:
             made, tid = answer
             if tid is not None:
                 self._made.update(made)
-                self._take_in(link, tid, partial(committed, tid, sorted(self._made)))
+                tell = partial(committed, tid, sorted(self._made))
+                self._take_in(link, tid, tell, is_last=is_last)
             return made
 
         since = link.last
@@ -140,8 +146,10 @@ class Staged:
             channel.send(self._commit_calls(oids, is_first, pending))
             return channel.wait(pending)
         except DisconnectedError as error:
+            if self.committed_tid is not None:
+                return ()
             self._tid = link.voting[self.id]
-            return taken(((), self._settle(link, since, error)))
+            return taken(((), self._settle(link, since, error)), is_last=False)
         finally:
             del link.voting[self.id]
 
@@ -155,11 +163,15 @@ class Staged:
         begin = (*self._texts, self._pickled, *self._wanted) if is_first else None
         return [("objdb.commit", (self.id, begin, records), pending)]
 
-    def _take_in(self, link: Link, tid: Tid, tell: Callable[[], object]) -> None:
-        """Take in that the transaction is committed; *tell* tells the database."""
+    def _take_in(
+        self, link: Link, tid: Tid, tell: Callable[[], object], *, is_last: bool
+    ) -> None:
+        """Take in that the transaction is committed; *tell* tells the database. *is_last*: others
+        that changed the same objects behind it are not taken in yet."""
         self._committed = tid
         records = {
-            oid: record for oid, (_, record) in self.records.items() if oid not in self._made
+            oid: record for oid, (_, record) in self.records.items()
+            if is_last and oid not in self._made
         }
         try:
             tell()
@@ -207,8 +219,9 @@ class Staged:
             )
         self.is_over = True
 
-        def taken(tid: Tid) -> Tid:
-            self._take_in(link, tid, partial(callback, tid) if callback else lambda: None)
+        def taken(tid: Tid, *, is_last: bool = True) -> Tid:
+            tell = partial(callback, tid) if callback else lambda: None
+            self._take_in(link, tid, tell, is_last=is_last)
             return tid
 
         since = link.last
@@ -216,23 +229,23 @@ class Staged:
             tid: Tid = channel.call("tpc_finish", self.id, taken=taken)
             return tid
         except DisconnectedError as error:
-            settled = self._settle(link, since, error)
-        return taken(settled)
+            # Others may have changed the same objects since.
+            return self.committed_tid or taken(self._settle(link, since, error), is_last=False)
 
     def _settle(self, link: Link, since: Tid, lost: DisconnectedError) -> Tid:
         """Find out whether the transaction is committed, after the connection was *lost* while it
         was finished; return its tid. Raises `DisconnectedError` if it is not, and
         `CommitInDoubtError` if the server does not come back."""
-        deadline = time.monotonic() + link.call_seconds
+        deadline = link.wires.now() + link.call_seconds
         while True:
             try:
                 tid = self._find(link, since, lost)
                 break
             except DisconnectedError as error:  # once more: asking changes nothing
-                if time.monotonic() > deadline or link.is_closed:
+                if link.wires.now() > deadline or link.is_closed:
                     why = f"the server cannot be asked: {error}"
                     raise self._in_doubt(lost, why) from lost
-            time.sleep(0.05)
+            link.wires.sleep(0.05)
         if tid is None:
             raise DisconnectedError(f"{lost}. The transaction is not committed") from lost
         return tid

@@ -8,14 +8,16 @@ next transaction begins, it asks what changed from there to the last transaction
 
 What was changed in a version is for those who work in it.
 
-Entries are added in tid order, before `lastTransaction()` moves to their tid, so what a view asks
-for is always complete. The log keeps a limited number of oids; a connection whose view is older
-than it reaches drops its whole cache.
+Entries are in tid order, and added before `lastTransaction()` moves to their tid, so what a view
+asks for is always complete. (A storage that learns later that an own transaction was committed has
+told of it before, as of another's.) The log keeps a limited number of oids; a connection whose view
+is older than it reaches drops its whole cache.
 """
 
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Any
 
@@ -53,8 +55,14 @@ class InvalidationLog:
                 at -= 1
                 if changes[at][1] is origin and changes[at][0] == oids:
                     return  # it is called again
-            changes.append((oids, origin, versions))
-            tids.append(tid)
+            change = oids, origin, versions
+            at = bisect_right(tids, tid)
+            if at < len(tids):  # it is told late
+                changes = [*changes[:at], change, *changes[at:]]
+                self._entries = [*tids[:at], tid, *tids[at:]], changes
+            else:
+                changes.append(change)
+                tids.append(tid)
             self._count += len(oids) + 1
             if self._count > _MOST_OIDS:
                 self._shorten()

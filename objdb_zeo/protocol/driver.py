@@ -46,5 +46,8 @@ class Driver(Protocol):
     def soon(self, function: Callable[[], object]) -> None:
         """Call *function* soon, in the session's own thread; any thread calls it."""
 
+    def rest(self) -> None:
+        """Let other threads go on, for a moment."""
+
     def later(self, seconds: float, function: Callable[[], object]) -> Callable[[], object]:
         """Call *function* after so many seconds; return a function that prevents it."""

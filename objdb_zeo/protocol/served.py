@@ -6,8 +6,8 @@
 
 Order, on each connection: the reply to a load that was made from the state before a transaction is
 sent before the invalidation of that transaction; one made from the state after it, behind. A commit
-is *announced* under `order` before it becomes visible, and a load is answered under `order`, if
-nothing was announced since it began, and all that was announced is visible: else it is made again.
+is *announced* under `order` before it becomes visible. A load begins when all that was announced is
+visible, and is answered under `order`, if nothing was announced meanwhile: else it is made again.
 
     announce ─► the log ─► each session, before its next reply that depends on it
                       ╰──► and a few sessions at a time, for those that ask nothing: `tell_some`
@@ -95,6 +95,7 @@ class Served:
         self.wake: Callable[[], object] | None = None
         self._behind: deque[Any] = deque()  # sessions to be told up to `_told`
         self._told = 0
+        self.at_once = 8  # sessions
         self._changes: deque[tuple[Tid, tuple[Oid, ...]]] = deque(maxlen=REMEMBERED)
         self._known_since = self.announced
         self._finishing = 0  # transactions whose finish is under way
@@ -214,13 +215,13 @@ class Served:
         """The number that the next one announced will have. `order` is held."""
         return self.log_start + len(self.log)
 
-    def tell_some(self, count: int = 8) -> bool:
-        """Tell so many sessions what they have not been told; return whether there are more."""
+    def tell_some(self) -> bool:
+        """Tell some sessions what they have not been told; return whether there are more."""
         with self.order:
             if not self._behind:
                 self._told = self.log_end
                 self._behind.extend(self.sessions if self.log else ())
-            for _ in range(min(count, len(self._behind))):
+            for _ in range(min(self.at_once, len(self._behind))):
                 self._behind.popleft().catch_up()
             if not self._behind:
                 for _ in range(self._told - self.log_start):

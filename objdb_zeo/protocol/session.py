@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import GeneratorType
@@ -233,6 +232,8 @@ class Session:
 
     def catch_up(self) -> None:
         """Tell the client of others' transactions that it was not told of. `order` is held."""
+        if self.is_closed:  # what it was not told of may be forgotten
+            return
         served = self.served
         while self.told < served.log_end:
             announced = served.log[self.told - served.log_start]
@@ -277,17 +278,19 @@ class Session:
             if served.poll is not None:
                 served.poll()
             announced = served.announced
+            if announced > served.storage.lastTransaction():
+                self.driver.rest()  # another thread is making visible what it has announced
+                continue
             try:
                 result, is_error = function(), False
             except Exception as error:  # noqa: BLE001  the client's
                 result, is_error = to_wire(error), True
             data = self._reply_frame(id, result, is_error)
             with served.order:
-                if served.announced == announced <= served.storage.lastTransaction():
+                if served.announced == announced:
                     self.catch_up()
                     self._put(None, data)
                     return
-            time.sleep(0)  # another thread is making visible what it has announced
 
     # -- questions
 

@@ -9,14 +9,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import objdb
+from objdb.errors import StorageError
+from objdb.ids import NO_TID, ROOT_OID
+from objdb.testing.helpers import commit
 from objdb.testing.relay import Direction, Relay
 from objdb_zeo import ClientStorage
 from objdb_zeo.errors import CommitInDoubtError
-from objdb_zeo.transport import DisconnectedError
+from objdb_zeo.transport import Channel, DisconnectedError
 from tests.zeo.serving import Serving
 
 SERVE = [sys.executable, "-m", "objdb", "serve"]
@@ -292,3 +296,48 @@ def test_a_server_that_falls_silent(tmp_path: Path) -> None:
         relay.is_silent = False
         relay.cut()
         assert value_of(db) == 0
+
+
+def test_a_commit_whose_answer_is_lost_was_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a transaction stored is not taken for current when its client learns late that it is
+    committed, and another changed it since."""
+    storage = objdb.MappingStorage()
+    first = commit(storage, {ROOT_OID: (NO_TID, b"first")})
+    call, others = Channel.call, []
+
+    def lost(channel: Channel, name: str, *arguments: Any, **options: Any) -> Any:
+        if name != "tpc_finish" or channel is not client._link.channel():
+            return call(channel, name, *arguments, **options)
+        tid = call(channel, name, *arguments)
+        others.append(commit(other, {ROOT_OID: (tid, b"third")}))
+        channel.fail(OSError("lost"))
+        raise DisconnectedError("lost")
+
+    with (
+        Serving({"1": storage}) as serving,
+        ClientStorage(serving.address) as client,
+        ClientStorage(serving.address) as other,
+    ):
+        monkeypatch.setattr(Channel, "call", lost)
+        commit(client, {ROOT_OID: (first, b"second")})
+        assert client.load(ROOT_OID) == (b"third", others[0])
+
+
+def test_a_backup_to_which_something_was_committed() -> None:
+    """A client refuses a server that was restored from a backup, also when it has later
+    transactions than the client has seen."""
+    before, after = objdb.MappingStorage(), objdb.MappingStorage()
+    first = commit(before, {ROOT_OID: (NO_TID, b"first")})
+    after.copyTransactionsFrom(before)
+    with Serving({"1": before}) as serving, Serving({"1": after}) as restored:
+        client = ClientStorage(serving.address)
+        commit(client, {ROOT_OID: (first, b"lost")})
+        other = ClientStorage(serving.address)
+        other._link._addresses = client._link._addresses = [restored.address]
+        with ClientStorage(restored.address) as third:
+            commit(third, {ROOT_OID: (first, b"second")})
+            for each in (client, other):
+                each._link.channel().fail(OSError("lost"))
+                with pytest.raises(StorageError, match="restored from a backup"):
+                    each.poll()
+                each.close()

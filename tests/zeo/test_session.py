@@ -47,6 +47,9 @@ class Driver:
     def soon(self, function: Callable[[], object]) -> None:
         function()
 
+    def rest(self) -> None:
+        raise AssertionError("nothing is announced that is not visible")
+
     def later(self, seconds: float, function: Callable[[], object]) -> Callable[[], object]:
         self.timers.append(function)
         return lambda: self.timers.remove(function) if function in self.timers else None
@@ -322,3 +325,58 @@ def test_large_frames_before_register(served: dict[str, Served]) -> None:
     client = Client(served, limit=1 << 20).register()
     stage(client, 1, oid_from_int(9), NO_TID, b"x" * 100_000)
     assert client.call("vote", 1) == ()
+
+
+def test_what_becomes_visible_while_a_load_is_answered(served: dict[str, Served]) -> None:
+    """A load that began before a transaction is visible is not answered behind its invalidation,
+    whenever it becomes visible."""
+    one, other = Client(served).register(), Client(served).register()
+    storage, order = served["1"].storage, served["1"].order
+    serial = storage.load(ROOT_OID)[1]
+    stage(one, "t", ROOT_OID, serial)
+    assert one.call("vote", "t") == ()
+    show, tids = storage.engine.visibility.show, []
+
+    def publish(token: Any) -> None:
+        """Become visible at the first chance that another thread has while a load is answered."""
+        tids.append(token.transaction.tid)
+        other.driver.rest = lambda: show(tids[0])  # type: ignore[method-assign]
+        served["1"].order = Order()  # type: ignore[assignment]
+        other.send(ROOT_OID, b"\x7f" * 8, flag=0, id=7, name="loadBefore")
+
+    class Order:
+        def __enter__(self) -> None:
+            order.acquire()
+            show(tids[0])
+
+        def __exit__(self, *exception: object) -> None:
+            order.release()
+
+    storage.engine.publish = publish
+    tid = one.call("tpc_finish", "t")
+    assert other.messages() == [
+        Message(0, 1, "invalidateTransaction", (tid, (ROOT_OID,))),
+        Message(7, 0, ".reply", (b"new", tid, None)),
+    ]
+
+
+def test_a_commit_whose_client_is_gone_is_told(served: dict[str, Served]) -> None:
+    """A client that is gone while its transaction is finished, and was not told of what others
+    committed since, keeps nobody from being told of its own."""
+    one, other = (Client(served).register() for _ in range(2))
+    serial = one.call("getTid", ROOT_OID)
+    stage(one, 1, ROOT_OID, serial)
+    one.call("vote", 1)
+    finishing: list[Callable[[], Any]] = []
+    one.driver.run = (  # type: ignore[method-assign]
+        lambda step, done: finishing.append(lambda: Driver.run(one.driver, step, done))
+    )
+    one.send(1, flag=0, id=99, name="tpc_finish")
+    one.session.closed()
+    told = served["1"]
+    told.announce(told.announced, [b"another"], None)
+    assert not told.log
+    other.messages()
+    finishing[0]()
+    [message] = other.messages()
+    assert message.arguments[1] == (ROOT_OID,)

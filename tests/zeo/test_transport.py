@@ -100,7 +100,7 @@ def test_an_interrupt_in_the_middle_of_a_write(
 ) -> None:
     """Half a frame is not followed by another one."""
     channel = connect(served)
-    real = channel._socket
+    real = channel._wire
 
     class Interrupted:
         """Sends half, and is interrupted."""
@@ -112,7 +112,7 @@ def test_an_interrupt_in_the_middle_of_a_write(
         def __getattr__(self, name: str) -> Any:
             return getattr(real, name)
 
-    monkeypatch.setattr(channel, "_socket", Interrupted())
+    monkeypatch.setattr(channel, "_wire", Interrupted())
     with pytest.raises(KeyboardInterrupt):
         channel.call("ping")
     with pytest.raises(DisconnectedError):
@@ -140,7 +140,7 @@ def test_many_open_files(served: Serving) -> None:
         while not opened or opened[-1] < 1100:
             opened.append(os.open(os.devnull, os.O_RDONLY))
         channel = connect(served)
-        assert channel._socket.fileno() > 1024
+        assert channel._wire.fileno() > 1024
         assert channel.call("loadBefore", ROOT_OID, b"\x7f" * 8)[0] == b"root"
         channel.close()
     finally:
@@ -169,3 +169,25 @@ def _fail_in_a_thread(channel: Channel) -> int:
     thread.start()
     thread.join(10)
     return int(thread.is_alive())
+
+
+def test_an_answer_that_comes_as_the_time_is_over(served: Serving) -> None:
+    """A thread whose time is over, just as another handles its answer, lets that end its work."""
+    channel = connect(served)
+    channel._seconds, channel._reader = 0.05, 1  # another thread reads
+    pending = Pending()  # which has taken it out of those that wait
+
+    def done() -> None:
+        while channel.failure is None:  # until the time is over
+            is_over.wait(0.01)
+        pending.result = "the answer"
+        channel._done(pending)
+
+    is_over, found = threading.Event(), []
+    reader = threading.Thread(target=done, daemon=True)
+    waiting = threading.Thread(target=lambda: found.append(channel.wait(pending)), daemon=True)
+    reader.start()
+    waiting.start()
+    waiting.join(20)
+    assert found == ["the answer"]
+    reader.join(20)
