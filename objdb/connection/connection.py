@@ -39,7 +39,7 @@ from objdb.connection.loops import running_loop
 from objdb.connection.mutations import MutationDetector
 from objdb.connection.prefetch import Prefetch, Prefetched
 from objdb.connection.root import Root
-from objdb.connection.view import View, set_current_state
+from objdb.connection.view import View, begin_if_possible, set_current_state
 from objdb.connection.work import Phase, Work, begin_work, require_changeable
 from objdb.connection.workers import Job
 from objdb.errors import (
@@ -320,7 +320,7 @@ class Connection(LoadPath):
         self.mutations.drop()
         self._cache.incrgc()  # before the view, in which what leaves the cache counts as read
         if not getattr(self.transaction_manager, "explicit", False):
-            self._begin_view()
+            begin_if_possible(self)
 
     def sync(self) -> None:
         """Abort the transaction, and begin a view with all that anybody was told is committed."""

@@ -9,16 +9,19 @@ A view of the past stays at its moment. In "read-current" loads are not bounded:
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from objdb.connection.isolation import ReadSet
 from objdb.connection.jar import Jar
 from objdb.connection.loadpath import LoadPath
 from objdb.connection.work import refuse_commit
-from objdb.errors import POSKeyError, ReadConflictError
+from objdb.errors import POSKeyError, ReadConflictError, StorageError
 from objdb.ids import MAX_TID, NO_TID, Oid, Tid, format_oid, format_tid, next_tid
 from objdb.interfaces import IStorageSync
 from objdb.records.broken import class_name
+
+logger = logging.getLogger(__name__)
 
 
 class View:
@@ -102,6 +105,17 @@ def set_current_state(jar: Any, obj: Any) -> None:
             jar.db().count_conflict(error)
             refuse_commit(jar, error)
             raise error
+
+
+def begin_if_possible(jar: Any) -> None:
+    """Begin a view behind a transaction that has ended. If the storage cannot be reached, that must
+    not hide whether the transaction is committed: the view stays where it is, and forgets what the
+    transaction changed, until the next one begins."""
+    try:
+        jar._begin_view()
+    except StorageError as error:
+        logger.warning("%s: no view can begin: %s", jar.db().name, error)
+        jar.cache.invalidate_all()
 
 
 def _was_changed(jar: Jar, oid: Oid, tid: Tid) -> bool:

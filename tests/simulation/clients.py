@@ -197,8 +197,7 @@ class Process:
             while not all(task.is_over for task in workers):
                 self.world.events.pause(0.05)
             if self.must_reopen:
-                self.storage.close()
-                self.storage = None
+                self.close()
 
     def _open(self) -> None:
         if self.storage is not None:
@@ -228,19 +227,28 @@ class Process:
             self.world.events.kill(task)
         self.storage = None
 
-    def judge(self) -> None:
-        """Look at everything, at the end: it is as the model says, at the last transaction."""
+    def reach(self) -> None:
+        """Hear of all that was committed."""
         self._open()
         while True:
             try:
                 self.storage._link.call("ping")
-                break
+                return
             except DisconnectedError:
                 continue
-            except StorageError:  # the server was restored from a backup
-                self.storage.close()
-                self.storage = None
+            except StorageError as error:
+                require_link_error(error)
+                self.close()
                 self._open()
+
+    def close(self) -> None:
+        """Close the storage, to open it anew."""
+        self.storage.close()
+        self.storage = None
+
+    def judge(self) -> None:
+        """Look at everything, at the end: it is as the model says, at the last transaction."""
+        self.reach()
         view = View(self, self.storage)
         self.told.views.append(view)
         view.begin()

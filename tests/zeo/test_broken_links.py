@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transaction
 
 import objdb
 from objdb.errors import StorageError
@@ -341,3 +342,41 @@ def test_a_backup_to_which_something_was_committed() -> None:
                 with pytest.raises(StorageError, match="restored from a backup"):
                     each.poll()
                 each.close()
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_a_server_that_goes_as_a_transaction_ends(
+    is_answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What became of a commit is told also where the next view cannot begin, since the server is
+    gone: success, or doubt, and no error that lets a loop try it again."""
+    call = Channel.call
+
+    def leaving(channel: Channel, name: str, *arguments: Any, **options: Any) -> Any:
+        found = call(channel, name, *arguments, **options)
+        if name == "tpc_finish":
+            db.storage._link._addresses = [("127.0.0.1", 1)]
+            channel.fail(OSError("lost"))
+            if not is_answered:
+                raise DisconnectedError("lost")
+        return found
+
+    with (
+        Serving({"1": objdb.MappingStorage()}) as serving,
+        objdb.DB(ClientStorage(serving.address, call_seconds=1, wait_seconds=0)) as db,
+    ):
+        manager = transaction.TransactionManager()
+        root = db.open(transaction_manager=manager).root()
+        root["n"] = 1
+        monkeypatch.setattr(Channel, "call", leaving)
+        if is_answered:
+            manager.commit()
+        else:
+            with pytest.raises(CommitInDoubtError):
+                manager.commit()
+            manager.abort()
+        with pytest.raises(DisconnectedError):
+            manager.begin()
+        db.storage._link._addresses = [serving.address]
+        manager.begin()
+        assert root["n"] == 1
