@@ -15,7 +15,7 @@ a ZEO server.
 #                         scheme (zeo: URIs)
 #     link             2  connecting, verifying, the snapshot · cache (what was read)
 #     transport        3  the only module of the client that waits: a socket, which callers read
-#     messages         4  bytes to messages and back · errors (on the wire) · addresses
+#     messages         4  bytes to messages and back · errors (on the wire) · addresses · limits
 #     protocol/        5  the server's side of a connection: bytes in, bytes and events out; no
 #                         sockets, threads or clock
 #                         session · calls (ZEO's) · extension (ours) · questions (to the client)

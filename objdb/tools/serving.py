@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,8 +17,20 @@ import click
 
 from objdb.database.opening import open_storage
 from objdb.tools.terminal import echo
+from objdb_zeo.limits import Limits
 
 DEFAULT_ADDRESS = "127.0.0.1:9100"
+_OTHER_DESCRIPTORS = 100  # besides those of the clients
+
+
+def _limit(name: str, help: str, least: int = 1) -> Callable[[Any], Any]:
+    """Return the option for a field of `Limits`."""
+    default = getattr(Limits, name)
+    is_time = isinstance(default, float)
+    return click.option(
+        f"--{name.replace('_', '-')}", default=default, show_default=True, help=help,
+        type=click.FloatRange(min=0, min_open=True) if is_time else click.IntRange(min=least),
+    )
 
 
 @click.command(
@@ -34,14 +48,13 @@ DEFAULT_ADDRESS = "127.0.0.1:9100"
     f"{DEFAULT_ADDRESS}.",
 )
 @click.option("--read-only", is_flag=True, help="Let nobody commit.")
-@click.option(
-    "--vote-seconds", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
-    help="Cut off a client that keeps others from committing for longer.",
-)
-@click.option(
-    "--frame-bytes", type=click.IntRange(min=1024), default=256 * 1024 * 1024, show_default=True,
-    help="The largest message.",
-)
+@_limit("vote_seconds", "Cut off a client that keeps others from committing for longer.")
+@_limit("register_seconds", "Cut off a client that has not said what it wants after so long.")
+@_limit("clients", "How many clients can be connected at once.")
+@_limit("clients_per_address", "How many of one IP address, or of one user of a Unix socket.")
+@_limit("frame_bytes", "The largest message.", least=1024)
+@_limit("pending_bytes", "Cut off a client that does not read, when more waits for it.")
+@_limit("staged_bytes", "How much a client can change before it votes.")
 @click.option(
     "--pickle-clients", is_flag=True, help="Talk pickles, for ZEO clients without msgpack."
 )
@@ -51,7 +64,7 @@ DEFAULT_ADDRESS = "127.0.0.1:9100"
 )
 def serve(
     storage: str | None, named: tuple[str, ...], addresses: tuple[str, ...], read_only: bool,
-    vote_seconds: float, frame_bytes: int, pickle_clients: bool, ready_file: str | None,
+    pickle_clients: bool, ready_file: str | None, **limits: Any,
 ) -> None:
     """Serve STORAGE, a path or URI, to clients on this machine and others, until Ctrl-C or SIGTERM.
 
@@ -63,6 +76,7 @@ def serve(
     from objdb_zeo.server import Server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    _raise_descriptors(limits["clients"])
     where = [parse_address(address) for address in addresses or (DEFAULT_ADDRESS,)]
     with ExitStack() as opened:
         storages = {}
@@ -70,8 +84,7 @@ def serve(
             storages[name] = open_storage(uri, os.getcwd(), read_only=read_only)[0]
             opened.callback(storages[name].close)
         server = Server(
-            storages, where, limit=frame_bytes, pickles=pickle_clients, read_only=read_only,
-            vote_seconds=vote_seconds,
+            storages, where, limits=Limits(**limits), pickles=pickle_clients, read_only=read_only,
         )
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_serve(server, storages, ready_file))
@@ -93,11 +106,27 @@ def _named(storage: str | None, named: tuple[str, ...], opened: ExitStack) -> di
     return found
 
 
+def _raise_descriptors(clients: int) -> None:
+    """Let the process have a descriptor for each client, as far as it may."""
+    needed = clients + _OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+        if most < needed:
+            echo(
+                f"This process may have {most} descriptors: too few for {clients} clients. Raise "
+                "the limit (ulimit -Hn, or systemd's LimitNOFILE=), or lower --clients.", err=True,
+            )
+
+
 async def _serve(server: Any, storages: dict[str, Any], ready_file: str | None) -> None:
     from objdb_zeo.addresses import format_address
+    from objdb_zeo.server import explain
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(explain)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with server:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from objdb.errors import ConflictError, ReadOnlyError, StorageTransactionError
+from objdb.errors import ConflictError, ReadOnlyError, StorageError, StorageTransactionError
 from objdb.ids import Oid, Tid
 from objdb.interfaces import (
     IStorageCurrentRecordIteration,
@@ -17,7 +16,8 @@ from objdb.interfaces import (
 )
 from objdb.storage.foreign import provides
 from objdb_zeo.errors import to_wire
-from objdb_zeo.messages import as_bytes, plain
+from objdb_zeo.limits import ITERATORS, TRANSACTIONS, sparing_logger
+from objdb_zeo.messages import ProtocolError, as_bytes, plain
 from objdb_zeo.protocol.driver import InThread, Steps, Turn
 from objdb_zeo.protocol.questions import resolver
 from objdb_zeo.protocol.served import Served
@@ -26,7 +26,7 @@ from objdb_zeo.protocol.staging import ClientTransaction, Phase
 if TYPE_CHECKING:
     from objdb_zeo.protocol.session import Session
 
-logger = logging.getLogger(__name__)
+logger = sparing_logger(__name__)
 MAX_OIDS = 100
 # What a ZEO client may declare of ZODB's interfaces.
 _ZODB_INTERFACES = {
@@ -194,6 +194,8 @@ class Calls:
             self._iterators.pop(number, None)
 
     def _keep(self, iterator: Any) -> int:
+        if len(self._iterators) >= ITERATORS:
+            raise ProtocolError(f"it has {ITERATORS} iterators, and gave none of them back")
         self._last_iterator += 1
         self._iterators[self._last_iterator] = [iterator, None]
         return self._last_iterator
@@ -218,6 +220,8 @@ class Calls:
         """Begin a transaction. The same id again does nothing."""
         self.require_writable()
         if id not in self._transactions:
+            if len(self._transactions) >= TRANSACTIONS:
+                raise ProtocolError(f"it has begun {TRANSACTIONS} transactions, and ended none")
             self._transactions[id] = ClientTransaction(
                 id, as_bytes(user), as_bytes(description), dict(extension or {}), tid, status
             )
@@ -229,6 +233,21 @@ class Calls:
             raise StorageTransactionError(f"there is no transaction {id!r} of this client")
         transaction.require(phase)
         return transaction
+
+    def limit_staged(self, limit: int) -> None:
+        """Drop what the largest transaction has staged, if all together have staged more than
+        *limit*, in bytes; its vote says so."""
+        transactions = self._transactions.values()
+        if sum(each.size for each in transactions) <= limit:
+            return
+        staged = [each for each in transactions if each.phase is Phase.STAGED]
+        if staged:
+            largest = max(staged, key=lambda each: each.size)
+            largest.drop(limit)
+            logger.warning(
+                "%s: what it has staged is dropped: %s", self._session.label, largest.excess,
+                extra={"host": self._session.host},
+            )
 
     def call_storea(self, oid: Oid, serial: Tid, record: bytes, id: Any) -> None:
         """Stage a record."""
@@ -263,6 +282,9 @@ class Calls:
         transaction will have, if it is known)."""
         transaction, served = self.transaction(id), self._session.served
         asks = self._session.asks
+        if transaction.excess:
+            self._forget(transaction)
+            raise StorageError(transaction.excess)
         transaction.phase = Phase.VOTING
         yield Turn(transaction)
         resolve = resolver(asks, served.vote_seconds)

@@ -33,6 +33,10 @@ class Driver(Protocol):
     def send(self, data: bytes) -> None:
         """Send bytes to the client, in the order of the calls; any thread calls it."""
 
+    def takes_more(self) -> bool:
+        """Return whether the session may take in another call now; if not, the driver calls it
+        again. Asked behind each call."""
+
     def close(self) -> None:
         """Close the connection, when what was sent before is sent."""
 

@@ -13,6 +13,7 @@ from objdb.ids import NO_TID, ROOT_OID, oid_from_int
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.memory import MappingStorage
 from objdb.testing.helpers import commit
+from objdb_zeo.limits import Limits
 from objdb_zeo.messages import MSGPACK, Frames, Message, Msgpack, frame
 from objdb_zeo.protocol.driver import InThread
 from objdb_zeo.protocol.served import Served
@@ -31,6 +32,9 @@ class Driver:
 
     def send(self, data: bytes) -> None:
         self.sent += data
+
+    def takes_more(self) -> bool:
+        return True
 
     def close(self) -> None:
         self.is_closed = True
@@ -53,9 +57,11 @@ class Driver:
 class Client:
     """What a client would send, and what it gets."""
 
-    def __init__(self, served: dict[str, Served], limit: int = 10_000) -> None:
+    def __init__(self, served: dict[str, Served], limit: int = 10_000, **limits: int) -> None:
         self.driver = Driver()
-        self.session = Session(served, self.driver, "a test", limit)
+        self.session = Session(
+            served, self.driver, "a test", Limits(frame_bytes=limit, **limits)
+        )
         self._frames = Frames()
         self._last_id = 0
 
