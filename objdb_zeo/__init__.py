@@ -21,8 +21,12 @@ a ZEO server.
 #                         session · calls (ZEO's) · extension (ours) · questions (to the client)
 #                         served (a storage, who commits, who is told) · staging · driver
 #     server           6  sockets of the server, in asyncio, and threads for what may block
+#                         listening (sockets, made or inherited)
+#     service          7  a server that runs until a signal says otherwise
+#                         systemd (what a service manager is told) · pidfile · upkeep (packs)
 #
-# Imports go one way: client → link → transport → messages; server → protocol → messages. The
+# Imports go one way: client → link → transport → messages; service → server → protocol → messages.
+# The
 # command is `objdb serve`, in objdb/tools/serving.
 
 from __future__ import annotations

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import socket
-import stat
 import struct
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from objdb_zeo.limits import (
     Limits,
     sparing_logger,
 )
+from objdb_zeo.listening import BACKLOG, Access, address_of, listen
 from objdb_zeo.messages import Msgpack, Pickle
 from objdb_zeo.protocol.driver import InThread
 from objdb_zeo.protocol.served import Served
@@ -33,6 +35,8 @@ from objdb_zeo.protocol.session import Session
 logger = sparing_logger(__name__)
 THREADS = 8
 _CLOSE_SECONDS = 5.0  # for what is to be sent before a connection is closed
+_CLEANS_UP = sys.version_info >= (3, 13)  # asyncio removes Unix sockets, unless told not to
+_ACCEPTS = 16  # connections that the event loop accepts before it does something else
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -185,8 +189,7 @@ class _Connection(asyncio.Protocol):
 
     def run(self, step: InThread, done: Callable[[Any, BaseException | None], None]) -> None:
         """See `Driver`."""
-        threads = self._server.commits if step.is_commit else self._server.threads
-        threads.submit(self._work, step.function, done)
+        self._server.submit(partial(self._work, step.function, done), step.is_commit)
 
     def _work(
         self, function: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
@@ -207,8 +210,8 @@ class _Connection(asyncio.Protocol):
 
 
 class Server:
-    """Serves storages, by name, at *addresses*. *pickles*: talk pickles, for ZEO clients without
-    msgpack.
+    """Serves storages, by name, at *addresses*, and on listening sockets that are *inherited*.
+    *access*: to Unix sockets. *pickles*: talk pickles, for ZEO clients without msgpack.
 
     `async with server:` listens; `addresses` then has the ports. The caller closes the storages.
     """
@@ -216,7 +219,7 @@ class Server:
     def __init__(
         self, storages: Mapping[str, Any], addresses: Sequence[Address], *,
         limits: Limits | None = None, pickles: bool = False, read_only: bool = False,
-        **options: Any,
+        inherited: Sequence[socket.socket] = (), access: Access | None = None, **options: Any,
     ) -> None:
         self.served = {
             name: Served(name, storage, read_only=read_only, **options)
@@ -229,8 +232,12 @@ class Server:
         self.codec: type[Msgpack] | type[Pickle] = Pickle if pickles else Msgpack
         self.codec()  # Unsupported now, rather than at the first connection
         self.addresses: list[Address] = list(addresses)
+        self._named = list(addresses)
+        self._inherited, self._access = inherited, access
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="objdb-serve")
         self.commits = ThreadPoolExecutor(THREADS, thread_name_prefix="objdb-commit")
+        self._under_way: set[Future[None]] = set()  # steps in threads, commits aside
+        self._sockets: list[socket.socket] = []
         self._listening: list[Any] = []
 
     def set_limits(self, limits: Limits) -> None:
@@ -268,13 +275,16 @@ class Server:
         loop = asyncio.get_running_loop()
         make = partial(_Connection, self)
         try:
-            for number, address in enumerate(self.addresses):
-                if isinstance(address, str):
-                    listening = await loop.create_unix_server(make, sock=_bind(address))
-                else:
-                    listening = await loop.create_server(make, *address)
-                    self.addresses[number] = listening.sockets[0].getsockname()[:2]
-                self._listening.append(listening)
+            self._sockets = listen(self._named, self._inherited, self._access)
+            self.addresses = list(dict.fromkeys(map(address_of, self._sockets)))
+            for each in self._sockets:
+                is_unix = each.family == socket.AF_UNIX
+                create: Any = loop.create_unix_server if is_unix else loop.create_server
+                options = {"cleanup_socket": False} if is_unix and _CLEANS_UP else {}
+                # A copy: it is closed when the server takes no more, and may be inherited then.
+                copy = each.dup()
+                self._listening.append(await create(make, sock=copy, backlog=_ACCEPTS, **options))
+                each.listen(BACKLOG)
         except BaseException:
             await self.close()
             raise
@@ -283,25 +293,59 @@ class Server:
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
+    def submit(self, work: Callable[[], None], is_commit: bool) -> None:
+        """Do work in a thread."""
+        if is_commit:
+            self.commits.submit(work)
+            return
+        future = self.threads.submit(work)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+
     async def close(self) -> None:
-        """Stop listening, and close all connections. Finishes under way end first, and are
-        answered."""
+        """Take no more connections and votes, and close all when what has voted has ended."""
+        for each in await self.hand_over():
+            where = address_of(each)
+            each.close()
+            if isinstance(where, str) and where in self._named and os.path.exists(where):
+                os.unlink(where)
+
+    async def hand_over(self) -> list[socket.socket]:
+        """As `close`, but return the sockets, which go on listening: who connects now waits for
+        whoever accepts next. Clients that have voted may finish, for as long as they could have
+        anyway, and load meanwhile; who would vote is not answered, so that it tries again with the
+        next server. Packs are cancelled."""
         for listening in self._listening:
             listening.close()
+        for served in self.served.values():
+            served.stop()
+        patience = self.limits.vote_seconds or _CLOSE_SECONDS
+        await _until(lambda: all(each.is_idle for each in self.served.values()), patience)
         for connection in list(self.connections):
             connection.take_no_more()
         loop = asyncio.get_running_loop()
-        for served in self.served.values():
+        for served in self.served.values():  # who has not finished is dropped below
             await loop.run_in_executor(None, served.wait_for_finishes)
         for connection in list(self.connections):
             connection._close()
-        while self.connections:
-            await asyncio.sleep(0.01)
-        for threads in (self.threads, self.commits):
-            await loop.run_in_executor(None, threads.shutdown)
-        for address in self.addresses:
-            if isinstance(address, str) and os.path.exists(address):
-                os.unlink(address)
+        await _until(lambda: not self.connections, None)
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        if not await _until(lambda: not self._under_way, _CLOSE_SECONDS):
+            logger.warning("calls are under way that take long: they end with the storage")
+        await loop.run_in_executor(None, self.commits.shutdown)
+        sockets, self._sockets = self._sockets, []
+        return sockets
+
+
+async def _until(is_so: Callable[[], bool], seconds: float | None) -> bool:
+    """Return true when something is so; false if it is not within so many seconds."""
+    loop = asyncio.get_running_loop()
+    deadline = math.inf if seconds is None else loop.time() + seconds
+    while not is_so():
+        if loop.time() > deadline:
+            return False
+        await asyncio.sleep(0.01)
+    return True
 
 
 def explain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -327,33 +371,3 @@ def peer_of(transport: Any) -> tuple[str, str]:
     ids = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _ = _CREDENTIALS.unpack(ids)
     return f"process {pid} of user {uid}", f"user {uid}"
-
-
-def _bind(path: str) -> socket.socket:
-    """Return a Unix socket, bound to a path, that only the user of this process may connect to."""
-    _remove_stale(path)
-    found = socket.socket(socket.AF_UNIX)
-    try:
-        os.fchmod(found.fileno(), 0o600)  # before it has a name: Linux takes the mode from here
-        found.bind(path)
-        os.chmod(path, 0o600)
-    except BaseException:
-        found.close()
-        raise
-    return found
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a Unix socket at which nobody listens; OSError if somebody does."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise OSError(errno.EEXIST, "there is something else", path)
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-    raise OSError(errno.EADDRINUSE, "the address is in use", path)

@@ -15,6 +15,7 @@ from objdb.interfaces import (
     IStorageUndoable,
 )
 from objdb.storage.foreign import provides
+from objdb.storage.times import pack_moment
 from objdb_zeo.errors import to_wire
 from objdb_zeo.limits import ITERATORS, TRANSACTIONS, sparing_logger
 from objdb_zeo.messages import ProtocolError, as_bytes, plain
@@ -402,22 +403,15 @@ class Calls:
     def call_pack(self, seconds: float, wait: bool = True) -> Steps:
         """Pack up to a time."""
         served = self._session.served
-        pack = partial(served.storage.pack, seconds, served.references)
-        if not wait:
-            self._session.driver.run(InThread(pack), self.packed)
-            return
-        yield InThread(pack)
-        self.packed(None, None)
+        pack = partial(served.pack, pack_moment(seconds, 0, served.storage.lastTransaction()))
+        if wait:
+            yield InThread(pack)
+        else:
+            self._session.driver.run(InThread(pack), self._packed)
 
-    def packed(self, _: Any, error: BaseException | None) -> None:
-        """Tell all clients of a pack, or the log why it failed."""
+    def _packed(self, _: Any, error: BaseException | None) -> None:
         if error is not None:
             logger.error("%s: packing failed: %r", self._session.label, error)
-            return
-        for session in list(self._session.served.sessions):
-            session.tell("info", self._session.served.info())
-            if session.knows_extension:
-                session.tell("objdb.packed")
 
 
 def id_from_wire(transaction_id: Any) -> Any:

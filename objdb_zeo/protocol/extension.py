@@ -19,7 +19,7 @@ from objdb.interfaces import (
     IStorageUndoable,
 )
 from objdb.storage.commit import TransactionMetaData
-from objdb.storage.foreign import pack_storage, provides
+from objdb.storage.foreign import provides
 from objdb_zeo.protocol.calls import id_from_wire
 from objdb_zeo.protocol.driver import InThread, Steps
 from objdb_zeo.protocol.questions import resolver
@@ -116,12 +116,7 @@ class Extension:
                 options["roots"] = partial(asks, "roots")
             if has_elsewhere:
                 options["elsewhere"] = partial(asks, "elsewhere")
-        result = yield InThread(partial(
-            pack_storage, served.storage, moment, served.references, gc, **options
-        ))
-        if not dry_run:
-            self._session.calls.packed(None, None)
-        return tuple(result)
+        return tuple((yield InThread(partial(served.pack, moment, gc, **options))))
 
     def call_packed_tid(self) -> Tid:
         """Return the last transaction whose revisions may be gone."""
