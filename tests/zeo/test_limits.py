@@ -7,6 +7,7 @@ import logging
 import resource
 import struct
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,15 @@ def test_it_votes_and_falls_silent(server: Command, good: Raw) -> None:
 
 
 def test_no_descriptors_are_left(tmp_path: Path) -> None:
-    """A server without descriptors says so, and goes on when there are some again."""
+    """A server without descriptors says so (libuv does not, and closes what it cannot take), and
+    goes on when there are some again."""
     with commanded(tmp_path, "--address", f"unix:{tmp_path}/sock") as command:
         with Raw(command.addresses[0]) as good:
             process = command.process.pid
             resource.prlimit(process, resource.RLIMIT_NOFILE, (40, 40))
             bad = [Raw(command.addresses[0], register=False) for _ in range(50)]
-            command.says("descriptors left")
+            if find_spec("uvloop") is None:
+                command.says("descriptors left")
             assert good.call("ping") is None
             for each in bad:
                 each.close()
