@@ -90,7 +90,7 @@ class _Connection(asyncio.Protocol):
         """Take in calls, until it is the next client's turn, or too much waits to be sent. Nothing
         is read while calls are left, so a flood of them waits in the client."""
         assert self.session is not None
-        if self._is_full and not data:
+        if self._is_ending or (self._is_full and not data):
             return
         began = self._loop.time()
         self._turn = TURN_CALLS if began < self._company_until else ALONE_CALLS
@@ -105,7 +105,7 @@ class _Connection(asyncio.Protocol):
         if is_left:
             self._transport.pause_reading()
             self._go_on_soon(began)
-        elif not self._is_ending and not self._is_full:
+        elif not self._is_full:
             self._transport.resume_reading()
 
     def _go_on_soon(self, began: float) -> None:

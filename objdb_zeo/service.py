@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 class Service:
-    """Runs *server*. *reload()* is called at SIGHUP, *ready(addresses)* once it listens. While it
-    runs, *ready_file* has the addresses and the process's number. *autopack*: when a storage packs
-    itself, by its name."""
+    """Runs *server*. *reload()*, which returns whether the settings are valid, is called at SIGHUP
+    and before a restart; *ready(addresses)* once it listens. While it runs, *ready_file* has the
+    addresses and the process's number. *autopack*: when a storage packs itself, by its name."""
 
     def __init__(
-        self, server: Server, *, reload: Callable[[], object], ready: Callable[[list[str]], object],
+        self, server: Server, *, reload: Callable[[], bool], ready: Callable[[list[str]], object],
         ready_file: str | None = None, autopack: Mapping[str, AutoPack] | None = None,
     ) -> None:
         self._server = server
@@ -81,6 +81,9 @@ class Service:
         return None
 
     def _restart(self) -> None:
+        if not self._reload():  # the next program would not start
+            logger.error("the server does not restart, since its settings are not valid")
+            return
         self._restarts = True
         self._end.set()
 
@@ -96,7 +99,12 @@ class Service:
         loop = asyncio.get_running_loop()
         while seconds is not None:
             for served in self._server.served.values():
-                await loop.run_in_executor(None, served.storage.lastTransaction)
+                try:
+                    await loop.run_in_executor(None, served.storage.lastTransaction)
+                except Exception:
+                    name = served.name
+                    logger.exception("the storage %r fails; the watchdog is told no more", name)
+                    return
             self._notifier.tell("WATCHDOG=1")
             await asyncio.sleep(seconds / 2)
 

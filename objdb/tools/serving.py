@@ -223,19 +223,25 @@ def _limits(given: dict[str, Any]) -> Limits:
     return Limits(**{each.name: given[each.name] for each in fields(Limits)})
 
 
-def _reload(ctx: click.Context, given: dict[str, Any], server: Any) -> None:
-    """Read the settings again: limits change at once, and the log says what takes a restart."""
+def _reload(ctx: click.Context, given: dict[str, Any], server: Any) -> bool:
+    """Read the settings again, and return whether they are valid. Limits change at once, and the
+    log says what takes a restart."""
     try:
         fresh = serve.make_context("serve", list(ctx.meta[_ARGUMENTS]), parent=ctx.parent).params
         server.set_limits(_limits(fresh))
     except (click.ClickException, ObjdbError, OSError) as error:
-        logger.error("the settings stay as they were: %s", error)
-        return
+        logger.error("the settings stay as they were: %s", _sentence(error))
+        return False
     limits = {each.name for each in fields(Limits)}
     others = [name for name in given if name not in limits and given[name] != fresh[name]]
     logger.info("the settings were read again: %s", server.limits)
     if others:
         logger.warning("%s changed, which takes a restart (SIGUSR2)", ", ".join(others))
+    return True
+
+
+def _sentence(error: Exception) -> str:
+    return error.format_message() if isinstance(error, click.ClickException) else str(error)
 
 
 def _open(

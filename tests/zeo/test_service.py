@@ -36,7 +36,6 @@ from tests.zeo.commanding import commanded, wait_for
 from tests.zeo.raw import NOW, Raw, begin, message
 from tests.zeo.serving import Serving
 
-
 if find_spec("uvloop"):
     import_module("uvloop")  # the command does, in this process: no test leaves it behind
 
@@ -88,12 +87,14 @@ def test_a_servers_life(tmp_path: Path) -> None:
         told = run("serve", "--settings", path, code=1)
         assert f"a server runs already (process {command.process.pid})" in told
 
-        for change, words in (
-            ((51, "client = 3"), "[server] has client, which there is not; did you mean clients?"),
-            ((1,), "clients=1,"), ((52, "read_only = true"), "read_only changed, which takes"),
+        for number, change, words in (
+            (signal.SIGHUP, (51, "client = 3"), "has client, which there is not; did you mean "),
+            (signal.SIGUSR2, (51, "client = 3"), "the server does not restart, since"),
+            (signal.SIGHUP, (1,), "clients=1,"),
+            (signal.SIGHUP, (52, "read_only = true"), "read_only changed, which takes"),
         ):
             write_settings(tmp_path, *change)
-            command.process.send_signal(signal.SIGHUP)
+            command.process.send_signal(number)
             command.says(words)
         assert "clients=52," in command.log
 
@@ -224,6 +225,28 @@ def test_what_a_service_manager_gives_and_is_told(tmp_path: Path) -> None:
             each.close()
 
 
+def test_the_watchdog_is_not_told_of_failures(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The watchdog is told no more once a storage fails; the log has the error."""
+    storage = MappingStorage()
+
+    def fail() -> Any:
+        raise OSError("the disk is gone")
+
+    async def watch() -> None:
+        server = Server({"1": storage}, [str(tmp_path / "sock")])
+        storage.lastTransaction = fail  # type: ignore[method-assign]
+        service = Service(server, reload=lambda: True, ready=lambda addresses: None)
+        service._notifier.watchdog_seconds = 0.02
+        await service._watch()
+        await server.close()
+
+    asyncio.run(watch())
+    assert "the storage '1' fails" in caplog.text and "the disk is gone" in caplog.text
+    storage.close()
+
+
 def test_the_watchdog_wants_an_answer(tmp_path: Path) -> None:
     """The watchdog is told nothing while a storage does not answer."""
     storage = MappingStorage()
@@ -237,7 +260,7 @@ def test_the_watchdog_wants_an_answer(tmp_path: Path) -> None:
 
     async def serve() -> None:
         server = Server({"1": storage}, [str(tmp_path / "sock")])
-        service = Service(server, reload=lambda: None, ready=lambda addresses: None)
+        service = Service(server, reload=lambda: True, ready=lambda addresses: None)
         service._notifier.watchdog_seconds = 0.02
         said: list[str] = []
         service._notifier.tell = lambda *lines: said.append(lines[0])  # type: ignore[method-assign]
