@@ -63,26 +63,46 @@ class Access(NamedTuple):
         return cls(user, group_id, umask)
 
 
+class Listening(NamedTuple):
+    """A listening socket. *is_own*: a server made it; else a service manager did."""
+
+    socket: socket.socket
+    is_own: bool
+
+    def close(self) -> None:
+        """Listen no more; remove the path of an own Unix socket."""
+        path = address_of(self.socket)
+        self.socket.close()
+        if self.is_own and isinstance(path, str) and os.path.exists(path):
+            os.unlink(path)
+
+
 def listen(
-    addresses: Sequence[Address], inherited: Sequence[socket.socket] = (),
+    addresses: Sequence[Address], inherited: Sequence[Listening] = (),
     access: Access | None = None,
-) -> list[socket.socket]:
+) -> list[Listening]:
     """Return listening sockets: those *inherited*, and one or several for each address that they do
-    not cover. `UsageError`, which says what to do, for an address that cannot be had."""
-    found, free = list(inherited), list(inherited)
+    not cover. Inherited ones of a server, before its restart, at other addresses are closed.
+    `UsageError`, which says what to do, for an address that cannot be had."""
+    free = list(inherited)
+    found: list[Listening] = []
     try:
         for address in addresses:
-            same = next((each for each in free if _covers(each, address)), None)
-            if same is not None:
-                free.remove(same)
-            else:
-                found += _bound(address, access or Access())
+            same = [each for each in free if _covers(each.socket, address)]
+            free = [each for each in free if each not in same]
+            made = [] if same else _bound(address, access or Access())
+            found += same + [Listening(each, is_own=True) for each in made]
     except BaseException:
-        for each in found:
+        for each in (*found, *free):
             each.close()
         raise
+    for each in free:
+        if each.is_own:
+            each.close()
+        else:
+            found.append(each)
     for each in found:
-        each.listen(BACKLOG)
+        each.socket.listen(BACKLOG)
     return found
 
 
@@ -96,7 +116,12 @@ def _covers(listening: socket.socket, address: Address) -> bool:
     there = address_of(listening)
     if isinstance(there, str) or isinstance(address, str):
         return there == address
-    return there[0] == address[0] and address[1] in (0, there[1])
+    if address[1] not in (0, there[1]):
+        return False
+    if not address[0]:
+        return there[0] in ("0.0.0.0", "::")
+    infos = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    return any(where[0] == there[0] for *_, where in infos)
 
 
 def _bound(address: Address, access: Access) -> list[socket.socket]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
-import os
 import socket
 import struct
 import sys
@@ -26,7 +25,7 @@ from objdb_zeo.limits import (
     Limits,
     sparing_logger,
 )
-from objdb_zeo.listening import BACKLOG, Access, address_of, listen
+from objdb_zeo.listening import BACKLOG, Access, Listening, address_of, listen
 from objdb_zeo.messages import Msgpack, Pickle
 from objdb_zeo.protocol.driver import InThread
 from objdb_zeo.protocol.served import Served
@@ -219,7 +218,7 @@ class Server:
     def __init__(
         self, storages: Mapping[str, Any], addresses: Sequence[Address], *,
         limits: Limits | None = None, pickles: bool = False, read_only: bool = False,
-        inherited: Sequence[socket.socket] = (), access: Access | None = None, **options: Any,
+        inherited: Sequence[Listening] = (), access: Access | None = None, **options: Any,
     ) -> None:
         self.served = {
             name: Served(name, storage, read_only=read_only, **options)
@@ -237,7 +236,7 @@ class Server:
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="objdb-serve")
         self.commits = ThreadPoolExecutor(THREADS, thread_name_prefix="objdb-commit")
         self._under_way: set[Future[None]] = set()  # steps in threads, commits aside
-        self._sockets: list[socket.socket] = []
+        self._sockets: list[Listening] = []
         self._listening: list[Any] = []
 
     def set_limits(self, limits: Limits) -> None:
@@ -276,8 +275,9 @@ class Server:
         make = partial(_Connection, self)
         try:
             self._sockets = listen(self._named, self._inherited, self._access)
-            self.addresses = list(dict.fromkeys(map(address_of, self._sockets)))
-            for each in self._sockets:
+            sockets = [each.socket for each in self._sockets]
+            self.addresses = list(dict.fromkeys(map(address_of, sockets)))
+            for each in sockets:
                 is_unix = each.family == socket.AF_UNIX
                 create: Any = loop.create_unix_server if is_unix else loop.create_server
                 options = {"cleanup_socket": False} if is_unix and _CLEANS_UP else {}
@@ -305,12 +305,9 @@ class Server:
     async def close(self) -> None:
         """Take no more connections and votes, and close all when what has voted has ended."""
         for each in await self.hand_over():
-            where = address_of(each)
             each.close()
-            if isinstance(where, str) and where in self._named and os.path.exists(where):
-                os.unlink(where)
 
-    async def hand_over(self) -> list[socket.socket]:
+    async def hand_over(self) -> list[Listening]:
         """As `close`, but return the sockets, which go on listening: who connects now waits for
         whoever accepts next. Clients that have voted may finish, for as long as they could have
         anyway, and load meanwhile; who would vote is not answered, so that it tries again with the

@@ -15,12 +15,12 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import Callable, Mapping
 
 from objdb.database.packing import AutoPack
 from objdb_zeo.addresses import format_address
+from objdb_zeo.listening import Listening
 from objdb_zeo.server import Server, explain
 from objdb_zeo.systemd import Notifier
 from objdb_zeo.upkeep import packing
@@ -48,7 +48,7 @@ class Service:
         self._end = asyncio.Event()
         self._restarts = False
 
-    async def run(self) -> list[socket.socket] | None:
+    async def run(self) -> list[Listening] | None:
         """Run until a signal comes; return the listening sockets if it is to restart."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(explain)

@@ -1,6 +1,7 @@
 """What a service manager and a server tell each other, by environment variables and a socket.
 
-    LISTEN_FDS, LISTEN_PID          listening sockets, from descriptor 3 on
+    LISTEN_FDS, LISTEN_PID          listening sockets, from descriptor 3 on; LISTEN_FDNAMES: their
+                                    names
     NOTIFY_SOCKET                   READY=1, RELOADING=1, STOPPING=1, STATUS=…, WATCHDOG=1
     WATCHDOG_USEC, WATCHDOG_PID     how often WATCHDOG=1 has to come
 
@@ -18,19 +19,25 @@ import time
 from collections.abc import MutableMapping, Sequence
 
 from objdb.errors import UsageError
+from objdb_zeo.listening import Listening
 
 logger = logging.getLogger(__name__)
 _FIRST = 3
+_OWN = "objdb.own"  # the name of a socket that a server made, before its restart
 
 
-def inherited_sockets(environ: MutableMapping[str, str] = os.environ) -> list[socket.socket]:
+def inherited_sockets(environ: MutableMapping[str, str] = os.environ) -> list[Listening]:
     """Return the listening sockets that were given to this process, once: the variables are
     removed. `UsageError` for descriptors that are no listening sockets."""
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
-    environ.pop("LISTEN_FDNAMES", None)
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
-    return [_listening(number) for number in range(_FIRST, _FIRST + int(count))]
+    names += [""] * (int(count) - len(names))
+    return [
+        Listening(_listening(number), is_own=names[number - _FIRST] == _OWN)
+        for number in range(_FIRST, _FIRST + int(count))
+    ]
 
 
 def _listening(number: int) -> socket.socket:
@@ -51,14 +58,17 @@ def _listening(number: int) -> socket.socket:
     return found
 
 
-def bequeath(sockets: Sequence[socket.socket]) -> None:
+def bequeath(sockets: Sequence[Listening]) -> None:
     """Prepare listening sockets for the program that replaces this one, by `exec`, in this
     process."""
     above = _FIRST + len(sockets)
-    copies = [fcntl.fcntl(each.fileno(), fcntl.F_DUPFD_CLOEXEC, above) for each in sockets]
+    copies = [fcntl.fcntl(each.socket.fileno(), fcntl.F_DUPFD_CLOEXEC, above) for each in sockets]
     for number, copy in enumerate(copies, _FIRST):
         os.dup2(copy, number, inheritable=True)
-    os.environ.update(LISTEN_FDS=str(len(sockets)), LISTEN_PID=str(os.getpid()))
+    names = ":".join(_OWN if each.is_own else "inherited" for each in sockets)
+    os.environ.update(
+        LISTEN_FDS=str(len(sockets)), LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES=names
+    )
 
 
 class Notifier:

@@ -8,7 +8,6 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from dataclasses import fields
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -29,6 +28,9 @@ from objdb.tools import settings
 from objdb.tools.operating import show_status, stop_server
 from objdb.tools.terminal import echo, json_option
 from objdb_zeo.limits import Limits
+
+if TYPE_CHECKING:
+    from objdb_zeo.listening import Listening
 
 DEFAULT_ADDRESS = "127.0.0.1:9100"
 _OTHER_DESCRIPTORS = 100  # besides those of the clients
@@ -198,7 +200,7 @@ def _runner() -> Callable[[Any], Any]:
 
 async def _serve(
     ctx: click.Context, given: dict[str, Any], storages: dict[str, Any], autopack: dict[str, Any]
-) -> list[socket.socket] | None:
+) -> list[Listening] | None:
     from objdb_zeo.addresses import parse_address
     from objdb_zeo.listening import Access
     from objdb_zeo.server import Server
@@ -206,7 +208,8 @@ async def _serve(
     from objdb_zeo.systemd import inherited_sockets
 
     inherited = inherited_sockets()
-    default = () if inherited else (DEFAULT_ADDRESS,)
+    is_activated = any(not each.is_own for each in inherited)
+    default = () if is_activated else (DEFAULT_ADDRESS,)
     server = Server(
         storages, [parse_address(each) for each in given["addresses"] or default],
         limits=_limits(given), pickles=given["pickle_clients"], read_only=given["read_only"],
@@ -233,7 +236,10 @@ def _reload(ctx: click.Context, given: dict[str, Any], server: Any) -> bool:
         logger.error("the settings stay as they were: %s", _sentence(error))
         return False
     limits = {each.name for each in fields(Limits)}
-    others = [name for name in given if name not in limits and given[name] != fresh[name]]
+    options = {each.name: max(each.opts, key=len) for each in serve.params}
+    others = [
+        options[name] for name in given if name not in limits and given[name] != fresh[name]
+    ]
     logger.info("the settings were read again: %s", server.limits)
     if others:
         logger.warning("%s changed, which takes a restart (SIGUSR2)", ", ".join(others))

@@ -26,7 +26,7 @@ from objdb.ids import NO_TID, ROOT_OID
 from objdb.storage.memory import MappingStorage
 from objdb.testing.helpers import commit
 from objdb.tools.main import main
-from objdb_zeo.listening import Access
+from objdb_zeo.listening import Access, Listening, address_of, listen
 from objdb_zeo.protocol.served import Served
 from objdb_zeo.server import Server
 from objdb_zeo.service import Service
@@ -91,7 +91,7 @@ def test_a_servers_life(tmp_path: Path) -> None:
             (signal.SIGHUP, (51, "client = 3"), "has client, which there is not; did you mean "),
             (signal.SIGUSR2, (51, "client = 3"), "the server does not restart, since"),
             (signal.SIGHUP, (1,), "clients=1,"),
-            (signal.SIGHUP, (52, "read_only = true"), "read_only changed, which takes"),
+            (signal.SIGHUP, (52, "read_only = true"), "--read-only changed, which takes"),
         ):
             write_settings(tmp_path, *change)
             command.process.send_signal(number)
@@ -286,6 +286,27 @@ def test_nobody_is_told() -> None:
     gone = Notifier({"NOTIFY_SOCKET": "@objdb-nobody", "WATCHDOG_USEC": "5", "WATCHDOG_PID": "1"})
     gone.tell("READY=1")
     assert gone.watchdog_seconds is None
+
+
+def test_addresses_and_inherited_sockets(tmp_path: Path) -> None:
+    """A restarted server keeps the sockets of its addresses, and closes its others; those of the
+    service manager stay. `localhost` and port 0 are covered by what they once led to."""
+    path, other = str(tmp_path / "sock"), str(tmp_path / "other")
+    first = listen([path, other, ("localhost", 0)])
+    ports = {each.socket.getsockname()[1] for each in first[2:]}
+    assert len(ports) == 1 and all(each.is_own for each in first)
+    given = Listening(socket.create_server(("127.0.0.1", 0)), is_own=False)
+    second = listen([path, ("localhost", 0)], [*first, given])
+    assert [address_of(each.socket) for each in second] == [
+        path, *(address_of(each.socket) for each in first[2:]), address_of(given.socket)
+    ]
+    assert os.path.exists(path) and not os.path.exists(other)
+    with pytest.raises(UsageError, match="the address is in use"):
+        listen([other, path])
+    assert not os.path.exists(other)
+    for each in second:
+        each.close()
+    assert not os.path.exists(path)
 
 
 def test_descriptors_that_do_not_listen() -> None:
