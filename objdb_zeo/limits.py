@@ -22,7 +22,8 @@ HIGH_WATER_BYTES = 1 << 20
 # How many calls of one client are taken in before it is the next one's turn: while others have
 # called within COMPANY_SECONDS, and while none has; and how long it then waits, in turns, for them.
 TURN_CALLS, ALONE_CALLS, COMPANY_SECONDS, TURN_PAUSES = 4, 16, 0.05, 3
-CALLS_IN_THREADS = 64  # of one client, commits aside
+# Calls of one client that take long, commits aside: at work, and with those that wait.
+THREADS_OF_ONE, CALLS_IN_THREADS = 4, 64
 TRANSACTIONS = 1000  # of one client at once
 ITERATORS = 10_000
 _VARIABLE = re.compile(r"[\d'\"]")

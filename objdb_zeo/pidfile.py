@@ -10,6 +10,8 @@ import fcntl
 import os
 import select
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from objdb.errors import UsageError
 
@@ -58,34 +60,48 @@ class PidFile:
 def stop(path: str, seconds: float) -> int:
     """Stop the server whose file is *path*; return the number of its process, when it is gone.
     `UsageError` if there is none, or it does not stop in time."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file, so no server runs that made it") from None
-    try:
+    with _server_of(path) as (number, process):
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        if not select.select([process], [], [], seconds)[0]:
+            raise UsageError(
+                f"process {number} has not stopped within {seconds:g} seconds. It finishes the "
+                "commits that are under way; wait, or look into its log"
+            )
+    return number
+
+
+def restart(path: str) -> int:
+    """Let the server whose file is *path* restart; return the number of its process."""
+    with _server_of(path) as (number, process):
+        signal.pidfd_send_signal(process, signal.SIGUSR2)
+    return number
+
+
+@contextmanager
+def _server_of(path: str) -> Iterator[tuple[int, int]]:
+    """Yield the number of the process that holds a file, and a descriptor for it; `UsageError` if
+    there is none."""
+    with ExitStack() as opened:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise UsageError(
+                f"{path}: there is no such file, so no server runs that made it"
+            ) from None
+        opened.callback(os.close, descriptor)
         number = _number(path)
         process = _open_process(number)
-        try:
-            if _lock(descriptor):  # nobody holds it
-                os.unlink(path)
-                raise UsageError(
-                    f"{path} was left by a server that is gone (process {number or 'unknown'}), "
-                    "and is removed now. Nothing is stopped"
-                )
-            if process is None:
-                raise UsageError(f"{path}: a server runs, but the file does not say its process")
-            signal.pidfd_send_signal(process, signal.SIGTERM)
-            if not select.select([process], [], [], seconds)[0]:
-                raise UsageError(
-                    f"process {number} has not stopped within {seconds:g} seconds. It finishes the "
-                    "commits that are under way; wait, or look into its log"
-                )
-        finally:
-            if process is not None:
-                os.close(process)
-    finally:
-        os.close(descriptor)
-    return number
+        if process is not None:
+            opened.callback(os.close, process)
+        if _lock(descriptor):  # nobody holds it
+            os.unlink(path)
+            raise UsageError(
+                f"{path} was left by a server that is gone (process {number or 'unknown'}), and is "
+                "removed now. No server was signalled"
+            )
+        if process is None:
+            raise UsageError(f"{path}: a server runs, but the file does not say its process")
+        yield number, process
 
 
 def _number(path: str) -> int:

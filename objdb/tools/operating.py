@@ -76,3 +76,10 @@ def stop_server(pid_file: str) -> None:
 
     number = stop(pid_file, STOP_SECONDS)
     echo(f"process {number} has stopped")
+
+
+def restart_server(pid_file: str) -> None:
+    """Let the server of a pid file restart."""
+    from objdb_zeo.pidfile import restart
+
+    echo(f"process {restart(pid_file)} restarts; its log says when it listens")

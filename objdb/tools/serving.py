@@ -25,7 +25,7 @@ from objdb.database.opening import open_storage
 from objdb.database.packing import AutoPack, autopack_of
 from objdb.errors import ObjdbError, UsageError
 from objdb.tools import settings
-from objdb.tools.operating import show_status, stop_server
+from objdb.tools.operating import restart_server, show_status, stop_server
 from objdb.tools.terminal import echo, json_option
 from objdb_zeo.limits import Limits
 
@@ -140,11 +140,15 @@ class _Serve(click.Command):
     "win. SIGHUP reads it again.",
 )
 @click.option("--stop", is_flag=True, help="Stop the server that has the --pid-file.")
+@click.option(
+    "--restart", is_flag=True,
+    help="Restart the server that has the --pid-file; it goes on listening.",
+)
 @click.option("--status", is_flag=True, help="Print the status of the server at --address.")
 @json_option
 @click.pass_context
 def serve(
-    ctx: click.Context, /, stop: bool, status: bool, as_json: bool, **given: Any
+    ctx: click.Context, /, stop: bool, restart: bool, status: bool, as_json: bool, **given: Any
 ) -> None:
     """Serve STORAGE, a path or URI, to clients on this machine and others, until Ctrl-C or SIGTERM.
 
@@ -154,10 +158,11 @@ def serve(
     """
     if status:
         show_status(given["addresses"] or (DEFAULT_ADDRESS,), as_json=as_json)
-    elif stop:
+    elif stop or restart:
         if given["pid_file"] is None:
-            raise click.UsageError("--stop needs the --pid-file that the server was started with")
-        stop_server(given["pid_file"])
+            option = "--stop" if stop else "--restart"
+            raise click.UsageError(f"{option} needs the --pid-file that the server has")
+        (stop_server if stop else restart_server)(given["pid_file"])
     else:
         _run(ctx, given)
 

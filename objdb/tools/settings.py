@@ -21,7 +21,7 @@ from objdb.database.settings import SERVER, read_toml
 from objdb.errors import UsageError
 
 # Of the command line only.
-_EXCEPT = {"settings", "stop", "status", "json", "help"}
+_EXCEPT = {"settings", "stop", "restart", "status", "json", "help"}
 
 
 def load(path: str, command: click.Command, ctx: click.Context) -> dict[str, Any]:

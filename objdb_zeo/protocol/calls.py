@@ -407,7 +407,7 @@ class Calls:
         if wait:
             yield InThread(pack)
         else:
-            self._session.driver.run(InThread(pack), self._packed)
+            self._session.run(InThread(pack), self._packed)
 
     def _packed(self, _: Any, error: BaseException | None) -> None:
         if error is not None:

@@ -25,6 +25,7 @@ class Turn(NamedTuple):
 
 
 Steps = Generator[Any, Any, Any]
+Done = Callable[[Any, "BaseException | None"], None]
 
 
 class Driver(Protocol):
@@ -40,7 +41,7 @@ class Driver(Protocol):
     def close(self) -> None:
         """Close the connection, when what was sent before is sent."""
 
-    def run(self, step: InThread, done: Callable[[Any, BaseException | None], None]) -> None:
+    def run(self, step: InThread, done: Done) -> None:
         """Call the step's function; then *done* with its result or error."""
 
     def soon(self, function: Callable[[], object]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from objdb.errors import ObjdbError, ReadOnlyError, StorageError, Unsupported
 from objdb.ids import Tid
 from objdb_zeo.errors import to_wire
-from objdb_zeo.limits import CALLS_IN_THREADS, Limits, sparing_logger
+from objdb_zeo.limits import CALLS_IN_THREADS, THREADS_OF_ONE, Limits, sparing_logger
 from objdb_zeo.messages import (
     CALL,
     ERROR,
@@ -39,7 +39,7 @@ from objdb_zeo.messages import (
     plain,
 )
 from objdb_zeo.protocol.calls import ANSWERED, READS, Calls, InPlace, status_of
-from objdb_zeo.protocol.driver import Driver, InThread, Steps
+from objdb_zeo.protocol.driver import Done, Driver, InThread, Steps
 from objdb_zeo.protocol.extension import Extension
 from objdb_zeo.protocol.questions import ANSWER_SECONDS, AskedInVain, Question
 from objdb_zeo.protocol.served import Served
@@ -81,6 +81,7 @@ class Session:
         self._questions: dict[int, Question] = {}
         self._last_question = 0
         self._in_threads = 0  # steps under way that may block, commits aside
+        self._slow: deque[tuple[InThread, Done]] = deque()  # those that wait for a thread
         driver.send(frame(self.codec.greeting))
 
     # -- bytes in
@@ -184,29 +185,38 @@ class Session:
                 self._fail(message, failure)
                 return
             if isinstance(step, InThread):
-                if step.is_commit:
-                    self.driver.run(step, go_on)
+                try:
+                    self.run(step, go_on)
                     return
-                if self._in_threads < CALLS_IN_THREADS:
-                    self._in_threads += 1
-                    self.driver.run(step, partial(self._leave_thread, go_on))
-                    return
-                value, error = None, StorageError(
-                    f"{self.title}: this client has {CALLS_IN_THREADS} calls under way that take "
-                    "long. Wait for one of them to end"
-                )
-                continue
+                except StorageError as refused:
+                    value, error = None, refused
+                    continue
             soon = partial(self.driver.soon, partial(go_on, None, None))
             if not self.served.take_turn(step.transaction, soon):
                 return
             value = error = None
 
-    def _leave_thread(
-        self, go_on: Callable[[Any, BaseException | None], None], result: Any,
-        error: BaseException | None,
-    ) -> None:
+    def run(self, step: InThread, done: Done) -> None:
+        """Do a step that may block; then call *done*. Those of commits at once; of the others a few
+        at a time, so that other clients find a thread free. `StorageError` if many wait."""
+        if step.is_commit:
+            self.driver.run(step, done)
+        elif self._in_threads < THREADS_OF_ONE:
+            self._in_threads += 1
+            self.driver.run(step, partial(self._leave_thread, done))
+        elif len(self._slow) < CALLS_IN_THREADS - THREADS_OF_ONE:
+            self._slow.append((step, done))
+        else:
+            raise StorageError(
+                f"{self.title}: this client has {CALLS_IN_THREADS} calls under way that take long. "
+                "Wait for one of them to end"
+            )
+
+    def _leave_thread(self, done: Done, result: Any, error: BaseException | None) -> None:
         self._in_threads -= 1
-        go_on(result, error)
+        if self._slow and not self.is_closed:
+            self.run(*self._slow.popleft())
+        done(result, error)
 
     # -- bytes out
 

@@ -100,7 +100,7 @@ def test_a_servers_life(tmp_path: Path) -> None:
 
         write_settings(tmp_path, 53)
         with objdb.DB(f"zeo://{tcp}?storage=main&wait_seconds=30") as db:
-            restart_under_load(command, db, tcp)
+            restart_under_load(command, db, tcp, path)
         told = run("serve", "--stop", "--settings", path)
         assert told == f"process {command.process.pid} has stopped\n"
         assert command.process.wait(20) == 0
@@ -109,7 +109,7 @@ def test_a_servers_life(tmp_path: Path) -> None:
     assert "there is no such file" in run("serve", "--stop", "--settings", path, code=1)
 
 
-def restart_under_load(command: Any, db: objdb.DB, address: str) -> None:
+def restart_under_load(command: Any, db: objdb.DB, address: str, settings: str) -> None:
     """Restart the server while one thread commits, and one connects."""
     goes_on, failures, counts = threading.Event(), [], [0, 0]
 
@@ -135,7 +135,8 @@ def restart_under_load(command: Any, db: objdb.DB, address: str) -> None:
         thread.start()
     wait_for(lambda: failures or min(counts) > 10, "there is no load")
     assert not failures
-    command.process.send_signal(signal.SIGUSR2)
+    told = run("serve", "--restart", "--settings", settings)
+    assert f"process {command.process.pid} restarts" in told
     command.says("restarting")
     wait_for(lambda: command.log.count("listening at") == 4, "it did not come back", 30)
     before = list(counts)
