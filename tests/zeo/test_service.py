@@ -12,8 +12,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +33,6 @@ from objdb_zeo.upkeep import packing
 from tests.zeo.commanding import commanded, wait_for
 from tests.zeo.raw import NOW, Raw, begin, message
 from tests.zeo.serving import Serving
-
-if find_spec("uvloop"):
-    import_module("uvloop")  # the command does, in this process: no test leaves it behind
 
 
 def run(*arguments: str, code: int = 0) -> str:
