@@ -24,17 +24,20 @@ from benchmarks.measurements.measurement import Measurement
 from benchmarks.report import Report
 from benchmarks.results import Results
 from benchmarks.runner import Runner
-from benchmarks.sizes import DEFAULT, FULL, QUICK, Sizes
-from benchmarks.systems import STORAGES, SYSTEMS, System
+from benchmarks.sizes import DEFAULT, FULL, QUICK, SHARING, Sizes
+from benchmarks.systems import SERVED, STORAGES, SYSTEMS, System
+from benchmarks.systems.served import OF_ALL
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 STORAGE_RESULTS = ROOT / "benchmarks" / "RESULTS-storages.md"
+SHARING_RESULTS = ROOT / "benchmarks" / "RESULTS-sharing.md"
 # What is measured of storages: these, and what else they take part in.
 OF_STORAGES = (
     "bulk-commit", "batch-commit", "small-commit", "threads-commit", "processes-commit",
     "load-in-order", "load-at-random", "open",
 )
+OF_SHARING = (*sorted(OF_ALL - {"bulk-commit"}), "load-above-round-trip", "reconnection")
 PLOT = ROOT / "docs" / "growth.svg"
 IN_MEMORY = ("tmpfs", "ramfs")
 
@@ -44,6 +47,7 @@ Examples:
   python -m benchmarks --quick              small sizes, up to 2 minutes
   python -m benchmarks --full               also files of 10,000,000 objects
   python -m benchmarks --storages           objdb's storages, and what they are built on
+  python -m benchmarks --sharing            objdb's server and client beside ZEO's and Durus's
   python -m benchmarks --against ../before  objdb beside that of another checkout
   python -m benchmarks --only load-in-order --only tree --systems objdb --systems zodb
 
@@ -57,6 +61,10 @@ and a run of a part print their results, and write them only where --output says
 @click.option(
     "--storages", is_flag=True,
     help="Measure objdb's storages and layers beside what they are built on, and RelStorage.",
+)
+@click.option(
+    "--sharing", is_flag=True,
+    help="Measure objdb's server and client beside those of ZEO and Durus.",
 )
 @click.option("--rounds", type=click.IntRange(1), help="Repeat each measurement so many times.")
 @click.option(
@@ -90,6 +98,7 @@ def main(
     quick: bool,
     full: bool,
     storages: bool,
+    sharing: bool,
     rounds: int | None,
     only: tuple[str, ...],
     systems: tuple[str, ...],
@@ -100,17 +109,18 @@ def main(
     """Measure objdb beside ZODB, Durus, LMDB, Berkeley DB, sqlite3 and bare writes."""
     if quick and full:
         raise click.UsageError("--quick and --full exclude each other")
-    sizes = QUICK if quick else FULL if full else DEFAULT
+    sizes = QUICK if quick else FULL if full else SHARING if sharing else DEFAULT
+    kind = "storages" if storages else "sharing" if sharing else "usual"
     if rounds:
         sizes = replace(sizes, rounds=rounds)
     usual = [name for name, system in SYSTEMS.items() if system.takes_part_in is None]
     if against is not None:
         usual = ["objdb"]
-    names = systems or (STORAGES if storages else usual)
+    names = systems or {"storages": STORAGES, "sharing": SERVED, "usual": usual}[kind]
     wanted = [SYSTEMS[name] for name in SYSTEMS if name in names]
     is_whole = not (only or systems)
-    if storages and not only:
-        only = OF_STORAGES
+    if not only:
+        only = {"storages": OF_STORAGES, "sharing": OF_SHARING, "usual": ()}[kind]
     present = [system for system in wanted if system.is_available()]
     if not present:
         raise click.UsageError("none of these systems is installed")
@@ -133,10 +143,12 @@ def main(
         machine.versions(present),
         " ".join(["python -m benchmarks", *sys.argv[1:]]),
         is_whole=is_whole,
-        of_storages=storages,
+        kind=kind,
     )
     if output or (report.is_whole and not quick):
-        usual_file = STORAGE_RESULTS if storages else RESULTS
+        usual_file = {
+            "storages": STORAGE_RESULTS, "sharing": SHARING_RESULTS, "usual": RESULTS
+        }[kind]
         _write(report, output or usual_file, PLOT if output is None else None)
     else:
         Console().print(Markdown(report.markdown()))

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -10,7 +11,17 @@ from benchmarks.measurements.measurement import Measurement, Quantity
 from benchmarks.results import Results
 from benchmarks.sizes import Sizes
 from benchmarks.systems import System
-from benchmarks.targets import NOISE, OURS, Verdict, judge, storage_targets, targets
+from benchmarks.targets import (
+    NOISE,
+    OURS,
+    SERVER,
+    Target,
+    Verdict,
+    judge,
+    sharing_targets,
+    storage_targets,
+    targets,
+)
 
 FAIRNESS = """\
 - The systems take turns: a round goes through all of them for one measurement before the next
@@ -63,9 +74,18 @@ FAIRNESS = """\
   its defaults. Layers are over a file. Records of items are smaller than what is worth compressing
   without a dictionary, so zlib stores them as they are. Processes: each has the database open, and
   changes an object of its own.
+- Servers: all on loopback, in a process of their own, on their file storages; ZEO's with msgpack.
+  objdb's and ZEO's sync each commit; Durus's does not, as it is shipped. Clients have their default
+  caches, which are empty. Idle clients have registered, and read nothing.
 - Threads: Durus has one connection per process, so it takes no part. Attribute: each access is one
   of 20 in an unrolled loop; the best of 100 loops counts.
 """
+
+
+_TARGETS: dict[str, Callable[[Sizes], list[Target]]] = {
+    "usual": targets, "storages": storage_targets, "sharing": sharing_targets
+}
+"""What is to be reached, by the kind of a run."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +101,13 @@ class Report:
     versions: dict[str, str]
     command: str
     is_whole: bool = True
-    of_storages: bool = False
+    kind: str = "usual"
 
     def verdicts(self) -> list[Verdict]:
         measured = {measurement.name for measurement in self.measurements}
         return [
             judge(target, self.results)
-            for target in (storage_targets if self.of_storages else targets)(self.sizes)
+            for target in _TARGETS[self.kind](self.sizes)
             if self.is_whole or target.measurement in measured
         ]
 
@@ -165,7 +185,8 @@ class Report:
         return "\n\n".join(table for table in tables if table)
 
     def _quantity(self, measurement: Measurement, quantity: Quantity) -> str:
-        ours = self.results.median(measurement.name, OURS, quantity.key)
+        ours_name = SERVER if self.kind == "sharing" else OURS
+        ours = self.results.median(measurement.name, ours_name, quantity.key)
         rows = []
         for system in self.systems:
             summary = self.results.summary(measurement.name, system.name, quantity.key)

@@ -84,6 +84,16 @@ QUICK = Sizes(
     budget_seconds=110,
 )
 
+SHARING = Sizes(
+    "sharing",
+    objects=20_000,
+    new_objects=20_000,
+    small_commits=200,
+    batch_commits=30,
+    copied=1_000,
+    rounds=3,
+)
+
 FULL = Sizes(
     "full",
     index_objects=10_000_000,

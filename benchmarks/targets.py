@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.measurements import concurrency, history
+from benchmarks.measurements import concurrency, history, sharing
 from benchmarks.results import Results
 from benchmarks.sizes import Sizes
 from benchmarks.systems import SYSTEMS
 
 OURS = "objdb"
+SERVER = "objdb-zeo"
 NOISE = 1.05
 """Two runs of the same code differ by so much: "no slower" and "equal" allow for it."""
 
@@ -477,3 +478,104 @@ def storage_targets(sizes: Sizes) -> list[Target]:
             Bound("≤ 20 ms", ours_at_most=20), None, "zodb", ours=ours,
         ))
     return found
+
+
+def sharing_targets(sizes: Sizes) -> list[Target]:
+    """What the server and its clients are to reach, in a run with `--sharing`."""
+    found = _sharing_alone(sizes)
+    clients = f"{sharing.CLIENTS} clients"
+    for title, row, factor, aim in (
+        (f"small durable commits, {clients}", ("clients-commit", "clients_per_second"), 4, 6),
+        (
+            f"small durable commits, {sizes.threads} threads of one client",
+            ("threads-commit", "threads_per_second"), 4, 8,
+        ),
+        (
+            f"one contended `Length`, {clients}", ("clients-contended", "contended_per_second"),
+            3, None,
+        ),
+    ):
+        found.append(_of_sharing(
+            title, *row, "commits/s", factor, aim, more_is_better=True
+        ))
+    found.append(Target(
+        f"small commits, {clients}", "clients-commit", "clients_per_second", "commits/s",
+        Bound("above Durus, which does not sync", at_least=1.0), None, "durus-server",
+        more_is_better=True, ours=SERVER,
+    ))
+    found.append(_of_sharing(
+        f"cold loads, {clients} together", "clients-load", "client_loads_per_second", "loads/s",
+        2.5, None, more_is_better=True,
+    ))
+    for title, quantity, factor in (("iteration", "iterated_us", 50), ("copy", "copied_us", 20)):
+        found.append(_of_sharing(
+            f"{title} through the wire, per record", "iteration", quantity, "µs", factor, None
+        ))
+    return [*found, *_sharing_bounds()]
+
+
+def _of_sharing(
+    title: str, measurement: str, quantity: str, unit: str, factor: float, aim: float | None,
+    *, more_is_better: bool = False, ours: str = SERVER,
+) -> Target:
+    bounds = [None if n is None else Bound(f"{n:g} × ZEO", at_least=n) for n in (factor, aim)]
+    assert bounds[0] is not None
+    return Target(
+        title, measurement, quantity, unit, bounds[0], bounds[1], "zeo",
+        more_is_better=more_is_better, ours=ours,
+    )
+
+
+def _sharing_alone(sizes: Sizes) -> list[Target]:
+    """What one client does."""
+    load = "load-at-random", "at_random_us", "µs"
+    return [
+        _of_sharing("cold load, random order", *load, 2.5, 4),
+        Target(
+            "cold load, random order", *load, Bound("no slower than Durus", at_least=1 / NOISE),
+            None, "durus-server", ours=SERVER,
+        ),
+        Target(
+            "cold load above a bare round trip", "load-above-round-trip", "above_us", "µs",
+            Bound("≤ 35 µs", ours_at_most=35), ours=SERVER,
+        ),
+        _of_sharing("the same, objdb's client on ZEO's server", *load, 2, 3, ours="objdb-on-zeo"),
+        _of_sharing("small durable commit", "small-commit", "small_us", "µs", 2.5, 4),
+        Target(
+            "small commit", "small-commit", "small_us", "µs",
+            Bound("above Durus, which does not sync", at_least=1.0), None, "durus-server",
+            ours=SERVER,
+        ),
+        _of_sharing("commit of 100 objects, per object", "batch-commit", "batch_us", "µs", 2.5, 4),
+    ]
+
+
+def _sharing_bounds() -> list[Target]:
+    """What is not compared with a peer."""
+    return [
+        Target(
+            "a load while another client commits without pause: 99th percentile",
+            "load-beside-commits", "beside_99_times", "× its median",
+            Bound("≤ 3", ours_at_most=3), ours=SERVER,
+        ),
+        Target(
+            f"reconnection, {sharing.CHANGED:,} oids changed meanwhile", "reconnection",
+            "reconnection_ms", "ms", Bound("≤ 100 ms", ours_at_most=100), ours=SERVER,
+        ),
+        Target(
+            "… unchanged objects that are loaded again", "reconnection", "dropped", "objects",
+            Bound("none", ours_at_most=0), ours=SERVER,
+        ),
+        Target(
+            f"a commit with {sharing.IDLE_CLIENTS:,} idle clients", "idle-clients", "idle_times",
+            "× without", Bound("≤ 2", ours_at_most=2), Bound("1.2", ours_at_most=1.2), ours=SERVER,
+        ),
+        Target(
+            "… resident memory of the server", "idle-clients", "idle_resident_mib", "MiB",
+            Bound("≤ 64", ours_at_most=64), ours=SERVER,
+        ),
+        Target(
+            "… of that, a client", "idle-clients", "idle_kib", "KiB",
+            Bound("≤ 12", ours_at_most=12), Bound("as ZEO, 6.4", ours_at_most=6.4), ours=SERVER,
+        ),
+    ]

@@ -19,7 +19,8 @@ a ZEO server.
 #     protocol/        5  the server's side of a connection: bytes in, bytes and events out; no
 #                         sockets, threads or clock
 #                         session · calls (ZEO's) · extension (ours) · questions (to the client)
-#                         served (a storage, who commits, who is told) · staging · driver
+#                         served (a storage, who commits, who is told) · staging · outcomes
+#                         driver
 #     server           6  sockets of the server, in asyncio, and threads for what may block
 #                         listening (sockets, made or inherited)
 #     service          7  a server that runs until a signal says otherwise

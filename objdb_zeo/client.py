@@ -38,6 +38,7 @@ from objdb.interfaces import (
     IStorageRestoreable,
     IStorageSelfCheck,
     IStorageShared,
+    IStorageSync,
     IStorageUndoable,
 )
 from objdb.storage.copying import CopyProgress, copy_transactions
@@ -52,7 +53,7 @@ from objdb_zeo.addresses import addresses
 from objdb_zeo.cache import MemoryCache
 from objdb_zeo.link import Link
 from objdb_zeo.messages import MAX_FRAME_BYTES, as_bytes, plain
-from objdb_zeo.transport import Channel, Pending
+from objdb_zeo.transport import Channel, DisconnectedError, Pending
 from objdb_zeo.work import Staged
 
 CACHE_BYTES = 100 * 1024 * 1024
@@ -71,7 +72,8 @@ class ClientStorage:
     *address*: (host, port), the path of a Unix socket, or text as `parse_address` takes it; a list
     of them is tried in order. *cache_bytes*: the size of the cache in memory. *call_seconds*: how
     long a call may take. *wait_seconds*: how long to wait for a server that is not there, or not
-    any more. *read_only*: register for reading only.
+    any more. *read_only*: register for reading only. *server_sync*: each transaction begins by
+    asking the server, and sees all that was acknowledged to anybody before; else, what has arrived.
 
     `DisconnectedError` if there is no server; `UsageError` for an address or size that is none;
     ValueError for a storage that is not served there.
@@ -80,17 +82,18 @@ class ClientStorage:
     def __init__(
         self, address: Any, storage: str = "1", *, cache_bytes: int = CACHE_BYTES,
         call_seconds: float = 60.0, wait_seconds: float = 5.0, read_only: bool = False,
-        frame_bytes: int = MAX_FRAME_BYTES,
+        frame_bytes: int = MAX_FRAME_BYTES, server_sync: bool = False,
     ) -> None:
         self._options: dict[str, Any] = {
             "cache_bytes": cache_bytes, "call_seconds": call_seconds,
             "wait_seconds": wait_seconds, "read_only": read_only, "frame_bytes": frame_bytes,
+            "server_sync": server_sync,
         }
         self._addresses = addresses(address)
         if not isinstance(cache_bytes, int) or cache_bytes < 0:
             raise UsageError(f"cache_bytes is {cache_bytes!r}; it is a number of bytes, 0 or more")
         self._storage = storage
-        self._is_read_only = read_only
+        self._is_read_only, self._server_sync = read_only, server_sync
         self._lock = threading.Lock()  # covers the attributes below
         self._transactions: dict[int, Staged] = {}
         self._last_id = 0
@@ -101,7 +104,7 @@ class ClientStorage:
             seconds=call_seconds, wait_seconds=wait_seconds, limit=frame_bytes,
         )
         info = self._link.info
-        declared = [IStorage, IStorageShared, IStorageRestoreable]
+        declared = [IStorage, IStorageShared, IStorageSync, IStorageRestoreable]
         declared += [_INTERFACES[name] for name in info.interfaces if name in _INTERFACES]
         declared += [IStorageReadChecks] if info.has_extension else [IStorageHistory]
         directlyProvides(self, *declared)
@@ -120,9 +123,16 @@ class ClientStorage:
         return self._link.info.has_extension
 
     def poll(self) -> None:
-        """See `IStoragePolling`: take in what has arrived."""
+        """See `IStoragePolling`: take in what has arrived; with `server_sync`, see `sync`."""
+        if self._server_sync:
+            self.sync()
+            return
         self._link.require_open()
         self._link.channel().take_in()
+
+    def sync(self) -> None:
+        """See `IStorageSync`: ask the server, which sends the invalidations before the answer."""
+        self._call("ping")
 
     def again(self) -> ClientStorage:
         """See `IStorageShared`: a client of its own, for a forked child."""
@@ -157,11 +167,18 @@ class ClientStorage:
         return self.getName()
 
     def __len__(self) -> int:
+        """The number of objects; the last one known, if the server cannot be asked."""
+        self._ask_info()
         return self._link.info.length
 
     def getSize(self) -> int:
-        """See `IStorage`."""
+        """See `IStorage`; the last one known, if the server cannot be asked."""
+        self._ask_info()
         return self._link.info.size
+
+    def _ask_info(self) -> None:
+        with suppress(DisconnectedError):
+            self._link.told_info(self._call("get_info"))
 
     def isReadOnly(self) -> bool:
         """See `IStorage`."""
@@ -275,11 +292,11 @@ class ClientStorage:
                     f"in a transaction's extension; {key!r} is {value!r}"
                 )
         texts = as_bytes(transaction.user), as_bytes(transaction.description)
-        sent = {} if self._has_extension else extension  # or below, as a pickle
-        staged = Staged(name, ("tpc_begin", (name, *texts, sent, tid, status), None))
         if extension and self._has_extension:
-            data = getattr(transaction, "extension_bytes", None)
-            staged.add("objdb.extension", name, data or dumps_extension(extension))
+            data = getattr(transaction, "extension_bytes", None) or dumps_extension(extension)
+            staged = Staged(name, *texts, {}, data, tid, status)
+        else:
+            staged = Staged(name, *texts, extension, b"", tid, status)
         self._transactions[id(transaction)] = staged
 
     def _staged(self, transaction: Any, *, voted: bool = False) -> Staged:
@@ -341,8 +358,10 @@ class ClientStorage:
         staged.add("objdb.checkReads", tuple(serials.items()), unchanged_since, staged.id)
 
     def tpc_vote(self, transaction: Any) -> list[Oid]:
-        """See `IStorage`. Conflicts are resolved here."""
-        return self._staged(transaction).vote(self._link)
+        """See `IStorage`. Conflicts are resolved here. Where `committed` is set (see
+        `TransactionMetaData`), it commits, and raises what `tpc_finish` does."""
+        committed = getattr(transaction, "committed", None)
+        return self._staged(transaction).vote(self._link, committed)
 
     def tpc_finish(
         self, transaction: Any, callback: Callable[[Tid], object] | None = None

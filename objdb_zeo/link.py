@@ -11,6 +11,7 @@ never what the server says is its last transaction, which may be ahead of the in
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +36,7 @@ class Info(NamedTuple):
     name: str
     has_extension: bool
     interfaces: tuple[str, ...]  # by the names in the extension, or ZODB's
+    instance: bytes  # of an objdb server: another one since it was started again
 
 
 class Link:
@@ -63,6 +65,8 @@ class Link:
         self._loading: dict[Oid, set[_Loading]] = {}  # loads under way
         self._loading_lock = threading.Lock()
         self._open: Channel | None = None
+        self.voting: dict[int, Tid | None] = {}  # the tids that one-phase commits will have
+        self._key = os.urandom(16)  # this client's, on the server
         self._connect()
 
     # -- the connection
@@ -128,7 +132,7 @@ class Link:
             self._verify(channel, last)
             self.info = _info(channel.call("get_info"))
             if self.info.has_extension:
-                channel.send([("objdb.hello", (), None)])
+                channel.send([("objdb.hello", (self._key,), None)])
         except BaseException:
             channel.close()
             raise
@@ -173,10 +177,17 @@ class Link:
             else:
                 self._take_in(tid, oids)
         elif method == "info":
-            known = arguments[0]
-            self.info = self.info._replace(length=known["length"], size=known["size"])
+            self.told_info(arguments[0])
         elif method == "objdb.packed":
             self.cache.forget(None)
+        elif method == "objdb.voted":
+            id, tid = arguments
+            if id in self.voting:
+                self.voting[id] = tid
+
+    def told_info(self, known: dict[str, Any]) -> None:
+        """Note length and size."""
+        self.info = self.info._replace(length=known["length"], size=known["size"])
 
     def _take_in(self, tid: Tid, oids: Iterable[Oid]) -> None:
         """Take in another's transaction: the database is told before `last` moves."""
@@ -258,5 +269,5 @@ def _info(found: dict[str, Any]) -> Info:
         interfaces = (*interfaces, "IStorageCurrentRecordIteration")
     return Info(
         found.get("length", 0), found.get("size", 0), str(found.get("name", "")), bool(offer),
-        tuple(interfaces),
+        tuple(interfaces), offer.get("instance", b""),
     )

@@ -20,5 +20,5 @@ def _make(address: str, parameters: dict[str, Any]) -> Any:
 
 ZEO = Scheme(_make, {
     "storage": str, "cache_bytes": int, "call_seconds": float, "wait_seconds": float,
-    "read_only": boolean, "frame_bytes": int,
+    "read_only": boolean, "frame_bytes": int, "server_sync": boolean,
 }, has_path=False, has_host=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
+import os
 import socket
 import struct
 import sys
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -46,9 +47,10 @@ class _Connection(asyncio.Protocol):
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._out: deque[bytes] = deque()
+        self._out: list[bytes] = []  # any thread appends
         self._out_bytes = 0  # of what the event loop's thread has sent
-        self._is_flushing = False
+        self._is_flushing = self._is_lost = False
+        self._writing = threading.Lock()  # covers the writing of `_out`, in order
         self._transport: Any = None
         self.session: Session | None = None
         self.host = ""
@@ -129,6 +131,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: BaseException | None) -> None:
         self._server.discard(self)
+        with self._writing:  # the socket is closed behind this
+            self._is_lost = True
         if self._register_timer is not None:
             self._register_timer.cancel()
         if self.session is not None:
@@ -149,16 +153,32 @@ class _Connection(asyncio.Protocol):
             else:
                 self._loop.call_soon_threadsafe(self._flush)
 
+    def send_now(self, data: bytes) -> None:
+        """See `Driver`."""
+        with self._writing:
+            if not self._is_lost and self._transport.get_write_buffer_size() == 0:
+                file = self._transport.get_extra_info("socket").fileno()
+                try:
+                    data = data[os.write(file, data) :]
+                except OSError:  # full, or closed by the other end, which the loop finds out
+                    pass
+                if data:
+                    self._out.insert(0, data)
+            else:
+                self._out.append(data)
+        if self._out:
+            self.send(b"")
+
     def _flush(self) -> None:
         self._is_flushing = False  # before the queue is emptied: what comes now asks again
         self._out_bytes = 0
-        out = []
-        while self._out:
-            out.append(self._out.popleft())
-        if not out or self._transport.is_closing():
-            return
-        data = b"".join(out)
-        self._transport.write(data)
+        with self._writing:
+            out = self._out[:]
+            del self._out[: len(out)]
+            if not out or self._transport.is_closing():
+                return
+            data = b"".join(out)
+            self._transport.write(data)
         if not self._is_full:
             return
         self._since_full += len(data)
@@ -201,7 +221,14 @@ class _Connection(asyncio.Protocol):
 
     def soon(self, function: Callable[[], object]) -> None:
         """See `Driver`."""
-        self._loop.call_soon_threadsafe(function)
+        self._loop.call_soon_threadsafe(self._do, function)
+
+    def _do(self, function: Callable[[], object]) -> None:
+        self._is_flushing = True
+        try:
+            function()
+        finally:
+            self._flush()
 
     def later(self, seconds: float, function: Callable[[], object]) -> Callable[[], object]:
         """See `Driver`."""
@@ -238,6 +265,7 @@ class Server:
         self._under_way: set[Future[None]] = set()  # steps in threads, commits aside
         self._sockets: list[Listening] = []
         self._listening: list[Any] = []
+        self._is_spreading = False
 
     def set_limits(self, limits: Limits) -> None:
         """Go by other limits from now on."""
@@ -272,6 +300,8 @@ class Server:
 
     async def __aenter__(self) -> Server:
         loop = asyncio.get_running_loop()
+        for served in self.served.values():
+            served.wake = partial(self._wake, loop)
         make = partial(_Connection, self)
         try:
             self._sockets = listen(self._named, self._inherited, self._access)
@@ -301,6 +331,20 @@ class Server:
         future = self.threads.submit(work)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
+
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell clients what was announced; any thread calls it."""
+        if not self._is_spreading:
+            self._is_spreading = True
+            loop.call_soon_threadsafe(self._spread, loop)
+
+    def _spread(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell a few clients; calls that have arrived meanwhile are carried out before the next."""
+        self._is_spreading = False  # what is announced from now on asks again
+        are_more = [served.tell_some() for served in self.served.values()]
+        if any(are_more):
+            self._is_spreading = True
+            loop.call_soon(self._spread, loop)
 
     async def close(self) -> None:
         """Take no more connections and votes, and close all when what has voted has ended."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.measurements import cache, commits, concurrency, loads
-from benchmarks.measurements.measurement import Measurement, Quantity
+from benchmarks.measurements import cache, commits, concurrency, loads, sharing
+from benchmarks.measurements.measurement import Function, Measurement, Quantity
 from benchmarks.measurements.of_files import of_files
 from benchmarks.sizes import Sizes
 
@@ -17,6 +17,7 @@ def catalogue(sizes: Sizes) -> dict[str, Measurement]:
         *_concurrency(sizes),
         *_isolation(sizes),
         *of_files(sizes),
+        *_sharing(sizes),
     ]
     return {measurement.name: measurement for measurement in found}
 
@@ -240,5 +241,62 @@ def _isolation(sizes: Sizes) -> list[Measurement]:
             ),
             writes=True,
             rounds=3,
+        ),
+    ]
+
+
+def _sharing(sizes: Sizes) -> list[Measurement]:
+    items = f"items:{sizes.objects}"
+    clients = f"{sharing.CLIENTS} client processes"
+    idle = f"{sharing.IDLE_CLIENTS:,} idle clients"
+
+    def of_servers(name: str, function: Function, *quantities: Quantity) -> Measurement:
+        return Measurement(name, function, "served", items, quantities, writes=True)
+
+    return [
+        of_servers("clients-commit", sharing.commits, Quantity(
+            "clients_per_second", f"small commits, {clients}", "commits/s", more_is_better=True,
+        )),
+        of_servers("clients-contended", sharing.contended, Quantity(
+            "contended_per_second", f"one contended `Length`, {clients}", "commits/s",
+            more_is_better=True,
+        )),
+        of_servers("clients-load", sharing.loads, Quantity(
+            "client_loads_per_second", f"cold loads, {clients}", "loads/s", more_is_better=True,
+        )),
+        of_servers(
+            "load-beside-commits", sharing.beside_commits,
+            Quantity("beside_us", "load while another client commits without pause", "µs"),
+            Quantity("beside_99_us", "… 99th percentile", "µs"),
+            Quantity("beside_99_times", "… of its own median", "times"),
+        ),
+        of_servers(
+            "load-above-round-trip", sharing.above_round_trip,
+            Quantity("above_us", "load above a bare round trip", "µs"),
+            Quantity("alone_us", "… the load", "µs"),
+            Quantity("round_trip_us", "… the round trip", "µs"),
+        ),
+        of_servers(
+            "idle-clients", sharing.idle_clients,
+            Quantity("beside_idle_us", f"small commit beside {idle}", "µs"),
+            Quantity("alone_commit_us", "… without them", "µs"),
+            Quantity("idle_times", "… ratio", "times"),
+            Quantity("idle_kib", "… memory of the server, a client", "KiB"),
+            Quantity("idle_resident_mib", "… altogether", "MiB"),
+        ),
+        of_servers(
+            "reconnection", sharing.reconnection,
+            Quantity(
+                "reconnection_ms", f"reconnection, {sharing.CHANGED:,} oids changed meanwhile", "ms"
+            ),
+            Quantity("dropped", "… unchanged objects that have to be loaded again", "objects"),
+        ),
+        Measurement(
+            "iteration", sharing.iteration, "served", f"history:{sizes.copied}",
+            (
+                Quantity("iterated_us", "iterating through the wire", "µs/record"),
+                Quantity("copied_us", "copying through the wire", "µs/record"),
+            ),
+            writes=True,
         ),
     ]

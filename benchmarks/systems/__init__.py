@@ -8,10 +8,11 @@ from benchmarks.systems.berkeley_store import Berkeley
 from benchmarks.systems.durus_store import Durus
 from benchmarks.systems.lmdb_store import Lmdb
 from benchmarks.systems.persistent_store import Objdb, Zodb
+from benchmarks.systems.served import DurusServer, ObjdbOnZeo, ObjdbServer, ZeoServer
 from benchmarks.systems.sqlite_store import Sqlite
 from benchmarks.systems.storages import Encrypted, OnBerkeley, OnSqlite, Relstorage, Zlib, Zstd
 
-__all__ = ["STORAGES", "SYSTEMS", "ObjectStore", "Store", "System"]
+__all__ = ["SERVED", "STORAGES", "SYSTEMS", "ObjectStore", "Store", "System"]
 
 SYSTEMS: dict[str, System] = {
     system.name: system
@@ -32,6 +33,10 @@ SYSTEMS: dict[str, System] = {
         Zstd(),
         Encrypted(),
         Relstorage(),
+        ObjdbServer(),
+        ZeoServer(),
+        ObjdbOnZeo(),
+        DurusServer(),
     )
 }
 
@@ -40,3 +45,6 @@ STORAGES = (
     "zodb", "relstorage", "berkeley", "sqlite",
 )
 """The systems of a run with `--storages`."""
+
+SERVED = ("objdb-zeo", "zeo", "objdb-on-zeo", "durus-server", "lmdb", "append")
+"""The systems of a run with `--sharing`."""

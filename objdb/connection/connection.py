@@ -323,12 +323,12 @@ class Connection(LoadPath):
             self._begin_view()
 
     def sync(self) -> None:
-        """Abort the transaction, and begin a new view, at the last transaction."""
+        """Abort the transaction, and begin a view with all that anybody was told is committed."""
         self.require_usable()
         self.transaction_manager.abort()
-        self._begin_view()
+        self._begin_view(asks=True)
 
-    def _begin_view(self) -> None:
+    def _begin_view(self, *, asks: bool = False) -> None:
         """Move to the last transaction: objects changed since become ghosts."""
         if self.work is not None:
             self.work.abort_if_forgotten()
@@ -336,7 +336,7 @@ class Connection(LoadPath):
             return
         if self._refused.waiting:
             self._refused.drop()
-        self.view.begin()
+        self.view.begin(asks=asks)
         self.cache.epochs.advance()
         while self._postponed:
             self._postponed.popleft()(self)

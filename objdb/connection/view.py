@@ -17,6 +17,7 @@ from objdb.connection.loadpath import LoadPath
 from objdb.connection.work import refuse_commit
 from objdb.errors import POSKeyError, ReadConflictError
 from objdb.ids import MAX_TID, NO_TID, Oid, Tid, format_oid, format_tid, next_tid
+from objdb.interfaces import IStorageSync
 from objdb.records.broken import class_name
 
 
@@ -52,11 +53,14 @@ class View:
         self.reads = ReadSet(jar, jar._cache) if self.isolation == "serializable" else None
         self.has_begun = False
 
-    def begin(self) -> None:
-        """Move to the last transaction, and forget what was read."""
+    def begin(self, *, asks: bool = False) -> None:
+        """Move to the last transaction, and forget what was read. *asks*: ask the storage for what
+        was committed elsewhere, if it does not know by itself."""
         self.has_begun = True
         self.must_be_current.clear()
         if self.past is None:
+            if asks and IStorageSync.providedBy(self._db.storage):
+                self._db.storage.sync()
             self._move()
 
     def _move(self) -> None:

@@ -214,9 +214,10 @@ class Work:
             raise
 
     def _tell(self, oids: list[Oid], tid: Tid) -> None:
-        """Tell the other connections that the transaction *tid* changed *oids*."""
+        """Tell the other connections that the transaction *tid* changed *oids*; this one, too, if
+        its commit was interrupted and it has dropped what it changed."""
         jar = self._jar
-        self._db.invalidate(tid, oids, jar.version, jar.token)
+        self._db.invalidate(tid, oids, jar.version, jar.token if jar.work is self else None)
 
     def _check_reads(self) -> None:
         """Let the vote fail unless all that was to be current, or read, is as it was."""

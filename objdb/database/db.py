@@ -376,11 +376,11 @@ class DB(AsyncDatabase, DatabaseCaches, DatabaseUndo, DatabaseVersions, Database
     def storage_commit(self, txn: Any) -> StorageCommit:
         """Return the part of *txn* that this database's storage has, the same for all who ask."""
         if len(txn._resources) == 1:  # no other participant will ask
-            return StorageCommit(self, self.metadata_of(txn))
+            return StorageCommit(self, self.metadata_of(txn), txn)
         try:
             commit: StorageCommit = txn.data(self)
         except KeyError:
-            commit = StorageCommit(self, self.metadata_of(txn))
+            commit = StorageCommit(self, self.metadata_of(txn), txn)
             txn.set_data(self, commit)
         return commit
 

@@ -25,12 +25,13 @@ from objdb.ids import Oid, Tid, format_oid
 class StorageCommit:
     """The one transaction of *db*'s storage that the participants of a transaction share.
 
-    Participants, and the thread they are in, are those of one transaction.
+    Participants, and the thread they are in, are those of one transaction, *txn*.
     """
 
-    def __init__(self, db: Any, metadata: Any) -> None:
+    def __init__(self, db: Any, metadata: Any, txn: Any) -> None:
         self.db = db
         self._storage = db.storage
+        self._txn = txn
         self.metadata = metadata
         self._begun = 0
         self._voted: list[tuple[Iterable[Oid], Callable[[Tid], object]]] = []
@@ -58,7 +59,17 @@ class StorageCommit:
                 )
         self._voted.append((oids, committed))
         if len(self._voted) == self._begun:
-            self.resolved = self._storage.tpc_vote(self.metadata) or []
+            metadata = self.metadata
+            if self._begun == len(self._txn._resources):  # nobody's vote is behind this one
+                metadata.committed = self._committed_at_vote
+            try:
+                self.resolved = self._storage.tpc_vote(metadata) or []
+            finally:
+                metadata.committed = None  # nothing waits for the garbage collector
+
+    def _committed_at_vote(self, tid: Tid, resolved: list[Oid]) -> None:
+        self.resolved = resolved
+        self._tell(tid)
 
     def finish(self) -> Tid:
         """Commit, for all; return the tid."""

@@ -20,6 +20,7 @@ from objdb.interfaces.storages import (
     IStorageRestoreable,
     IStorageSelfCheck,
     IStorageShared,
+    IStorageSync,
     IStorageUndoable,
     IStorageVersions,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "IStorageRestoreable",
     "IStorageSelfCheck",
     "IStorageShared",
+    "IStorageSync",
     "IStorageUndoable",
     "IStorageVersions",
 ]

@@ -283,6 +283,13 @@ class IStoragePolling(Interface):
         move lastTransaction()."""
 
 
+class IStorageSync(Interface):
+    """A storage on which `poll` may not see what was committed elsewhere a moment ago."""
+
+    def sync():
+        """Take in all that was acknowledged to anybody before the call."""
+
+
 class IStorageShared(IStoragePolling):
     """A storage that several processes can have open at once, each seeing what others commit."""
 

@@ -27,7 +27,7 @@ from objdb.errors import (
     StorageTransactionError,
     UsageError,
 )
-from objdb.ids import Tid
+from objdb.ids import Oid, Tid
 from objdb.storage.extension import dumps_extension, loads_extension
 from objdb.storage.holding import held_for, hold, let_go
 
@@ -43,6 +43,10 @@ class TransactionMetaData:
     `later` is a list if the caller itself waits for durability: then `tpc_finish` may return when
     the transaction is committed, after appending a function that returns when it is durable, or
     raises.
+    `committed` is a function if nobody else takes part in the transaction: then `tpc_vote` may
+    commit at once. A storage that does calls it as `tpc_finish` would call its callback, with the
+    tid and the oids that the storage changed by itself; `tpc_finish` then returns the tid, and does
+    no more.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class TransactionMetaData:
         self.extension = extension
         self.later: list[Callable[[], None]] | None = None
         self.voted_tid: Tid | None = None  # the tid it will have, set by the vote
+        self.committed: Callable[[Tid, list[Oid]], object] | None = None
         self._data: dict[Any, Any] = {}
 
     @property

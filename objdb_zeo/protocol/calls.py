@@ -21,7 +21,7 @@ from objdb_zeo.limits import ITERATORS, TRANSACTIONS, sparing_logger
 from objdb_zeo.messages import ProtocolError, as_bytes, plain
 from objdb_zeo.protocol.driver import InThread, Steps, Turn
 from objdb_zeo.protocol.questions import resolver
-from objdb_zeo.protocol.served import Served
+from objdb_zeo.protocol.served import Resolve, Served
 from objdb_zeo.protocol.staging import ClientTransaction, Phase
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ class InPlace(NamedTuple):
     tid: Tid
     result: Any
     is_error: bool
+
+
+class InOrder(NamedTuple):
+    """A reply that is sent behind the invalidations of all that is visible."""
+
+    result: Any
 
 
 ANSWERED = object()  # what a call returns that has no answer
@@ -276,11 +282,15 @@ class Calls:
     def call_vote(self, id: Any) -> Steps:
         """Vote; return the oids that the server changed, or the conflicts."""
         made, _ = yield from self.vote(id)
-        return made
+        return tuple(
+            {key: each[key] for key in ("oid", "serials", "data")} if isinstance(each, dict)
+            else each for each in made
+        )
 
-    def vote(self, id: Any) -> Steps:
+    def vote(self, id: Any, *, is_alone: bool = False) -> Steps:
         """Vote; return (the oids that the server changed, or the conflicts; the tid that the
-        transaction will have, if it is known)."""
+        transaction will have, if it is known). *is_alone*: nobody else takes part in the
+        transaction: if there are no conflicts, commit; the tid is the one it has."""
         transaction, served = self.transaction(id), self._session.served
         asks = self._session.asks
         if transaction.excess:
@@ -291,10 +301,13 @@ class Calls:
         resolve = resolver(asks, served.vote_seconds)
         made, error = (), None
         if not transaction.is_dropped:
+            act = self._vote_and_finish if is_alone else served.vote
             try:
-                made = yield InThread(partial(served.vote, transaction, resolve), is_commit=True)
+                made = yield InThread(partial(act, transaction, resolve), is_commit=True)
             except Exception as failure:  # noqa: BLE001  raised below
                 error = failure
+        if transaction.announced is not None:
+            return self._end(transaction, (tuple(made), transaction.committed), error)
         conflicts = tuple(served.conflicts) if error is None else ()
         if error is None and not conflicts and not transaction.is_dropped:
             transaction.phase = Phase.VOTED
@@ -337,21 +350,53 @@ class Calls:
         transaction.phase = Phase.FINISHING
         self._forget(transaction)
         served.begin_finish()
+        tid, failure = None, None
         try:
-            tid = yield InThread(partial(self._finish, served, transaction), is_commit=True)
+            tid = yield InThread(partial(self._finish, transaction), is_commit=True)
         except Exception as error:
             if transaction.announced is None:
                 raise
-            return InPlace(transaction.announced, to_wire(error), True)
+            failure = error
         finally:
             served.end_finish()
-        served.counts["commits"] += 1
-        return InPlace(tid, tid, False)
+        return self._end(transaction, tid, failure)
 
-    def _finish(self, served: Served, transaction: ClientTransaction) -> Tid:
+    def _end(
+        self, transaction: ClientTransaction, result: Any, error: BaseException | None
+    ) -> InPlace:
+        """Return the reply of a transaction that others were told of."""
+        self._forget(transaction)
+        tid = transaction.announced
+        assert tid is not None
+        if error is not None:
+            return InPlace(tid, to_wire(error), True)
+        self._session.served.counts["commits"] += 1
+        return InPlace(tid, result, False)
+
+    def _vote_and_finish(
+        self, transaction: ClientTransaction, resolve: Resolve | None
+    ) -> list[Oid]:
+        """Vote, and commit unless there are conflicts, or the client is gone. It is told the tid
+        before, so that it can look for it if it does not get the reply."""
+        served = self._session.served
+        served.begin_finish()
+        try:
+            made = served.vote(transaction, resolve)
+            if not served.conflicts and not transaction.is_dropped:
+                transaction.phase = Phase.FINISHING
+                assert transaction.metadata is not None
+                self._session.tell_now(
+                    "objdb.voted", transaction.id, transaction.metadata.voted_tid
+                )
+                self._finish(transaction)
+            return made
+        finally:
+            served.end_finish()
+
+    def _finish(self, transaction: ClientTransaction) -> Tid:
         """Commit in the storage; return when it is durable. The next one may vote as soon as it is
         decided, so that several share a sync."""
-        metadata = transaction.metadata
+        served, metadata = self._session.served, transaction.metadata
         assert metadata is not None
         metadata.later = []
 
@@ -364,9 +409,12 @@ class Calls:
             self._session.driver.soon(partial(served.end_turn, transaction))
             for wait in metadata.later:
                 wait()
+            served.outcomes.note((self._session.client, transaction.id), tid)
+            transaction.committed = tid
         except BaseException:
             if transaction.announced is not None:
                 served.retract(transaction.announced)
+                served.outcomes.give_up()
             self._session.driver.soon(partial(served.end_turn, transaction))
             raise
         return tid

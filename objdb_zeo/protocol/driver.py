@@ -34,6 +34,10 @@ class Driver(Protocol):
     def send(self, data: bytes) -> None:
         """Send bytes to the client, in the order of the calls; any thread calls it."""
 
+    def send_now(self, data: bytes) -> None:
+        """Hand the bytes of a frame to the system before this returns, if that needs no waiting;
+        else as `send`. They may overtake what was sent before; any thread calls it."""
+
     def takes_more(self) -> bool:
         """Return whether the session may take in another call now; if not, the driver calls it
         again. Asked behind each call."""

@@ -20,9 +20,10 @@ from objdb.interfaces import (
 )
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.foreign import provides
-from objdb_zeo.protocol.calls import id_from_wire
-from objdb_zeo.protocol.driver import InThread, Steps
+from objdb_zeo.protocol.calls import InOrder, id_from_wire
+from objdb_zeo.protocol.driver import InThread, Steps, Turn
 from objdb_zeo.protocol.questions import resolver
+from objdb_zeo.protocol.staging import ClientTransaction
 
 if TYPE_CHECKING:
     from objdb_zeo.protocol.session import Session
@@ -50,18 +51,23 @@ class Extension:
         return self._session.served.storage
 
     def offer(self) -> dict[str, Any]:
-        """Return what is offered: the version, and the interfaces of the storage."""
+        """Return what is offered: the version, the interfaces of the storage, and which instance
+        of a server this is."""
         declared = [name for name, ours in INTERFACES.items() if provides(self._storage, ours)]
-        return {"version": VERSION, "interfaces": tuple(declared)}
+        instance = self._session.served.instance
+        return {"version": VERSION, "interfaces": tuple(declared), "instance": instance}
 
     def call_iterate(self, start: Tid, stop: Tid | None) -> Steps:
         """Return transactions from *start* on, as (tid, status, user, description, extension's
         bytes, records), a megabyte or so; and the tid to go on from, None at the end."""
         return (yield InThread(partial(_batch, self._storage, start, stop)))
 
-    def call_hello(self) -> None:
-        """Note that the client knows the extension."""
+    def call_hello(self, client: bytes = b"") -> None:
+        """Note that the client, whose key is *client*, knows the extension."""
         self._session.knows_extension = True
+        if client:
+            self._session.client = bytes(client)
+            self._session.served.cut_off_others(self._session)
 
     def call_answer(self, number: int, is_known: bool, answer: Any) -> None:
         """Take the answer to a question."""
@@ -75,9 +81,32 @@ class Extension:
         """Vote, as `vote`; return (what that returns, the tid that the transaction will have)."""
         return (yield from self._session.calls.vote(id))
 
-    def call_settled(self) -> Steps:
-        """Return when each commit that was under way is visible, or is none."""
-        return (yield InThread(self._session.served.wait_for_finishes))
+    def call_commit(self, id: Any, begin: Any = None, stores: Any = ()) -> Steps:
+        """Vote, and commit unless there are conflicts; return (what `vote` returns, the tid, or
+        None). The client is told the tid before.
+
+        *begin*: (user, description, extension's bytes, tid or None, status) of a transaction that
+        has not begun; *stores*: (oid, serial, record) of each object to store before."""
+        calls = self._session.calls
+        if begin is not None:
+            user, description, extension, tid, status = begin
+            calls.call_tpc_begin(id, user, description, {}, tid, status)
+            calls.transaction(id).extension = extension
+        for oid, serial, record in stores:
+            calls.call_storea(oid, serial, record, id)
+        calls.limit_staged(self._session.limits.staged_bytes)
+        return (yield from calls.vote(id, is_alone=True))
+
+    def call_outcome(self, id: Any) -> Steps:
+        """Return (the tid of a transaction of this client, None if it is not known to be committed;
+        the tid up to which commits are not known here), when each commit that was under way has
+        come to its end."""
+        served = self._session.served
+        nothing = ClientTransaction(("outcome", id), b"", b"", {}, None, " ")
+        yield Turn(nothing)
+        served.end_turn(nothing)
+        yield InThread(served.wait_for_finishes)
+        return InOrder(served.outcomes.find((self._session.client, id)))
 
     def call_preview_undo(self, transaction_ids: Any) -> Steps:
         """Return what undoing would do, as (oid, record, record then, obstacle)."""

@@ -8,11 +8,18 @@ Order, on each connection: the reply to a load that was made from the state befo
 sent before the invalidation of that transaction; one made from the state after it, behind. A commit
 is *announced* under `order` before it becomes visible, and a load is answered under `order`, if
 nothing was announced since it began, and all that was announced is visible: else it is made again.
+
+    announce ─► the log ─► each session, before its next reply that depends on it
+                      ╰──► and a few sessions at a time, for those that ask nothing: `tell_some`
+
+So a commit does not wait until a thousand clients were told, and clients that are told of several
+transactions get them in one write.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +34,8 @@ from objdb.interfaces import IDatabaseForStorage, IStorageShared
 from objdb.records.references import references
 from objdb.storage.foreign import pack_storage
 from objdb.storage.packing import PackResult, Progress
-from objdb_zeo.messages import ONE_WAY, Message, frame
+from objdb_zeo.messages import ONE_WAY, Codec, Message, frame
+from objdb_zeo.protocol.outcomes import Outcomes
 from objdb_zeo.protocol.staging import ClientTransaction
 
 logger = logging.getLogger(__name__)
@@ -36,13 +44,32 @@ REMEMBERED = 100  # transactions, for clients that come back
 Resolve = Callable[[Oid, "bytes | None", bytes, bytes, tuple[Tid, Tid]], bytes]
 
 
+class Announced:
+    """A transaction *tid* that changed *oids*, committed through the session *origin*."""
+
+    __slots__ = ("_frames", "_message", "origin", "tid")
+
+    def __init__(self, tid: Tid, oids: tuple[Oid, ...], origin: Any) -> None:
+        self.tid, self.origin = tid, origin
+        self._message = Message(0, ONE_WAY, "invalidateTransaction", (tid, oids))
+        self._frames: dict[bytes, bytes] = {}  # one for all that speak the same
+
+    def frame(self, codec: Codec) -> bytes:
+        """Return the frame that tells of it."""
+        found = self._frames.get(codec.greeting)
+        if found is None:
+            found = self._frames[codec.greeting] = frame(codec.encode(self._message))
+        return found
+
+
 class Served:
     """The storage *name*, for any number of sessions. *references*: finds the oids in a record, for
-    packs. *vote_seconds*: how long a transaction may stay between its vote and its end."""
+    packs. *vote_seconds*: how long a transaction may stay between its vote and its end. *instance*:
+    who has these outcomes; random, if it is not given."""
 
     def __init__(
         self, name: str, storage: Any, *, references: Callable[[bytes], Iterable[Oid]] = references,
-        vote_seconds: float | None = 30.0, read_only: bool = False,
+        vote_seconds: float | None = 30.0, read_only: bool = False, instance: bytes | None = None,
     ) -> None:
         self.name = name
         self.storage = storage
@@ -56,10 +83,20 @@ class Served:
         self.sessions: set[Any] = set()
         self.order = threading.Lock()
         self.announced: Tid = storage.lastTransaction()
+        self.outcomes = Outcomes(self.announced)
+        self.instance = instance or os.urandom(8)
         self.conflicts: list[dict[str, Any]] = []  # of the transaction that votes
         # In each thread, what to do with conflicts: a function, or none: they are errors.
         self._resolving = threading.local()
         self.counts = dict.fromkeys(("loads", "stores", "commits", "aborts", "conflicts"), 0)
+        # What was announced, as long as there may be sessions that it was not put to.
+        self.log: deque[Announced] = deque()
+        self.log_start = 0  # the number of the first one in it
+        # Called when more sessions are to be told; has to see to it that `tell_some` is called.
+        # Without, all of them are told at once.
+        self.wake: Callable[[], object] | None = None
+        self._behind: deque[Any] = deque()  # sessions to be told up to `_told`
+        self._told = 0
         self._changes: deque[tuple[Tid, tuple[Oid, ...]]] = deque(maxlen=REMEMBERED)
         self._known_since = self.announced
         self._finishing = 0  # transactions whose finish is under way
@@ -106,7 +143,9 @@ class Served:
         self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
     ) -> bytes:
         """Note the conflict, for the client; let it pass: the vote is taken back."""
-        self.conflicts.append({"oid": oid, "serials": tuple(serials), "data": new})
+        self.conflicts.append({
+            "oid": oid, "serials": tuple(serials), "data": new, "old": old, "committed": committed
+        })
         return new
 
     def take_turn(self, transaction: ClientTransaction, go: Callable[[], object]) -> bool:
@@ -190,21 +229,39 @@ class Served:
     def announce(self, tid: Tid, oids: Iterable[Oid], origin: Any) -> None:
         """Tell all sessions but *origin* of a transaction that is about to become visible."""
         changed = tuple(oids)
-        message = Message(0, ONE_WAY, "invalidateTransaction", (tid, changed))
-        frames: dict[bytes, bytes] = {}  # one for all that speak the same
         with self.order:
             if len(self._changes) == REMEMBERED:
                 self._known_since = self._changes[0][0]  # the one that is forgotten now
             self._changes.append((tid, changed))
             self.announced = tid
-            for session in list(self.sessions):
-                if session is origin:
-                    session.keep_place(tid)
-                    continue
-                codec = session.codec
-                if codec.greeting not in frames:
-                    frames[codec.greeting] = frame(codec.encode(message))
-                session.invalidate(tid, frames[codec.greeting])
+            if origin is not None:
+                origin.keep_place(tid)
+            self.log.append(Announced(tid, changed, origin))
+            if origin is not None:
+                origin.catch_up()
+        while self.tell_some():
+            if self.wake is not None:
+                self.wake()
+                break
+
+    @property
+    def log_end(self) -> int:
+        """The number that the next one announced will have. `order` is held."""
+        return self.log_start + len(self.log)
+
+    def tell_some(self, count: int = 8) -> bool:
+        """Tell so many sessions what they have not been told; return whether there are more."""
+        with self.order:
+            if not self._behind:
+                self._told = self.log_end
+                self._behind.extend(self.sessions if self.log else ())
+            for _ in range(min(count, len(self._behind))):
+                self._behind.popleft().catch_up()
+            if not self._behind:
+                for _ in range(self._told - self.log_start):
+                    self.log.popleft()
+                self.log_start = self._told
+            return bool(self.log)
 
     def retract(self, tid: Tid) -> None:
         """Note that an announced transaction did not become visible: the storage has failed."""
@@ -226,12 +283,21 @@ class Served:
         """Let a session be told from now on; return the last tid that it is not told."""
         with self.order:
             self.sessions.add(session)
+            session.told = self.log_end
             return self.announced
 
     def leave(self, session: Any) -> None:
         """Tell a session no more."""
         with self.order:
             self.sessions.discard(session)
+
+    def cut_off_others(self, session: Any) -> None:
+        """Cut off other sessions of the client of *session*: it has given them up, and what is
+        still on its way through them must not be carried out when it asks for the outcome."""
+        for other in list(self.sessions):
+            if other is not session and other.client == session.client:
+                other.cut_off("its client has connected again")
+                other.closed()
 
     def info(self) -> dict[str, int]:
         """Return length and size, of which clients are told."""

@@ -38,7 +38,7 @@ from objdb_zeo.messages import (
     frame,
     plain,
 )
-from objdb_zeo.protocol.calls import ANSWERED, READS, Calls, InPlace, status_of
+from objdb_zeo.protocol.calls import ANSWERED, READS, Calls, InOrder, InPlace, status_of
 from objdb_zeo.protocol.driver import Done, Driver, InThread, Steps
 from objdb_zeo.protocol.extension import Extension
 from objdb_zeo.protocol.questions import ANSWER_SECONDS, AskedInVain, Question
@@ -73,9 +73,11 @@ class Session:
         self._storage_name = ""
         self._served: Served | None = None
         self.is_read_only = False
-        self._places: deque[list[Any]] = deque()  # [tid or None, bytes or None]
+        self._places: list[list[Any]] = []  # [tid or None, bytes or None]
+        self.told = 0  # the number of the first one announced that was not put
         self.calls, self.extension = Calls(self), Extension(self)
         self.knows_extension = False
+        self.client = b""  # its key, if it has one
         # Asks the client on behalf of the call that is carried out, and waits: in threads only.
         self.asks: Callable[..., Any] | None = None
         self._questions: dict[int, Question] = {}
@@ -178,6 +180,8 @@ class Session:
             except StopIteration as end:
                 if isinstance(end.value, InPlace):
                     self._fill(message.id, end.value)
+                elif isinstance(end.value, InOrder):
+                    self._put_reply(message.id, end.value.result)
                 elif end.value is not ANSWERED:
                     self._reply(message.id, end.value)
                 return
@@ -246,6 +250,12 @@ class Session:
         """Call a method of the client, one-way."""
         self._send(Message(0, ONE_WAY, method, arguments))
 
+    def tell_now(self, method: str, *arguments: Any) -> None:
+        """Call a method of the client, one-way, from any thread; it has got it if this process is
+        killed then, unless it has not read for long. May overtake what was sent before."""
+        if not self.is_closed:
+            self.driver.send_now(frame(self.codec.encode(Message(0, ONE_WAY, method, arguments))))
+
     # What depends on which transactions are visible is sent in their order: an own transaction has
     # its place before its reply is known, and what comes behind it waits. `order` is held.
 
@@ -255,18 +265,32 @@ class Session:
         elif not self.is_closed:
             self.driver.send(data)
 
-    def invalidate(self, tid: Tid, data: bytes) -> None:
-        """Tell the client of another's transaction, with a frame. `order` is held."""
-        self._put(tid, data)
+    def catch_up(self) -> None:
+        """Tell the client of others' transactions that it was not told of. `order` is held."""
+        served = self.served
+        while self.told < served.log_end:
+            announced = served.log[self.told - served.log_start]
+            self.told += 1
+            if announced.origin is not self:
+                self._put(announced.tid, announced.frame(self.codec))
 
     def keep_place(self, tid: Tid) -> None:
-        """Keep the place of the reply to an own transaction. `order` is held."""
+        """Keep the place of the reply to an own transaction, behind those before. `order` is
+        held."""
+        self.catch_up()
         self._put(tid, None)
+
+    def _put_reply(self, id: Any, result: Any, *, is_error: bool = False) -> None:
+        """Reply behind all that is announced."""
+        data = self._reply_frame(id, result, is_error)
+        with self.served.order:
+            self.catch_up()
+            self._put(None, data)
 
     def _fill(self, id: Any, found: InPlace) -> None:
         """Reply in the place of the transaction *found.tid*."""
         data = self._reply_frame(id, found.result, found.is_error)
-        if not found.is_error:
+        if not found.is_error and not self.knows_extension:
             info = Message(0, ONE_WAY, "info", (self.served.info(),))
             data = frame(self.codec.encode(info)) + data
         with self.served.order:
@@ -275,7 +299,7 @@ class Session:
                     place[1] = data
                     break
             while self._places and self._places[0][1] is not None:
-                data = self._places.popleft()[1]
+                data = self._places.pop(0)[1]
                 if not self.is_closed:
                     self.driver.send(data)
 
@@ -294,6 +318,7 @@ class Session:
             data = self._reply_frame(id, result, is_error)
             with served.order:
                 if served.announced == announced <= served.storage.lastTransaction():
+                    self.catch_up()
                     self._put(None, data)
                     return
             time.sleep(0)  # another thread is making visible what it has announced

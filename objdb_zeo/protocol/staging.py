@@ -1,8 +1,8 @@
 """A transaction of a client, before its vote.
 
     tpc_begin ─► STAGED ─► vote ─► VOTING ─► VOTED ─► tpc_finish ─► FINISHING ─► gone
-                   ▲                  │         ╰───── tpc_abort ──────────────► gone
-                   ╰── conflicts ─────╯
+                   ▲                  │ │       ╰───── tpc_abort ──────────────► gone
+                   ╰── conflicts ─────╯ ╰──── objdb.commit ─────► FINISHING ─► gone
 
 What a client stages is kept here. At the vote all of it goes to the storage at once, so a storage
 that locks when a transaction begins is locked for no longer than the vote takes. After conflicts,
@@ -54,6 +54,7 @@ class ClientTransaction:
         self.unchanged_since: Tid | None = None
         self.metadata: TransactionMetaData | None = None  # of the storage's transaction
         self.announced: Tid | None = None  # its tid, once others were told
+        self.committed: Tid | None = None  # its tid, once it is durable
         self.stop_timer: Any = None
 
     def store(self, oid: Oid, serial: Tid, record: bytes) -> None:

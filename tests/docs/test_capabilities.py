@@ -14,6 +14,8 @@ from objdb import (
     SQLiteStorage,
     interfaces,
 )
+from objdb_zeo import ClientStorage
+from tests.zeo.serving import Serving
 
 PAGE = Path(__file__).parents[2] / "docs" / "capabilities.md"
 # What makes each in a new directory: some declare an interface or not, as they are opened.
@@ -44,14 +46,17 @@ ROWS = {
     "IStorageSelfCheck": "check its own structure",
     "IStoragePolling": "follow another process that writes",
     "IStorageShared": "be written by several processes at once",
+    "IStorageSync": "see, when it is asked to, what was acknowledged elsewhere a moment ago",
 }
 
 
-def table(folder: Path) -> str:
+def table(folder: Path, served: Serving) -> str:
     """The table as the page should have it."""
     storages = [make(folder) for make in STORAGES.values()]
+    storages.append(ClientStorage(served.address))
     try:
-        lines = ["| it can | interface | " + " | ".join(STORAGES) + " |"]
+        names = [*STORAGES, "ClientStorage, of a FileStorage"]
+        lines = ["| it can | interface | " + " | ".join(names) + " |"]
         lines.append("|---|---|" + "---|" * len(storages))
         for name, meaning in ROWS.items():
             interface = getattr(interfaces, name)
@@ -65,7 +70,8 @@ def table(folder: Path) -> str:
 
 def test_the_table_is_true(tmp_path: Path) -> None:
     """docs/capabilities.md shows what the storages declare; every storage interface has a row."""
-    found = table(tmp_path)
+    with Serving({"1": FileStorage(tmp_path / "served.fs")}) as served:
+        found = table(tmp_path, served)
     assert found in PAGE.read_text(), f"put this into {PAGE.name}:\n{found}"
     declared = {name for name in vars(interfaces) if name.startswith("IStorage")}
     assert declared == set(ROWS)

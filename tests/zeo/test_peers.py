@@ -166,8 +166,8 @@ def zeo_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple
                 time.sleep(0.1)
         yield "127.0.0.1", port
     finally:
-        process.terminate()
-        process.wait(20)
+        process.kill()  # with uvloop it does not always end when it is asked to
+        process.wait()
 
 
 def _free_port() -> int:

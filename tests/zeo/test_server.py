@@ -6,15 +6,18 @@ import asyncio
 import base64
 import stat
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transaction
 
 import objdb
 from objdb.ids import NO_TID, ROOT_OID, Tid
 from objdb.storage.memory import MappingStorage
 from objdb.testing.helpers import commit
+from objdb.testing.relay import Relay
 from objdb_zeo import ClientStorage
 from objdb_zeo.protocol.questions import AskedInVain, resolver
 from objdb_zeo.server import THREADS, Server
@@ -111,3 +114,58 @@ def test_a_unix_socket_is_its_users(tmp_path: Path) -> None:
 
     assert asyncio.run(serve()) == 0o600
     assert not path.exists()
+
+
+@pytest.mark.parametrize("server_sync", [False, True])
+def test_what_was_acknowledged_is_seen(server_sync: bool) -> None:
+    """`sync()`, and each transaction with `server_sync`, sees what was acknowledged to anybody
+    before, however late the server's messages are."""
+    with (
+        Serving({"1": MappingStorage()}) as serving, Relay(serving.address) as relay,
+        objdb.DB(ClientStorage(serving.address)) as db,
+        objdb.DB(ClientStorage(relay.address, server_sync=server_sync)) as late,
+    ):
+        connection = late.open()
+        relay.delay_seconds = 0.05
+        for number in range(3):
+            with db.transaction() as writer:
+                writer.root()["n"] = number
+            if server_sync:
+                transaction.begin()
+            else:
+                connection.sync()
+            assert connection.root()["n"] == number
+        connection.close()
+
+
+def test_many_clients_are_told() -> None:
+    """Clients that ask nothing are told, however many there are, of all transactions in order; and
+    what was announced is forgotten then."""
+    with (
+        Serving({"1": MappingStorage()}) as serving,
+        objdb.DB(ClientStorage(serving.address)) as db, ExitStack() as opened,
+    ):
+        told: list[list[Tid]] = [[] for _ in range(50)]
+        channels = []
+        for each in told:
+            def note(method: str, arguments: Any, each: list[Tid] = each) -> None:
+                if method == "invalidateTransaction":
+                    each.append(arguments[0])
+
+            channel = Channel(serving.address, note, seconds=30)
+            opened.callback(channel.close)
+            channel.call("register", "1", False)
+            channels.append(channel)
+        tids = []
+        for number in range(10):
+            with db.transaction() as connection:
+                connection.root()["n"] = number
+            tids.append(db.lastTransaction())
+        for channel, each in zip(channels, told, strict=True):
+            while len(each) < len(tids):
+                channel.take_in()
+        assert all(each == tids for each in told)
+        assert serving.server is not None
+        served = serving.server.served["1"]
+        while served.log:
+            channels[0].call("ping")

@@ -33,6 +33,8 @@ class Driver:
     def send(self, data: bytes) -> None:
         self.sent += data
 
+    send_now = send
+
     def takes_more(self) -> bool:
         return True
 

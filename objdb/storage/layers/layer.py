@@ -27,6 +27,7 @@ from objdb.interfaces import (
     IStorageRestoreable,
     IStorageSelfCheck,
     IStorageShared,
+    IStorageSync,
     IStorageUndoable,
     IStorageVersions,
 )
@@ -47,7 +48,7 @@ class Layer:
         IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration,
         IStorageCurrentRecordIteration, IStorageRestoreable,
         IStorageUndoable, IStorageVersions, IStoragePacked, IStoragePackable, IStorageSelfCheck,
-        IStoragePolling, IStorageShared,
+        IStoragePolling, IStorageShared, IStorageSync,
     )
     _passed: frozenset[str] = frozenset()
     _next: Any

@@ -13,6 +13,7 @@ from objdb.interfaces import (
     IStoragePolling,
     IStorageSelfCheck,
     IStorageShared,
+    IStorageSync,
     IStorageVersions,
 )
 from objdb.storage.layers.layer import Layer
@@ -27,7 +28,7 @@ class ReadOnlyStorage(Layer):
 
     honours: tuple[Any, ...] = (
         IStorage, IStorageHistory, IStorageIteration, IStorageVersions, IStoragePacked,
-        IStorageSelfCheck, IStoragePolling, IStorageShared,
+        IStorageSelfCheck, IStoragePolling, IStorageShared, IStorageSync,
     )
 
     def isReadOnly(self) -> bool:
