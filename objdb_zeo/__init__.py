@@ -16,16 +16,19 @@ a ZEO server.
 #     link             2  connecting, verifying, the snapshot · cache (what was read)
 #     transport        3  the only module of the client that waits: a socket, which callers read
 #                         wires (the socket and the clock; a simulation has its own)
-#     messages         4  bytes to messages and back · errors (on the wire) · addresses
+#     messages         4  bytes to messages and back · errors (on the wire) · addresses · limits
 #     protocol/        5  the server's side of a connection: bytes in, bytes and events out; no
 #                         sockets, threads or clock
 #                         session · calls (ZEO's) · extension (ours) · questions (to the client)
 #                         served (a storage, who commits, who is told) · staging · outcomes
 #                         driver
 #     server           6  sockets of the server, in asyncio, and threads for what may block
+#                         listening (sockets, made or inherited)
+#     service          7  a server that runs until a signal says otherwise
+#                         systemd (what a service manager is told) · pidfile · upkeep (packs)
 #
-# Imports go one way: client → link → transport → wires, messages; server → protocol → messages. The
-# command is `objdb serve`, in objdb/tools/serving.
+# Imports go one way: client → link → transport → wires, messages; service → server → protocol →
+# messages. The command is `objdb serve`, in objdb/tools/serving.
 
 from __future__ import annotations
 

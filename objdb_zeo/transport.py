@@ -114,8 +114,8 @@ class Channel:
             data = self._receive(deadline)
             if not data:
                 raise DisconnectedError(
-                    f"{self.name} closed the connection without a greeting; it may be a server of "
-                    "another kind, or want TLS"
+                    f"{self.name} closed the connection without a greeting; it may have as many "
+                    "clients as it takes (then its log says so), be of another kind, or want TLS"
                 )
             if data[:4] in (b"HTTP", b"SSH-") or data[:1] == b"<":
                 raise ProtocolError(f"{self.name} is not a ZEO server: it says {data[:40]!r}")

@@ -8,7 +8,7 @@
     storage = "compressed+file:archive.fs"
 
 Each table is a database, whose name it has; besides `storage` (a path or a URI, relative to the
-folder of the file) it has arguments of `DB`.
+folder of the file) it has arguments of `DB`. `[server]` is for `objdb serve`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ else:
     import tomli as tomllib
 
 DEFAULT_PATH = "objdb.toml"
+SERVER = "server"  # the table of `objdb serve`, which is no database
 _KNOWN = sorted(OPTIONS.keys() - {"database_name"})  # that is the table's name
 
 
@@ -81,11 +82,8 @@ def open_databases(path: str | os.PathLike[str] = DEFAULT_PATH) -> Databases:
     `UsageError` for an invalid setting; the errors of opening. Then none is open.
     """
     path = os.fspath(path)
-    with open(path, "rb") as file:
-        try:
-            settings = tomllib.load(file)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} is not valid TOML: {error}") from error
+    settings = read_toml(path)
+    settings.pop(SERVER, None)
     if not settings:
         raise UsageError(f"{path} has no databases: each is a table, [NAME], with its storage")
     databases = Databases()
@@ -96,6 +94,15 @@ def open_databases(path: str | os.PathLike[str] = DEFAULT_PATH) -> Databases:
         databases.close()
         raise
     return databases
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Return what a settings file has; `UsageError` if it is not valid."""
+    with open(path, "rb") as file:
+        try:
+            return tomllib.load(file)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} is not valid TOML: {error}") from error
 
 
 def _open_one(path: str, name: str, options: Any, databases: dict[str, Any]) -> None:

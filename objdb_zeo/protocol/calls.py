@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from objdb.errors import ConflictError, ReadOnlyError, StorageTransactionError
+from objdb.errors import ConflictError, ReadOnlyError, StorageError, StorageTransactionError
 from objdb.ids import Oid, Tid
 from objdb.interfaces import (
     IStorageCurrentRecordIteration,
@@ -16,8 +15,10 @@ from objdb.interfaces import (
     IStorageUndoable,
 )
 from objdb.storage.foreign import provides
+from objdb.storage.times import pack_moment
 from objdb_zeo.errors import to_wire
-from objdb_zeo.messages import as_bytes, plain
+from objdb_zeo.limits import ITERATORS, TRANSACTIONS, sparing_logger
+from objdb_zeo.messages import ProtocolError, as_bytes, plain
 from objdb_zeo.protocol.driver import InThread, Steps, Turn
 from objdb_zeo.protocol.questions import resolver
 from objdb_zeo.protocol.served import Resolve, Served
@@ -26,7 +27,7 @@ from objdb_zeo.protocol.staging import ClientTransaction, Phase
 if TYPE_CHECKING:
     from objdb_zeo.protocol.session import Session
 
-logger = logging.getLogger(__name__)
+logger = sparing_logger(__name__)
 MAX_OIDS = 100
 # What a ZEO client may declare of ZODB's interfaces.
 _ZODB_INTERFACES = {
@@ -200,6 +201,8 @@ class Calls:
             self._iterators.pop(number, None)
 
     def _keep(self, iterator: Any) -> int:
+        if len(self._iterators) >= ITERATORS:
+            raise ProtocolError(f"it has {ITERATORS} iterators, and gave none of them back")
         self._last_iterator += 1
         self._iterators[self._last_iterator] = [iterator, None]
         return self._last_iterator
@@ -224,6 +227,8 @@ class Calls:
         """Begin a transaction. The same id again does nothing."""
         self.require_writable()
         if id not in self._transactions:
+            if len(self._transactions) >= TRANSACTIONS:
+                raise ProtocolError(f"it has begun {TRANSACTIONS} transactions, and ended none")
             self._transactions[id] = ClientTransaction(
                 id, as_bytes(user), as_bytes(description), dict(extension or {}), tid, status
             )
@@ -235,6 +240,21 @@ class Calls:
             raise StorageTransactionError(f"there is no transaction {id!r} of this client")
         transaction.require(phase)
         return transaction
+
+    def limit_staged(self, limit: int) -> None:
+        """Drop what the largest transaction has staged, if all together have staged more than
+        *limit*, in bytes; its vote says so."""
+        transactions = self._transactions.values()
+        if sum(each.size for each in transactions) <= limit:
+            return
+        staged = [each for each in transactions if each.phase is Phase.STAGED]
+        if staged:
+            largest = max(staged, key=lambda each: each.size)
+            largest.drop(limit)
+            logger.warning(
+                "%s: what it has staged is dropped: %s", self._session.label, largest.excess,
+                extra={"host": self._session.host},
+            )
 
     def call_storea(self, oid: Oid, serial: Tid, record: bytes, id: Any) -> None:
         """Stage a record."""
@@ -273,6 +293,9 @@ class Calls:
         transaction: if there are no conflicts, commit; the tid is the one it has."""
         transaction, served = self.transaction(id), self._session.served
         asks = self._session.asks
+        if transaction.excess:
+            self._forget(transaction)
+            raise StorageError(transaction.excess)
         transaction.phase = Phase.VOTING
         yield Turn(transaction)
         resolve = resolver(asks, served.vote_seconds)
@@ -428,22 +451,15 @@ class Calls:
     def call_pack(self, seconds: float, wait: bool = True) -> Steps:
         """Pack up to a time."""
         served = self._session.served
-        pack = partial(served.storage.pack, seconds, served.references)
-        if not wait:
-            self._session.driver.run(InThread(pack), self.packed)
-            return
-        yield InThread(pack)
-        self.packed(None, None)
+        pack = partial(served.pack, pack_moment(seconds, 0, served.storage.lastTransaction()))
+        if wait:
+            yield InThread(pack)
+        else:
+            self._session.run(InThread(pack), self._packed)
 
-    def packed(self, _: Any, error: BaseException | None) -> None:
-        """Tell all clients of a pack, or the log why it failed."""
+    def _packed(self, _: Any, error: BaseException | None) -> None:
         if error is not None:
             logger.error("%s: packing failed: %r", self._session.label, error)
-            return
-        for session in list(self._session.served.sessions):
-            session.tell("info", self._session.served.info())
-            if session.knows_extension:
-                session.tell("objdb.packed")
 
 
 def id_from_wire(transaction_id: Any) -> Any:

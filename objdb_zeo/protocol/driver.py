@@ -25,6 +25,7 @@ class Turn(NamedTuple):
 
 
 Steps = Generator[Any, Any, Any]
+Done = Callable[[Any, "BaseException | None"], None]
 
 
 class Driver(Protocol):
@@ -37,10 +38,14 @@ class Driver(Protocol):
         """Hand the bytes of a frame to the system before this returns, if that needs no waiting;
         else as `send`. They may overtake what was sent before; any thread calls it."""
 
+    def takes_more(self) -> bool:
+        """Return whether the session may take in another call now; if not, the driver calls it
+        again. Asked behind each call."""
+
     def close(self) -> None:
         """Close the connection, when what was sent before is sent."""
 
-    def run(self, step: InThread, done: Callable[[Any, BaseException | None], None]) -> None:
+    def run(self, step: InThread, done: Done) -> None:
         """Call the step's function; then *done* with its result or error."""
 
     def soon(self, function: Callable[[], object]) -> None:

@@ -19,7 +19,7 @@ from objdb.interfaces import (
     IStorageUndoable,
 )
 from objdb.storage.commit import TransactionMetaData
-from objdb.storage.foreign import pack_storage, provides
+from objdb.storage.foreign import provides
 from objdb_zeo.protocol.calls import InOrder, id_from_wire
 from objdb_zeo.protocol.driver import InThread, Steps, Turn
 from objdb_zeo.protocol.questions import resolver
@@ -94,6 +94,7 @@ class Extension:
             calls.transaction(id).extension = extension
         for oid, serial, record in stores:
             calls.call_storea(oid, serial, record, id)
+        calls.limit_staged(self._session.limits.staged_bytes)
         return (yield from calls.vote(id, is_alone=True))
 
     def call_outcome(self, id: Any) -> Steps:
@@ -144,12 +145,7 @@ class Extension:
                 options["roots"] = partial(asks, "roots")
             if has_elsewhere:
                 options["elsewhere"] = partial(asks, "elsewhere")
-        result = yield InThread(partial(
-            pack_storage, served.storage, moment, served.references, gc, **options
-        ))
-        if not dry_run:
-            self._session.calls.packed(None, None)
-        return tuple(result)
+        return tuple((yield InThread(partial(served.pack, moment, gc, **options))))
 
     def call_packed_tid(self) -> Tid:
         """Return the last transaction whose revisions may be gone."""

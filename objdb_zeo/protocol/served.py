@@ -28,10 +28,12 @@ from typing import Any
 
 from zope.interface import implementer
 
-from objdb.errors import ConflictError
+from objdb.errors import ConflictError, PackError
 from objdb.ids import Oid, Tid
 from objdb.interfaces import IDatabaseForStorage, IStorageShared
 from objdb.records.references import references
+from objdb.storage.foreign import pack_storage
+from objdb.storage.packing import PackResult, Progress
 from objdb_zeo.messages import ONE_WAY, Codec, Message, frame
 from objdb_zeo.protocol.outcomes import Outcomes
 from objdb_zeo.protocol.staging import ClientTransaction
@@ -101,6 +103,7 @@ class Served:
         self._finishing = 0  # transactions whose finish is under way
         self._finished = threading.Condition()
         self._turns = threading.Lock()
+        self._is_stopping = False
         self._holder: ClientTransaction | None = None
         self._waiting: deque[tuple[ClientTransaction, Callable[[], object]]] = deque()
         if not self.is_read_only:
@@ -147,9 +150,10 @@ class Served:
         return new
 
     def take_turn(self, transaction: ClientTransaction, go: Callable[[], object]) -> bool:
-        """Return true if the transaction may vote now; else *go* is called when it may."""
+        """Return true if the transaction may vote now; else *go* is called when it may: never, if
+        the server stops."""
         with self._turns:
-            is_free = self._holder is None
+            is_free = self._holder is None and not self._is_stopping
             if is_free:
                 self._holder = transaction
             else:
@@ -164,10 +168,41 @@ class Served:
                 self._waiting = deque(kept)
                 return
             self._holder = go = None
-            if self._waiting:
+            if self._waiting and not self._is_stopping:
                 self._holder, go = self._waiting.popleft()
         if go is not None:
             go()
+
+    def stop(self) -> None:
+        """Give no transaction its turn any more, and cancel packs."""
+        with self._turns:
+            self._is_stopping = True
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no transaction is between its vote and its end."""
+        return self._holder is None and not self._finishing
+
+    def pack(
+        self, moment: Any, gc: bool = True, *, progress: Progress | None = None, **options: Any
+    ) -> PackResult:
+        """Pack, as `IStoragePackable` does, and tell all clients. `PackError` if the server
+        stops meanwhile."""
+        def go_on(phase: str, done: int, total: int) -> None:
+            if self._is_stopping:
+                raise PackError(f"the storage {self.name!r}: the server stops, so the pack ends")
+            if progress is not None:
+                progress(phase, done, total)
+
+        result = pack_storage(
+            self.storage, moment, self.references, gc, progress=go_on, **options
+        )
+        if not options.get("dry_run"):
+            for session in list(self.sessions):
+                session.tell("info", self.info())
+                if session.knows_extension:
+                    session.tell("objdb.packed")
+        return result
 
     def begin_finish(self) -> None:
         """Note that a finish is under way, until `end_finish`."""

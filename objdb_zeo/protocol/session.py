@@ -11,7 +11,7 @@ client that breaks the protocol is cut off, and the log says why.
 from __future__ import annotations
 
 import json
-import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import GeneratorType
@@ -20,6 +20,7 @@ from typing import Any
 from objdb.errors import ObjdbError, ReadOnlyError, StorageError, Unsupported
 from objdb.ids import Tid
 from objdb_zeo.errors import to_wire
+from objdb_zeo.limits import CALLS_IN_THREADS, THREADS_OF_ONE, Limits, sparing_logger
 from objdb_zeo.messages import (
     CALL,
     ERROR,
@@ -37,12 +38,12 @@ from objdb_zeo.messages import (
     plain,
 )
 from objdb_zeo.protocol.calls import ANSWERED, READS, Calls, InOrder, InPlace, status_of
-from objdb_zeo.protocol.driver import Driver, InThread, Steps
+from objdb_zeo.protocol.driver import Done, Driver, InThread, Steps
 from objdb_zeo.protocol.extension import Extension
 from objdb_zeo.protocol.questions import ANSWER_SECONDS, AskedInVain, Question
 from objdb_zeo.protocol.served import Served
 
-logger = logging.getLogger(__name__)
+logger = sparing_logger(__name__)
 _ONE_WAY = frozenset({
     "set_client_label", "tpc_begin", "storea", "restorea", "deleteObject",
     "checkCurrentSerialInTransaction", "undoa", "iterator_gc", "storeBlobEnd", "storeBlobShared",
@@ -55,18 +56,17 @@ _BEFORE_REGISTER_BYTES = 1000  # the largest frame of who has not registered
 
 
 class Session:
-    """A connection of a client, *peer* in the log, to one of the storages *served*. *limit*: of a
-    frame, in bytes."""
+    """A connection of a client at *host*, *peer* in the log, to one of the storages *served*."""
 
     def __init__(
-        self, served: Mapping[str, Served], driver: Driver, peer: str, limit: int,
-        codec: Codec | None = None,
+        self, served: Mapping[str, Served], driver: Driver, peer: str, limits: Limits,
+        codec: Codec | None = None, host: str | None = None,
     ) -> None:
         self._choices = served
         self.driver = driver
-        self.label = peer
-        self._limit = limit
-        self._frames = Frames(min(limit, _BEFORE_REGISTER_BYTES))
+        self.label, self.host = peer, host
+        self.limits = limits
+        self._frames = Frames(min(limits.frame_bytes, _BEFORE_REGISTER_BYTES))
         self.codec: Codec = codec or Msgpack()
         self._has_greeted = self.is_closed = False
         self._storage_name = ""
@@ -81,22 +81,28 @@ class Session:
         self.asks: Callable[..., Any] | None = None
         self._questions: dict[int, Question] = {}
         self._last_question = 0
+        self._in_threads = 0  # steps under way that may block, commits aside
+        self._slow: deque[tuple[InThread, Done]] = deque()  # those that wait for a thread
         driver.send(frame(self.codec.greeting))
 
     # -- bytes in
 
-    def data_received(self, data: bytes) -> None:
-        """Take in what has arrived."""
+    def data_received(self, data: bytes) -> bool:
+        """Take in what has arrived. Returns true if the driver takes no more now, though more may
+        be there: it calls again, with no data, when it does."""
         try:
             for body in self._frames.feed(data):
                 if self.is_closed:
-                    return
+                    return False
                 if self._has_greeted:
                     self._take(self.codec.decode(body))
                 else:
                     self._take_greeting(body)
+                if not self.driver.takes_more():
+                    return True
         except ProtocolError as error:
             self.cut_off(str(error))
+        return False
 
     def _take_greeting(self, body: bytes) -> None:
         if body == STATUS_QUESTION:
@@ -140,6 +146,8 @@ class Session:
                 raise ProtocolError(f"{message.name} failed: {error!r}") from error
             self._fail(message, error)
             return
+        if message.flag == ONE_WAY:
+            self.calls.limit_staged(self.limits.staged_bytes)
         if isinstance(result, GeneratorType):
             self._advance(message, result, None, None)
         elif message.flag != ONE_WAY and result is not ANSWERED:
@@ -180,12 +188,38 @@ class Session:
                 self._fail(message, failure)
                 return
             if isinstance(step, InThread):
-                self.driver.run(step, go_on)
-                return
+                try:
+                    self.run(step, go_on)
+                    return
+                except StorageError as refused:
+                    value, error = None, refused
+                    continue
             soon = partial(self.driver.soon, partial(go_on, None, None))
             if not self.served.take_turn(step.transaction, soon):
                 return
             value = error = None
+
+    def run(self, step: InThread, done: Done) -> None:
+        """Do a step that may block; then call *done*. Those of commits at once; of the others a few
+        at a time, so that other clients find a thread free. `StorageError` if many wait."""
+        if step.is_commit:
+            self.driver.run(step, done)
+        elif self._in_threads < THREADS_OF_ONE:
+            self._in_threads += 1
+            self.driver.run(step, partial(self._leave_thread, done))
+        elif len(self._slow) < CALLS_IN_THREADS - THREADS_OF_ONE:
+            self._slow.append((step, done))
+        else:
+            raise StorageError(
+                f"{self.title}: this client has {CALLS_IN_THREADS} calls under way that take long. "
+                "Wait for one of them to end"
+            )
+
+    def _leave_thread(self, done: Done, result: Any, error: BaseException | None) -> None:
+        self._in_threads -= 1
+        if self._slow and not self.is_closed:
+            self.run(*self._slow.popleft())
+        done(result, error)
 
     # -- bytes out
 
@@ -327,7 +361,7 @@ class Session:
 
     def cut_off(self, why: str) -> None:
         """Close the connection, and say why in the log."""
-        logger.warning("%s is cut off: %s", self.label, why)
+        logger.warning("%s is cut off: %s", self.label, why, extra={"host": self.host})
         self.close()
 
     def closed(self) -> None:
@@ -340,6 +374,18 @@ class Session:
         self.calls.drop_all()
 
     # -- calls: who is there
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the client has registered for a storage."""
+        return self._served is not None
+
+    def set_limits(self, limits: Limits) -> None:
+        """Go by other limits from now on."""
+        self.limits = limits
+        self._frames.limit = limits.frame_bytes
+        if not self.is_registered:
+            self._frames.limit = min(limits.frame_bytes, _BEFORE_REGISTER_BYTES)
 
     @property
     def served(self) -> Served:
@@ -366,7 +412,7 @@ class Session:
             raise ReadOnlyError(f"the storage {name!r} is served for reading only")
         self._storage_name, self.is_read_only = name, bool(read_only)
         self._served = served
-        self._frames.limit = self._limit
+        self.set_limits(self.limits)
         return served.join(self)
 
     def call_set_client_label(self, label: Any) -> None:

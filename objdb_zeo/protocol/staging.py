@@ -18,6 +18,8 @@ from objdb.errors import StorageTransactionError
 from objdb.ids import Oid, Tid
 from objdb.storage.commit import TransactionMetaData
 
+_OVERHEAD_BYTES = 250  # of an entry, besides its record
+
 
 class Phase(enum.Enum):
     """The phase of a client's transaction."""
@@ -39,6 +41,8 @@ class ClientTransaction:
         self.phase = Phase.STAGED
         self.is_dropped = False  # the client is gone; what is under way is aborted when it ends
         self.changed: set[Oid] = set()  # by the vote
+        self.staged_bytes = 4 * _OVERHEAD_BYTES + len(user) + len(description)
+        self.excess = ""  # why what was staged is dropped, and the vote is refused
         self.user, self.description = user, description
         self.extension: dict[Any, Any] | bytes = extension  # as a pickle, where the client has one
         self._tid, self._status = tid, status
@@ -56,22 +60,51 @@ class ClientTransaction:
     def store(self, oid: Oid, serial: Tid, record: bytes) -> None:
         """Stage a record; the last of several for one oid counts."""
         self._stores[oid] = serial, record
+        self._add(len(record))
 
     def restore(self, oid: Oid, tid: Tid, record: bytes | None, prev_txn: Tid | None) -> None:
         """Stage a copied revision."""
         self._restores.append((oid, tid, record, prev_txn))
+        self._add(len(record or b""))
 
     def delete(self, oid: Oid, serial: Tid) -> None:
         """Stage a deletion."""
         self._deletes[oid] = serial
+        self._add(0)
 
     def check(self, serials: dict[Oid, Tid]) -> None:
         """Stage checks of what was read."""
         self._checks.update(serials)
+        self._add(len(serials) * _OVERHEAD_BYTES)
 
     def undo(self, transaction_id: Any) -> None:
         """Stage an undo."""
         self._undos.append(transaction_id)
+        self._add(0)
+
+    def _add(self, size: int) -> None:
+        self.staged_bytes += _OVERHEAD_BYTES + size
+        if self.excess:
+            self._drop_entries()
+
+    def drop(self, limit: int) -> None:
+        """Drop what is staged, and all that will be: it is more than *limit*, in bytes."""
+        self.excess = (
+            f"the transaction, with others of this client that are under way, stages more than "
+            f"{limit:,} bytes. Commit less at once, or serve with a larger --staged-bytes"
+        )
+        self._drop_entries()
+
+    def _drop_entries(self) -> None:
+        for entries in (self._stores, self._restores, self._deletes, self._checks, self._undos):
+            entries.clear()
+        self.extension = {}
+        self.staged_bytes = 0
+
+    @property
+    def size(self) -> int:
+        """Return about how much memory it takes, in bytes."""
+        return self.staged_bytes + len(self.extension)
 
     @property
     def has_undos(self) -> bool:

@@ -36,6 +36,7 @@ NEEDS = {
     "docs/formats/zeo.md": ["msgpack"],
     "docs/layers.md": ["cryptography", "zstandard"],
     "docs/opening.md": ["cryptography"],
+    "docs/serving.md": ["msgpack"],
     "docs/sharing.md": ["msgpack"],
     "docs/writing-a-storage.md": ["cryptography"],
     "docs/zodb.md": ["ZODB"],

@@ -22,7 +22,7 @@ from objdb.storage.undo import data_of
 from objdb.testing.events import Events, Task
 from objdb.testing.faults import FaultyFiles
 from objdb.testing.network import Connection
-from objdb_zeo.messages import MAX_FRAME_BYTES
+from objdb_zeo.limits import Limits
 from objdb_zeo.protocol.driver import InThread
 from objdb_zeo.protocol.served import Served
 from objdb_zeo.protocol.session import Session
@@ -234,7 +234,7 @@ class End:
         self._out: deque[bytes] = deque()
         self._is_flushing = False
         self.session = Session(
-            {"1": server.served}, self, connection.name, MAX_FRAME_BYTES
+            {"1": server.served}, self, connection.name, Limits()
         )
 
     # -- the network's side
@@ -280,6 +280,10 @@ class End:
         data = b"".join(self._out)
         self._out.clear()
         self.connection.down.send(data)
+
+    def takes_more(self) -> bool:
+        """See `Driver`."""
+        return True
 
     def close(self) -> None:
         """See `Driver`."""

@@ -21,7 +21,7 @@ from objdb.testing.helpers import commit
 from objdb.testing.relay import Direction, Relay
 from objdb_zeo import ClientStorage
 from objdb_zeo.errors import CommitInDoubtError
-from objdb_zeo.transport import Channel, DisconnectedError
+from objdb_zeo.transport import Channel, DisconnectedError, Pending
 from tests.zeo.serving import Serving
 
 SERVE = [sys.executable, "-m", "objdb", "serve"]
@@ -350,11 +350,14 @@ def test_a_server_that_goes_as_a_transaction_ends(
 ) -> None:
     """What became of a commit is told also where the next view cannot begin, since the server is
     gone: success, or doubt, and no error that lets a loop try it again."""
-    call = Channel.call
+    wait = Channel.wait
 
-    def leaving(channel: Channel, name: str, *arguments: Any, **options: Any) -> Any:
-        found = call(channel, name, *arguments, **options)
-        if name == "tpc_finish":
+    def leaving(channel: Channel, pending: Pending) -> Any:
+        is_commit = pending.taken is not None and "_commit" in pending.taken.__qualname__
+        if is_commit and not is_answered:
+            pending.taken = None  # the answer is lost
+        found = wait(channel, pending)
+        if is_commit:
             db.storage._link._addresses = [("127.0.0.1", 1)]
             channel.fail(OSError("lost"))
             if not is_answered:
@@ -368,7 +371,7 @@ def test_a_server_that_goes_as_a_transaction_ends(
         manager = transaction.TransactionManager()
         root = db.open(transaction_manager=manager).root()
         root["n"] = 1
-        monkeypatch.setattr(Channel, "call", leaving)
+        monkeypatch.setattr(Channel, "wait", leaving)
         if is_answered:
             manager.commit()
         else:

@@ -13,6 +13,7 @@ from objdb.ids import NO_TID, ROOT_OID, oid_from_int
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.memory import MappingStorage
 from objdb.testing.helpers import commit
+from objdb_zeo.limits import Limits
 from objdb_zeo.messages import MSGPACK, Frames, Message, Msgpack, frame
 from objdb_zeo.protocol.driver import InThread
 from objdb_zeo.protocol.served import Served
@@ -33,6 +34,9 @@ class Driver:
         self.sent += data
 
     send_now = send
+
+    def takes_more(self) -> bool:
+        return True
 
     def close(self) -> None:
         self.is_closed = True
@@ -58,9 +62,11 @@ class Driver:
 class Client:
     """What a client would send, and what it gets."""
 
-    def __init__(self, served: dict[str, Served], limit: int = 10_000) -> None:
+    def __init__(self, served: dict[str, Served], limit: int = 10_000, **limits: int) -> None:
         self.driver = Driver()
-        self.session = Session(served, self.driver, "a test", limit)
+        self.session = Session(
+            served, self.driver, "a test", Limits(frame_bytes=limit, **limits)
+        )
         self._frames = Frames()
         self._last_id = 0
 
