@@ -49,7 +49,7 @@ class Pending:
     before the caller goes on. *asked(kind, *arguments)* answers what the server asks meanwhile, in
     the caller's thread."""
 
-    __slots__ = ("asked", "error", "is_done", "questions", "result", "taken")
+    __slots__ = ("asked", "error", "is_done", "questions", "result", "taken", "woken")
 
     def __init__(
         self, taken: Callable[[Any], Any] | None = None, asked: Callable[..., Any] | None = None
@@ -58,6 +58,7 @@ class Pending:
         self.asked = asked
         self.questions: deque[tuple[int, str, tuple[Any, ...]]] = deque()
         self.is_done = False
+        self.woken: threading.Condition | None = None  # where its caller waits for another to read
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -84,7 +85,7 @@ class Channel:
         self._last_id = 0
         self._writing = threading.Lock()
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)  # entered by its lock, in one step
+        self._waiting: list[Pending] = []  # whose callers wait for another to read
         self._arrived: deque[bytes] = deque()  # bodies that are not handled yet
         self._reader = 0  # the thread that reads
         self._handled: Pending | None = None  # whose answer it handles
@@ -205,14 +206,30 @@ class Channel:
                     self._reader = me
                     return True
                 left = deadline - self._now()
-                if left <= 0 or not self._changed.wait(left):
+                if left <= 0 or not self._sleep(pending, left):
                     self.fail(TimeoutError(f"no answer for {self._seconds} seconds"))
                     if not pending.is_done:  # another thread is about to say so
-                        self._changed.wait(_MOMENT_SECONDS)
+                        self._sleep(pending, _MOMENT_SECONDS)
             return False
 
+    def _sleep(self, pending: Pending, seconds: float) -> bool:
+        """Wait until `_wake` is called for the call; return whether it was. `_lock` is held."""
+        if pending.woken is None:
+            pending.woken = threading.Condition(self._lock)  # entered by its lock, in one step
+        try:
+            self._waiting.append(pending)
+            return pending.woken.wait(seconds)
+        finally:
+            if pending in self._waiting:
+                self._waiting.remove(pending)
+
+    def _wake(self, pending: Pending) -> None:
+        """Wake the caller of the call, if it waits. `_lock` is held."""
+        if pending.woken is not None:
+            pending.woken.notify()
+
     def _stop_reading(self, me: int) -> None:
-        """Let another thread read, if this one did."""
+        """Let another thread read, if this one did, or was to."""
         try:
             self._let_read(me)
         except BaseException:  # an interrupt
@@ -220,10 +237,12 @@ class Channel:
             raise
 
     def _let_read(self, me: int) -> None:
-        if self._reader == me:
+        if self._reader in (0, me):
             with self._lock:
-                self._reader = 0
-                self._changed.notify_all()
+                if self._reader in (0, me):
+                    self._reader = 0
+                    if self._waiting:
+                        self._wake(self._waiting[0])
 
     def take_in(self) -> None:
         """Handle what has arrived, without waiting for more."""
@@ -296,12 +315,12 @@ class Channel:
         if pending is not None:
             with self._lock:
                 pending.questions.append((number, kind, tuple(arguments)))
-                self._changed.notify_all()
+                self._wake(pending)
 
     def _done(self, pending: Pending) -> None:
         with self._lock:
             pending.is_done = True
-            self._changed.notify_all()
+            self._wake(pending)
 
     # -- the end
 
