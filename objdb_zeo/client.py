@@ -34,6 +34,7 @@ from objdb.interfaces import (
     IStorageIteration,
     IStoragePackable,
     IStoragePacked,
+    IStoragePrefetch,
     IStorageReadChecks,
     IStorageRestoreable,
     IStorageSelfCheck,
@@ -109,6 +110,7 @@ class ClientStorage:
         declared = [IStorage, IStorageShared, IStorageSync, IStorageRestoreable]
         declared += [_INTERFACES[name] for name in info.interfaces if name in _INTERFACES]
         declared += [IStorageReadChecks] if info.has_extension else [IStorageHistory]
+        declared += [IStoragePrefetch] if info.has_extension and cache_bytes else []
         directlyProvides(self, *declared)
 
     def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
@@ -220,6 +222,11 @@ class ClientStorage:
             return None
         record, serial, end = found
         return record, serial, None if end is None or end > last else end
+
+    def prefetch(self, oids: Iterable[Oid], before: Tid) -> None:
+        """See `IStoragePrefetch`: bring records into the cache, fifty by one message."""
+        self._link.require_open()
+        self._link.fetch(oids, min(before, next_tid(self._link.last)))
 
     def loadSerial(self, oid: Oid, serial: Tid) -> bytes:
         """See `IStorage`."""

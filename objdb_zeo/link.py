@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from objdb.errors import ConflictError, StorageClosedError, StorageError
@@ -21,10 +22,11 @@ from objdb.storage.foreign import database_of
 from objdb_zeo import listing
 from objdb_zeo.addresses import Address, format_address
 from objdb_zeo.cache import Found, ICache
-from objdb_zeo.transport import Channel, DisconnectedError
+from objdb_zeo.transport import Channel, DisconnectedError, Pending
 from objdb_zeo.wires import SOCKETS, Wires
 
 logger = logging.getLogger(__name__)
+_FETCHED = 50  # oids in one message
 
 
 class Info(NamedTuple):
@@ -251,19 +253,55 @@ class Link:
         load = _Loading()
 
         def taken(found: Any) -> Any:
-            if found is not None and (found[2] is not None or not load.is_overtaken):
-                self.cache.store(oid, *found)
+            self._store(oid, load, found)
             return found
 
-        with self._loading_lock:
-            self._loading.setdefault(oid, set()).add(load)
+        self._begin_load(oid, load)
         try:
             found: Found | None = self.channel().call("loadBefore", oid, bound, taken=taken)
             return found
         finally:
-            with self._loading_lock:
-                self._loading[oid].discard(load)
-                if not self._loading[oid]:
+            self._end_load(oid, load)
+
+    def fetch(self, oids: Iterable[Oid], bound: Tid) -> None:
+        """Bring what `load` would return into the cache, by an objdb server's bulk loads."""
+        loads = {oid: _Loading() for oid in oids if self.cache.load(oid, bound) is None}
+        wanted = list(loads)
+        calls: list[tuple[str, tuple[Any, ...], Pending | None]] = []
+        pendings = []
+        for first in range(0, len(wanted), _FETCHED):
+            group = wanted[first : first + _FETCHED]
+            pendings.append(Pending(partial(self._fetched, group, loads)))
+            calls.append(("objdb.load", (group, bound), pendings[-1]))
+        for oid, load in loads.items():
+            self._begin_load(oid, load)
+        try:
+            channel = self.channel()
+            channel.send(calls)
+            for pending in pendings:
+                channel.wait(pending)
+        finally:
+            for oid, load in loads.items():
+                self._end_load(oid, load)
+
+    def _fetched(self, oids: list[Oid], loads: dict[Oid, _Loading], found: Any) -> None:
+        for oid, revision in zip(oids, found, strict=False):  # what is much comes in part
+            self._store(oid, loads[oid], revision)
+
+    def _begin_load(self, oid: Oid, load: _Loading) -> None:
+        with self._loading_lock:
+            self._loading.setdefault(oid, set()).add(load)
+
+    def _store(self, oid: Oid, load: _Loading, found: Found | None) -> None:
+        if found is not None and (found[2] is not None or not load.is_overtaken):
+            self.cache.store(oid, *found)
+
+    def _end_load(self, oid: Oid, load: _Loading) -> None:
+        with self._loading_lock:
+            left = self._loading.get(oid)
+            if left is not None:
+                left.discard(load)
+                if not left:
                     del self._loading[oid]
 
 

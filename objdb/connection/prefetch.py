@@ -9,7 +9,8 @@ others: what is in them is one step further.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator, Iterable, Iterator
+from collections.abc import Coroutine, Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from threading import get_ident
 from typing import Any, NoReturn
 
@@ -19,8 +20,11 @@ from objdb.connection.jar import Jar
 from objdb.connection.loading import load_revision
 from objdb.errors import UsageError
 from objdb.ids import NO_TID, Oid
+from objdb.interfaces import IStoragePrefetch
 from objdb.records.btrees import child_nodes
 from objdb.records.references import references
+
+_TOGETHER = 1000  # objects that a storage is asked for in one go
 
 
 class Prefetch:
@@ -70,19 +74,34 @@ class Prefetch:
 
     def _load(self, objects: Iterable[Any]) -> Iterator[Any]:
         """Load objects, with the nodes of trees, and yield those that are stored."""
-        for obj in objects:
-            stack = [obj]
-            while stack:
-                node = stack.pop()
-                if self._is_stopped:
-                    return
-                if node._p_jar is None or node._p_oid in self._seen:
-                    continue
-                self._seen.add(node._p_oid)
-                node._p_activate()
-                stack += reversed(_child_nodes(node))
-                if node._p_serial != NO_TID:
-                    yield node
+        objects = iter(objects)
+        while group := list(islice(objects, _TOGETHER)):
+            self._fetch(group)
+            for obj in group:
+                stack = [obj]
+                while stack:
+                    node = stack.pop()
+                    if self._is_stopped:
+                        return
+                    if node._p_jar is None or node._p_oid in self._seen:
+                        continue
+                    self._seen.add(node._p_oid)
+                    node._p_activate()
+                    below = _child_nodes(node)
+                    self._fetch(below)
+                    stack += reversed(below)
+                    if node._p_serial != NO_TID:
+                        yield node
+
+    def _fetch(self, objects: Sequence[Any]) -> None:
+        """Let the storage bring what is to be loaded of these objects, if it can do that in one
+        go."""
+        storage = self._jar.db().storage
+        if len(objects) > 1 and IStoragePrefetch.providedBy(storage) and not self._is_stopped:
+            ghosts = [obj for obj in objects if obj._p_jar is not None and obj._p_changed is None]
+            oids = [obj._p_oid for obj in ghosts if obj._p_oid not in self._seen]
+            if oids:
+                storage.prefetch(oids, self._jar._before)
 
     def _referred(self, node: Any) -> list[Any]:
         """Return the objects that a loaded one refers to in the database."""

@@ -283,6 +283,14 @@ class IStoragePolling(Interface):
         move lastTransaction()."""
 
 
+class IStoragePrefetch(Interface):
+    """A storage on which many loads together take less time than one after the other."""
+
+    def prefetch(oids, before):
+        """Bring the revisions that `loadBefore(oid, before)` returns to where it finds them
+        quickly. Objects that there are not are left out."""
+
+
 class IStorageSync(Interface):
     """A storage on which `poll` may not see what was committed elsewhere a moment ago."""
 

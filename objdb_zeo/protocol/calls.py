@@ -38,7 +38,7 @@ _ZODB_INTERFACES = {
 # Calls whose answers depend on which transactions are visible.
 READS = frozenset({
     "lastTransaction", "loadBefore", "loadSerial", "getTid", "getInvalidations", "history", "ping",
-    "record_iternext", "get_info",
+    "record_iternext", "get_info", "objdb.load",
 })
 
 

@@ -46,6 +46,7 @@ ROWS = {
     "IStorageSelfCheck": "check its own structure",
     "IStoragePolling": "follow another process that writes",
     "IStorageShared": "be written by several processes at once",
+    "IStoragePrefetch": "load many objects in one go",
     "IStorageSync": "see, when it is asked to, what was acknowledged elsewhere a moment ago",
 }
 

@@ -19,7 +19,7 @@ from objdb.errors import (
     StorageError,
     UndoError,
 )
-from objdb.ids import NO_TID, next_tid
+from objdb.ids import MAX_TID, NO_TID, next_tid
 from objdb.storage.commit import TransactionMetaData
 from objdb_zeo.client import ClientStorage
 from objdb_zeo.errors import CommitInDoubtError
@@ -355,6 +355,8 @@ class Worker:
         """Move an amount between two cells; their sum stays."""
         one, other = self.world.chance.sample(self.world.cells, 2)
         values = {}
+        if self.world.chance.random() < 0.3:
+            self.storage.prefetch(self.world.cells, MAX_TID)
         for oid in (one, other):
             found = self.view.read(oid)
             assert found is not None

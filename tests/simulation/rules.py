@@ -70,7 +70,7 @@ class Tap:
             if name == "loadBefore" and "POSKeyError" in message.arguments[0]:
                 self._load(*arguments, None)
             return
-        check = getattr(self, f"_{name.removeprefix('objdb.')}", None)
+        check = getattr(self, f"_{name.replace('.', '_')}", None)
         if check is not None:
             check(*arguments, message.arguments)
         if name == "ping":
@@ -119,10 +119,14 @@ class Tap:
         known = self._rules.known
         known[self._server.number] = max(tid, known.get(self._server.number, tid))
 
-    def _commit(self, id: Any, *arguments: Any) -> None:
+    def _objdb_commit(self, id: Any, *arguments: Any) -> None:
         _, tid = arguments[-1]
         if tid is not None:
             self._tpc_finish(id, tid)
+
+    def _objdb_load(self, oids: Any, bound: bytes, found: Any) -> None:
+        for oid, revision in zip(oids, found, strict=True):
+            self._load(oid, bound, revision)
 
     def _loadBefore(self, oid: bytes, bound: bytes, found: Any) -> None:
         self._load(oid, bound, found)

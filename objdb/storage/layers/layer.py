@@ -23,6 +23,7 @@ from objdb.interfaces import (
     IStoragePackable,
     IStoragePacked,
     IStoragePolling,
+    IStoragePrefetch,
     IStorageReadChecks,
     IStorageRestoreable,
     IStorageSelfCheck,
@@ -48,7 +49,7 @@ class Layer:
         IStorage, IStorageReadChecks, IStorageHistory, IStorageIteration,
         IStorageCurrentRecordIteration, IStorageRestoreable,
         IStorageUndoable, IStorageVersions, IStoragePacked, IStoragePackable, IStorageSelfCheck,
-        IStoragePolling, IStorageShared, IStorageSync,
+        IStoragePolling, IStorageShared, IStorageSync, IStoragePrefetch,
     )
     _passed: frozenset[str] = frozenset()
     _next: Any

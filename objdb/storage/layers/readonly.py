@@ -11,6 +11,7 @@ from objdb.interfaces import (
     IStorageIteration,
     IStoragePacked,
     IStoragePolling,
+    IStoragePrefetch,
     IStorageSelfCheck,
     IStorageShared,
     IStorageSync,
@@ -28,7 +29,7 @@ class ReadOnlyStorage(Layer):
 
     honours: tuple[Any, ...] = (
         IStorage, IStorageHistory, IStorageIteration, IStorageVersions, IStoragePacked,
-        IStorageSelfCheck, IStoragePolling, IStorageShared, IStorageSync,
+        IStorageSelfCheck, IStoragePolling, IStorageShared, IStorageSync, IStoragePrefetch,
     )
 
     def isReadOnly(self) -> bool:
