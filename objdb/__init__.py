@@ -61,7 +61,7 @@ The documentation's first page is docs/quickstart.md.
 #     safe/            module safes: naming, opening · mapping, keys, gate · shelves (read once)
 #                      table, and what keeps it: berkeley, sqlite, file
 #     tools/           the command: main · terminal, words · looking · undoing · versions · copying
-#                      packing · safes · uris · __main__ beside it
+#                      packing · safes · uris · shell · __main__ beside it
 #                      serving, with operating and settings
 #     typed, btrees, notebook      what type checkers and IPython are told
 #     testing/         for authors of storages and applications

@@ -4,6 +4,7 @@
     change    undo, versions, migrate, pack
     safes     safe list, safe get, safe set, safe export
     share     serve
+    program   shell
     help      uris
 
 Exit codes: 0 done, 1 failed (or `check` found damage), 2 wrong usage, 130 Ctrl-C, 141 the output
@@ -22,7 +23,7 @@ from typing import Any, NoReturn
 import click
 
 from objdb.errors import ObjdbError
-from objdb.tools import copying, looking, packing, safes, serving, undoing, uris, versions
+from objdb.tools import copying, looking, packing, safes, serving, shell, undoing, uris, versions
 from objdb.tools.terminal import echo
 from objdb.version import __version__
 
@@ -109,6 +110,6 @@ def main() -> None:
 
 for command in (
     *looking.COMMANDS, *undoing.COMMANDS, *versions.COMMANDS, *copying.COMMANDS,
-    *packing.COMMANDS, *safes.COMMANDS, *uris.COMMANDS, *serving.COMMANDS,
+    *packing.COMMANDS, *safes.COMMANDS, *uris.COMMANDS, *serving.COMMANDS, *shell.COMMANDS,
 ):
     main.add_command(command)
