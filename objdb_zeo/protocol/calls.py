@@ -406,7 +406,7 @@ class Calls:
 
         try:
             tid: Tid = served.storage.tpc_finish(metadata, announce)
-            self._session.driver.soon(partial(served.end_turn, transaction))
+            served.end_turn(transaction)
             for wait in metadata.later:
                 wait()
             served.outcomes.note((self._session.client, transaction.id), tid)
@@ -415,7 +415,7 @@ class Calls:
             if transaction.announced is not None:
                 served.retract(transaction.announced)
                 served.outcomes.give_up()
-            self._session.driver.soon(partial(served.end_turn, transaction))
+            served.end_turn(transaction)
             raise
         return tid
 

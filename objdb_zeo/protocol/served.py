@@ -161,7 +161,8 @@ class Served:
         return is_free
 
     def end_turn(self, transaction: ClientTransaction) -> None:
-        """Let the next transaction vote. *transaction* may be one that still waits."""
+        """Let the next transaction vote; any thread calls it. *transaction* may be one that still
+        waits."""
         with self._turns:
             if self._holder is not transaction:
                 kept = [entry for entry in self._waiting if entry[0] is not transaction]
