@@ -38,8 +38,8 @@ def test_links_lead_somewhere(chapter):
         assert (chapter.parent / target).exists(), target
 
 
-def test_there_are_eight_chapters():
-    """The talk has eight chapters, and a page that leads to them."""
+def test_there_are_nine_chapters():
+    """The talk has nine chapters, and a page that leads to them."""
     assert [path.stem for path in CHAPTERS if path.parent.name == "calendar"] == [
         "1-persistence",
         "2-transactions",
@@ -49,5 +49,6 @@ def test_there_are_eight_chapters():
         "6-plans",
         "7-packing",
         "8-storages",
+        "9-offices",
         "README",
     ]
