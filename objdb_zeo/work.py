@@ -2,7 +2,10 @@
 
     begun ─► stores, checks, undos are collected here ─► vote ─► finish, or abort
                                                           │
-                begin, all of it, and vote in one write ◄─╯─► conflicts are resolved ─► vote
+                begin, all of it, and vote in one write ◄─╯
+                          │     ▲
+                          ╰─────╯ conflicts are resolved: an objdb server asks meanwhile (see
+                                  `Link.resolve`), a ZEO server wants another vote
 
 Nothing is sent before the vote, so a transaction that is aborted before costs the server nothing.
 Where nobody else takes part in the transaction, an objdb server commits at the vote: one message,
@@ -181,10 +184,11 @@ class Staged:
     def _resolve(self, link: Link, conflict: dict[str, Any]) -> None:
         oid, serials, ours = conflict["oid"], tuple(conflict["serials"]), conflict["data"]
         try:
-            if "committed" in conflict:
-                old, committed = conflict["old"], conflict["committed"]
-            else:
-                old, committed = self._ask_for_both(link, oid, serials)
+            committed = link.call("loadSerial", oid, serials[0])
+            try:
+                old = link.call("loadSerial", oid, serials[1])
+            except POSKeyError:  # packed away
+                old = None
             merged = link.db.resolve(oid, old, committed, ours, serials)
         except POSKeyError:  # deleted
             raise ConflictError(oid=oid, serials=serials) from None
@@ -193,17 +197,6 @@ class Staged:
             raise
         self._made.add(oid)
         self.records[oid] = serials[0], merged
-
-    def _ask_for_both(
-        self, link: Link, oid: Oid, serials: tuple[Tid, Tid]
-    ) -> tuple[bytes | None, bytes]:
-        """Ask a ZEO server for the records of a conflict: the one changed here, and the one
-        committed since."""
-        committed = link.call("loadSerial", oid, serials[0])
-        try:
-            return link.call("loadSerial", oid, serials[1]), committed
-        except POSKeyError:  # packed away
-            return None, committed
 
     def finish(self, link: Link, callback: Callable[[Tid], object] | None) -> Tid:
         """Commit; return the tid. *callback* is called with it, and the database is told, when the

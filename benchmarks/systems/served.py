@@ -125,7 +125,10 @@ class ObjdbServer(Served, Objdb):
 
     def command(self, path: Path, port: int) -> list[str]:
         file = str(path / "data.fs")
-        return [sys.executable, "-m", "objdb", "serve", file, "--address", f"127.0.0.1:{port}"]
+        return [
+            sys.executable, "-m", "objdb", "serve", file, "--address", f"127.0.0.1:{port}",
+            "--clients", "2000", "--clients-per-address", "2000",
+        ]
 
     def connect(self, address: Address) -> Any:
         from objdb_zeo import ClientStorage

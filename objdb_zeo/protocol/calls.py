@@ -282,10 +282,7 @@ class Calls:
     def call_vote(self, id: Any) -> Steps:
         """Vote; return the oids that the server changed, or the conflicts."""
         made, _ = yield from self.vote(id)
-        return tuple(
-            {key: each[key] for key in ("oid", "serials", "data")} if isinstance(each, dict)
-            else each for each in made
-        )
+        return made
 
     def vote(self, id: Any, *, is_alone: bool = False) -> Steps:
         """Vote; return (the oids that the server changed, or the conflicts; the tid that the

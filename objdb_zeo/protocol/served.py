@@ -112,11 +112,14 @@ class Served:
     # -- turns
 
     def vote(self, transaction: ClientTransaction, resolve: Resolve | None) -> list[Oid]:
-        """Vote; return the oids that the storage changed by itself. `conflicts` has what the
-        client has to resolve; if there is any, the storage's transaction is aborted. Conflicts of
-        undos are resolved by *resolve*, if there is one. The transaction has its turn."""
+        """Vote; return the oids that the storage changed by itself. The transaction has its turn.
+
+        Conflicts are resolved by *resolve*. Without it, `conflicts` has what the client has to
+        resolve before it votes again, and the storage's transaction is aborted if there is any;
+        those of undos are errors."""
         self.conflicts = []
-        with self.resolving(resolve if transaction.has_undos else self._note_conflict):
+        is_asked = resolve is not None or transaction.has_undos
+        with self.resolving(resolve if is_asked else self._note_conflict):
             made = transaction.vote(self.storage)
         if self.conflicts:
             transaction.abort(self.storage)
@@ -144,9 +147,7 @@ class Served:
         self, oid: Oid, old: bytes | None, committed: bytes, new: bytes, serials: tuple[Tid, Tid]
     ) -> bytes:
         """Note the conflict, for the client; let it pass: the vote is taken back."""
-        self.conflicts.append({
-            "oid": oid, "serials": tuple(serials), "data": new, "old": old, "committed": committed
-        })
+        self.conflicts.append({"oid": oid, "serials": tuple(serials), "data": new})
         return new
 
     def take_turn(self, transaction: ClientTransaction, go: Callable[[], object]) -> bool:

@@ -77,7 +77,7 @@ class Watched:
         self._events = events
         self._broken: BrokenRuleError | None = None
         self._changes: dict[int, dict[bytes, bytes | None]] = {}
-        for name in ("tpc_begin", "store", "deleteObject", "undo", "tpc_finish"):
+        for name in ("tpc_begin", "store", "deleteObject", "undo", "tpc_vote", "tpc_finish"):
             setattr(storage, name, partial(getattr(self, f"_{name}"), getattr(storage, name)))
         storage.engine.publish = partial(self._publish, storage.engine.publish)
 
@@ -99,8 +99,14 @@ class Watched:
         self._changes[id(transaction)].update(dict.fromkeys(found[1], b""))  # data: see below
         return found
 
+    def _tpc_vote(self, real: Any, transaction: Any) -> Any:
+        resolved = real(transaction)
+        self._changes[id(transaction)].update(dict.fromkeys(resolved or (), b""))
+        return resolved
+
     def _tpc_finish(self, real: Any, transaction: Any, callback: Any = no_callback) -> bytes:
         changes = self._changes.pop(id(transaction))
+        added: list[bytes] = []
 
         def told(tid: bytes) -> None:
             if self._broken is not None:  # the storage calls again, after an error
@@ -109,7 +115,10 @@ class Watched:
             for oid, data in changes.items():
                 if data == b"":
                     changes[oid] = data_of(self.storage.engine, oid, tid)
+            if self.lineage.last == tid and tid in added:  # it is killed, and tries once more
+                return
             self.lineage.add(Commit(tid, transaction.description.decode(), changes))
+            added.append(tid)
             self._events.note(
                 f"storage commits {short(tid)} {transaction.description.decode()} "
                 f"({' '.join(map(short, sorted(changes)))})"
