@@ -16,6 +16,7 @@ a ZEO server.
 #     link             2  connecting, verifying, the snapshot · cache (what was read)
 #     transport        3  the only module of the client that waits: a socket, which callers read
 #                         wires (the socket and the clock; a simulation has its own)
+#                         shapes (what a server may answer)
 #     messages         4  bytes to messages and back · errors (on the wire) · addresses · limits
 #     protocol/        5  the server's side of a connection: bytes in, bytes and events out; no
 #                         sockets, threads or clock

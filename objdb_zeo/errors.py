@@ -88,13 +88,10 @@ def from_wire(found: Any, where: str) -> Exception:
     """Return the error that a pair stands for; *where* names the server in messages."""
     try:
         name, what = found
-    except (TypeError, ValueError):
+        ours = _from_facts(what[_OURS]) if isinstance(what, dict) and _OURS in what else None
+        return ours or _from_zodb(str(name), what, where)
+    except (TypeError, ValueError, AttributeError, LookupError):
         return ServerError(f"{where} answered with an error that cannot be read: {found!r}"[:500])
-    if isinstance(what, dict) and _OURS in what:
-        ours = _from_facts(what[_OURS])
-        if ours is not None:
-            return ours
-    return _from_zodb(str(name), what, where)
 
 
 def _from_facts(found: Any) -> ObjdbError | None:

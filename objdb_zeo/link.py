@@ -26,6 +26,7 @@ from objdb_zeo.transport import Channel, DisconnectedError, Pending
 from objdb_zeo.wires import SOCKETS, Wires
 
 logger = logging.getLogger(__name__)
+EXTENSION = 1  # the version that is known here
 _FETCHED = 50  # oids in one message
 
 
@@ -313,6 +314,8 @@ class _Loading:
 
 def _info(found: dict[str, Any]) -> Info:
     offer = found.get("objdb") or {}
+    if offer.get("version") != EXTENSION:
+        offer = {}  # ZEO's calls are known to both
     interfaces = offer["interfaces"] if offer else [name for _, name in found.get("interfaces", ())]
     if not offer and found.get("supportsUndo"):
         interfaces.append("IStorageUndoable")

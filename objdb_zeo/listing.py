@@ -10,6 +10,7 @@ from typing import Any
 from objdb.ids import NO_TID, Tid
 from objdb.storage.extension import dumps_extension
 from objdb.storage.iteration import RevisionRecord, TransactionRecord
+from objdb_zeo.messages import ProtocolError
 
 _AT_ONCE = 200  # entries of an undo log, where they are filtered here
 _TEXTS = ("id", "user_name", "description")
@@ -21,7 +22,10 @@ def batches(ask: Ask, start: Tid | None, stop: Tid) -> Iterator[TransactionRecor
     """Yield transactions, of which the extension's `iterate` gives many at once."""
     following: Tid | None = start or NO_TID
     while following is not None:
-        found, following = ask("iterate", following, stop)
+        begin = following
+        found, following = ask("iterate", begin, stop)
+        if following is not None and following <= begin:
+            raise ProtocolError(f"the server lists transactions again from {following.hex()} on")
         for tid, status, user, description, extension, records in found:
             revisions = [RevisionRecord(oid, tid, data, "", txn) for oid, data, txn in records]
             yield TransactionRecord(tid, status, user, description, extension, revisions)

@@ -33,6 +33,7 @@ from objdb_zeo.messages import (
     codec_for,
     frame,
 )
+from objdb_zeo.shapes import ANSWERS, TOLD, Shape
 from objdb_zeo.wires import SOCKETS, Wire, Wires
 
 _CHUNK = 1 << 18
@@ -49,7 +50,7 @@ class Pending:
     before the caller goes on. *asked(kind, *arguments)* answers what the server asks meanwhile, in
     the caller's thread."""
 
-    __slots__ = ("asked", "error", "is_done", "questions", "result", "taken", "woken")
+    __slots__ = ("asked", "error", "is_done", "name", "questions", "result", "taken", "woken")
 
     def __init__(
         self, taken: Callable[[Any], Any] | None = None, asked: Callable[..., Any] | None = None
@@ -57,6 +58,7 @@ class Pending:
         self.taken = taken
         self.asked = asked
         self.questions: deque[tuple[int, str, tuple[Any, ...]]] = deque()
+        self.name = ""  # of the method
         self.is_done = False
         self.woken: threading.Condition | None = None  # where its caller waits for another to read
         self.result: Any = None
@@ -147,6 +149,7 @@ class Channel:
                 else:
                     self._last_id += 1
                     pendings[self._last_id] = pending
+                    pending.name = name
                     data += self._encoded(Message(self._last_id, CALL, name, arguments))
             try:
                 self._pending.update(pendings)
@@ -289,6 +292,7 @@ class Channel:
 
     def _handle(self, message: Message) -> None:
         if message.name != REPLY:
+            self._require_shape(TOLD, message.name, message.arguments)
             if message.name == "objdb.ask":
                 self._note_question(*message.arguments)
             else:
@@ -298,6 +302,13 @@ class Channel:
         if pending is None:  # nobody waits for it any more
             return
         self._handled = pending
+        if message.flag != ERROR:
+            try:
+                self._require_shape(ANSWERS, pending.name, message.arguments)
+            except ProtocolError as error:
+                pending.error = error
+                self._end(message.id, pending)
+                raise
         if message.flag == ERROR:
             pending.error = from_wire(message.arguments, self.name)
         else:
@@ -306,9 +317,20 @@ class Channel:
                 pending.result = result if pending.taken is None else pending.taken(result)
             except Exception as error:  # noqa: BLE001  the caller's
                 pending.error = error
-        self._pending.pop(message.id, None)
+        self._end(message.id, pending)
+
+    def _end(self, id: Any, pending: Pending) -> None:
+        self._pending.pop(id, None)
         self._handled = None
         self._done(pending)
+
+    def _require_shape(self, shapes: dict[str, Shape], name: str, value: Any) -> None:
+        shape = shapes.get(name)
+        if shape is not None and not shape(value):
+            raise ProtocolError(
+                f"{self.name} is no ZEO server, or damages what it sends: it says, for {name}, "
+                f"{value!r:.200}"
+            )
 
     def _note_question(self, id: Any, number: int, kind: str, arguments: Any) -> None:
         pending = self._pending.get(id)
