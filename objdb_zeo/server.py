@@ -35,6 +35,7 @@ from objdb_zeo.protocol.session import Session
 
 logger = sparing_logger(__name__)
 THREADS = 8
+_SPREAD_SECONDS = 0.002  # between a few clients that are told, and the next
 _CLOSE_SECONDS = 5.0  # for what is to be sent before a connection is closed
 _CLEANS_UP = sys.version_info >= (3, 13)  # asyncio removes Unix sockets, unless told not to
 _ACCEPTS = 16  # connections that the event loop accepts before it does something else
@@ -344,12 +345,13 @@ class Server:
             loop.call_soon_threadsafe(self._spread, loop)
 
     def _spread(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Tell a few clients; calls that have arrived meanwhile are carried out before the next."""
+        """Tell a few clients, and soon some more: of several transactions by then. Calls that
+        arrive meanwhile are carried out."""
         self._is_spreading = False  # what is announced from now on asks again
         are_more = [served.tell_some() for served in self.served.values()]
         if any(are_more):
             self._is_spreading = True
-            loop.call_soon(self._spread, loop)
+            loop.call_later(_SPREAD_SECONDS, self._spread, loop)
 
     async def close(self) -> None:
         """Take no more connections and votes, and close all when what has voted has ended."""

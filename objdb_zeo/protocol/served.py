@@ -92,8 +92,8 @@ class Served:
         # What was announced, as long as there may be sessions that it was not put to.
         self.log: deque[Announced] = deque()
         self.log_start = 0  # the number of the first one in it
-        # Called when more sessions are to be told; has to see to it that `tell_some` is called.
-        # Without, all of them are told at once.
+        # Called when more than a few sessions are to be told; has to see to it that `tell_some` is
+        # called. Without, all of them are told at once.
         self.wake: Callable[[], object] | None = None
         self._behind: deque[Any] = deque()  # sessions to be told up to `_told`
         self._told = 0
@@ -242,10 +242,11 @@ class Served:
             self.log.append(Announced(tid, changed, origin))
             if origin is not None:
                 origin.catch_up()
+        if self.wake is not None and len(self.sessions) > self.at_once:
+            self.wake()
+            return
         while self.tell_some():
-            if self.wake is not None:
-                self.wake()
-                break
+            pass
 
     @property
     def log_end(self) -> int:
