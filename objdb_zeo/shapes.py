@@ -58,7 +58,16 @@ _sizes = _with(length=_int, size=_int)
 _oids = _each(_id)
 _found = _or_none(_row(_bytes, _id, _or_none(_id)))
 _conflict = _with(oid=_id, serials=_row(_id, _id), data=_bytes)
-_record = _row(_id, _or_none(_bytes), _or_none(_id))
+
+
+def _record(value: Any) -> bool:
+    """(oid, record or None, tid or None), of which an iteration has many."""
+    if not isinstance(value, (tuple, list)) or len(value) != 3:
+        return False
+    oid, data, tid = value
+    return _id(oid) and (data is None or isinstance(data, bytes)) and (tid is None or _id(tid))
+
+
 _transaction = _row(_id, _text, _bytes, _bytes, _bytes, _each(_record))
 _entries = _each(_with(id=_is(bytes, str), time=_is(int, float)))
 _offer = _with(version=_int)
