@@ -47,6 +47,7 @@ class Staged:
         self._extension, self._pickled = extension, pickled
         self._wanted = tid, status
         self._calls: list[Call] = []
+        self._merged: dict[Oid, bytes] = {}  # what is committed in place of what was sent
         self._made: set[Oid] = set()  # by the vote: what is there is not what was sent
         self._channel: Channel | None = None  # on which it voted
         self._tid: Tid | None = None  # that it will have, if the server says so
@@ -120,7 +121,7 @@ class Staged:
         """Send the records of *oids*, the rest if they are the first, and vote; return the
         conflicts, or the oids that the server changed."""
         method = "objdb.vote" if link.info.has_extension else "vote"
-        pending = Pending(asked=link.resolve)
+        pending = Pending(asked=partial(self._asked, link))
         stage = self._stage(oids, is_first=is_first)
         channel.send([*stage, (method, (self.id,), pending)])
         answer = channel.wait(pending)
@@ -143,7 +144,7 @@ class Staged:
             return made
 
         since = link.last
-        pending = Pending(taken, link.resolve)
+        pending = Pending(taken, partial(self._asked, link))
         link.voting[self.id] = None
         try:
             channel.send(self._commit_calls(oids, is_first, pending))
@@ -155,6 +156,13 @@ class Staged:
             return taken(((), self._settle(link, since, error)), is_last=False)
         finally:
             del link.voting[self.id]
+
+    def _asked(self, link: Link, kind: str, *arguments: Any) -> Any:
+        """Resolve a conflict that the server asks about, and note what comes of it."""
+        merged, class_name = link.resolve(kind, *arguments)
+        if merged is not None:
+            self._merged[arguments[0]] = merged
+        return merged, class_name
 
     def _commit_calls(self, oids: list[Oid], is_first: bool, pending: Pending) -> list[Call]:
         """Return the calls: one, if it is small and the transaction only stores."""
@@ -290,7 +298,8 @@ class Staged:
             return False
         there = {record.oid: record.data for record in found}
         return there.keys() == self.changed and all(
-            oid in self._made or there[oid] == record for oid, (_, record) in self.records.items()
+            oid in self._made or there[oid] == self._merged.get(oid, record)
+            for oid, (_, record) in self.records.items()
         )
 
     def abort(self) -> None:

@@ -305,6 +305,32 @@ def test_an_answer_that_is_lost(tmp_path: Path, is_started_again: bool) -> None:
     losing.close()
 
 
+def test_a_merged_record_is_known_again(tmp_path: Path) -> None:
+    """A commit whose conflict was resolved meanwhile, and whose answer is lost with its server, is
+    known by what came of the conflict."""
+
+    class Database:
+        """Merges, and is told."""
+
+        invalidate = invalidateCache = lambda self, *arguments: None
+
+        def resolve(self, oid: Oid, *arguments: Any) -> bytes:
+            return b"merged"
+
+    losing = Losing(tmp_path / "data.fs", knows_tid=True)
+    losing.then = losing.start_again  # type: ignore[method-assign]
+    losing._go_on.set()
+    with ClientStorage(losing.serving.address) as direct:
+        serial = commit(direct, {ROOT_OID: (losing.serial, b"other")})
+    losing._go_on.clear()
+    losing.client._link.db = Database()
+    one = Participant(ROOT_OID, losing.serial, b"one")
+    one.vote(losing.client)
+    with ClientStorage(losing.serving.address) as direct:
+        assert direct.load(ROOT_OID) == (b"merged", one.tid) and one.tid > serial
+    losing.close()
+
+
 def test_another_server_of_the_file(tmp_path: Path) -> None:
     """Another server that was there before does not know what this one has committed: it looks for
     the tid."""
