@@ -10,6 +10,7 @@ imported, compiled, run or written.
 
 from __future__ import annotations
 
+import encodings.raw_unicode_escape  # noqa: F401  pickles of text import it, once
 import sys
 from collections import deque
 from collections.abc import Callable

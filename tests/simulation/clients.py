@@ -391,9 +391,12 @@ class Worker:
         """Create an object."""
         oid = self.storage.new_oid()
         server = self.storage._oids_of._wire.connection.receiver.server
-        # What a server gave that is gone by now cannot be new to the next one: the vote refuses it.
+        # What a server gave that is gone by now cannot be new to the next one, nor what that one
+        # gives as long as nobody has stored it: the vote refuses the second.
+        is_of_another = self.world.given.get(oid, server.number) != server.number
+        self.world.given[oid] = server.number
         require(
-            server is not self.world.server or not server.lineage.revisions(oid),
+            server is not self.world.server or not server.lineage.revisions(oid) or is_of_another,
             "new oids are new", lambda: f"{self.name} is given {short(oid)}, which there is",
         )
 

@@ -104,6 +104,7 @@ class World:
         self.thread_seconds = self.chance.choice((0.005, 0.03, 0.2))  # see `Server`
         self.lineages: list[Lineage] = []
         self.cells: list[bytes] = []
+        self.given: dict[bytes, int] = {}  # oids, by the number of the server that gave them
         self.counters: list[bytes] = []
         self.things: list[bytes] = []
         self.pickled: set[bytes] = set()
