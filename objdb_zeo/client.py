@@ -31,13 +31,9 @@ from objdb.interfaces import (
     IStorage,
     IStorageCurrentRecordIteration,
     IStorageHistory,
-    IStorageIteration,
-    IStoragePackable,
-    IStoragePacked,
     IStoragePrefetch,
     IStorageReadChecks,
     IStorageRestoreable,
-    IStorageSelfCheck,
     IStorageShared,
     IStorageSync,
     IStorageUndoable,
@@ -54,19 +50,14 @@ from objdb_zeo.addresses import addresses
 from objdb_zeo.cache import MemoryCache
 from objdb_zeo.link import Link
 from objdb_zeo.messages import MAX_FRAME_BYTES, as_bytes, plain
+from objdb_zeo.shapes import OFFERED
 from objdb_zeo.transport import Channel, DisconnectedError, Pending
 from objdb_zeo.wires import SOCKETS, Wires
 from objdb_zeo.work import Staged
 
 CACHE_BYTES = 100 * 1024 * 1024
-_MOST_TRIES = 20  # votes of a transaction whose conflicts were resolved
-_LISTED_AT_ONCE = 200  # entries of an undo log, where they are filtered here
-_INTERFACES = {
-    interface.__name__: interface for interface in (
-        IStorageCurrentRecordIteration, IStorageHistory, IStorageIteration, IStoragePackable,
-        IStoragePacked, IStorageSelfCheck, IStorageUndoable,
-    )
-}
+_INTERFACES = {**OFFERED, "IStorageCurrentRecordIteration": IStorageCurrentRecordIteration}
+
 
 class ClientStorage:
     """The storage called *storage* on the server at *address* (or one of several).

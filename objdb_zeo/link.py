@@ -11,23 +11,30 @@ never what the server says is its last transaction, which may be ahead of the in
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from objdb.errors import ConflictError, StorageClosedError, StorageError
+from objdb.errors import ConflictError, StorageClosedError, StorageError, StorageForkedError
 from objdb.ids import MAX_TID, NO_TID, Oid, Tid
 from objdb.storage.foreign import database_of
 from objdb_zeo import listing
 from objdb_zeo.addresses import Address, format_address
 from objdb_zeo.cache import Found, ICache
+from objdb_zeo.messages import MAX_FRAME_BYTES
 from objdb_zeo.transport import Channel, DisconnectedError, Pending
 from objdb_zeo.wires import SOCKETS, Wires
 
 logger = logging.getLogger(__name__)
 EXTENSION = 1  # the version that is known here
 _FETCHED = 50  # oids in one message
+_TRIES = 3  # of a call that only reads, while connections are lost
+_READS = frozenset({
+    "loadBefore", "loadSerial", "history", "record_iternext", "undoLog", "undoInfo", "get_info",
+    "ping", "objdb.iterate", "objdb.packed_tid",
+})
 
 
 class Info(NamedTuple):
@@ -39,6 +46,7 @@ class Info(NamedTuple):
     has_extension: bool
     interfaces: tuple[str, ...]  # by the names in the extension, or ZODB's
     instance: bytes  # of an objdb server: another one since it was started again
+    frame_bytes: int  # of the largest message that the server takes, if it says so
 
 
 class Link:
@@ -61,6 +69,7 @@ class Link:
         self._addresses = addresses
         self._storage = storage
         self.wires = wires
+        self._pid = os.getpid()
         self._is_read_only = read_only
         self.call_seconds, self._wait_seconds, self._limit = seconds, wait_seconds, limit
         self._lock = threading.RLock()  # held while connecting
@@ -76,6 +85,7 @@ class Link:
 
     def channel(self) -> Channel:
         """Return the open channel; connect again, if it was lost, and wait for that."""
+        self.require_open()
         channel = self._open
         if channel is None or channel.failure is not None:
             with self._lock:
@@ -95,9 +105,15 @@ class Link:
         return self.call(f"objdb.{name}", *arguments)
 
     def require_open(self) -> None:
-        """Raise `StorageClosedError` if it is closed."""
+        """Raise `StorageClosedError` if it is closed, `StorageForkedError` in a forked child, which
+        would share the socket."""
         if self.is_closed:
             raise StorageClosedError(f"{self.name} is closed. Open it again to use it")
+        if os.getpid() != self._pid:
+            raise StorageForkedError(
+                f"{self.name} was opened by process {self._pid}, and this is a forked child. Open "
+                "the storage in the child; a database does so by itself"
+            )
 
     def close(self) -> None:
         """Close the connection; calls under way are told."""
@@ -136,6 +152,7 @@ class Link:
             last = channel.call("register", self._storage, self._is_read_only)
             self.info = _info(channel.call("get_info"))
             if self.info.has_extension:
+                channel.most_bytes = self.info.frame_bytes
                 channel.send([("objdb.hello", (self._key,), None)])
             self._verify(channel, last)
         except BaseException:
@@ -232,9 +249,21 @@ class Link:
     # -- calls
 
     def call(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """Call a method of the server; see `Channel.call`."""
-        self.require_open()
-        return self.channel().call(name, *arguments, **options)
+        """Call a method of the server; see `Channel.call`. Where the connection is lost, what only
+        reads is called again."""
+        deadline = self.wires.now() + self.call_seconds
+        channel = self.channel()
+        for left in reversed(range(_TRIES if name in _READS else 1)):
+            try:
+                return channel.call(name, *arguments, **options)
+            except DisconnectedError as lost:
+                if not left or self.is_closed or self.wires.now() > deadline:
+                    raise
+                try:
+                    channel = self.channel()
+                except DisconnectedError as error:
+                    raise lost from error
+        raise AssertionError("the last try returns or raises")
 
     def resolve(self, kind: str, *arguments: Any) -> tuple[bytes | None, str | None]:
         """Answer the server, which asks for a conflict to be resolved: (merged record, None), or
@@ -259,7 +288,7 @@ class Link:
 
         self._begin_load(oid, load)
         try:
-            found: Found | None = self.channel().call("loadBefore", oid, bound, taken=taken)
+            found: Found | None = self.call("loadBefore", oid, bound, taken=taken)
             return found
         finally:
             self._end_load(oid, load)
@@ -324,4 +353,5 @@ def _info(found: dict[str, Any]) -> Info:
     return Info(
         found.get("length", 0), found.get("size", 0), str(found.get("name", "")), bool(offer),
         tuple(interfaces), offer.get("instance", b""),
+        offer.get("frame_bytes", MAX_FRAME_BYTES),
     )

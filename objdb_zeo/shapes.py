@@ -1,4 +1,4 @@
-"""Which shape the answers of a server have, and what it says by itself: anything else is an error.
+"""What a server offers, and which shape its answers and messages have: all else is an error.
 
 A shape is a function that returns whether a value has it.
 """
@@ -7,6 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+from objdb.interfaces import (
+    IStorageHistory,
+    IStorageIteration,
+    IStoragePackable,
+    IStoragePacked,
+    IStorageSelfCheck,
+    IStorageUndoable,
+)
 
 Shape = Callable[[Any], bool]
 
@@ -71,7 +80,7 @@ def _record(value: Any) -> bool:
 _transaction = _row(_id, _text, _bytes, _bytes, _bytes, _each(_record))
 _entries = _each(_with(id=_is(bytes, str), time=_is(int, float)))
 _offer = _with(version=_int)
-_offered = _perhaps_with(interfaces=_each(_text), instance=_bytes)
+_offered = _perhaps_with(interfaces=_each(_text), instance=_bytes, frame_bytes=_int)
 
 ANSWERS: dict[str, Shape] = {
     "register": _id,
@@ -119,3 +128,19 @@ TOLD: dict[str, Shape] = {
     "objdb.ask": _row(_int, _int, _text, _each(_anything)),
 }
 """What a server says by itself, by the method; other methods are not heard."""
+
+QUESTIONS: dict[str, Shape] = {
+    "resolve": _row(_id, _or_none(_bytes), _bytes, _bytes, _row(_id, _id)),
+    "progress": _row(_text, _int, _int),
+    "roots": _row(),
+    "elsewhere": _row(_id),
+}
+"""What a server asks, by the kind of the question."""
+
+OFFERED = {
+    interface.__name__: interface for interface in (
+        IStorageHistory, IStorageIteration, IStoragePackable, IStoragePacked, IStorageSelfCheck,
+        IStorageUndoable,
+    )
+}
+"""The interfaces that a server may offer, and a client declare, by the name that is sent."""

@@ -28,12 +28,13 @@ from objdb_zeo.messages import (
     REPLY,
     Codec,
     Frames,
+    FrameTooLargeError,
     Message,
     ProtocolError,
     codec_for,
     frame,
 )
-from objdb_zeo.shapes import ANSWERS, TOLD, Shape
+from objdb_zeo.shapes import ANSWERS, QUESTIONS, TOLD, Shape
 from objdb_zeo.wires import SOCKETS, Wire, Wires
 
 _CHUNK = 1 << 18
@@ -90,6 +91,7 @@ class Channel:
         self._waiting: list[Pending] = []  # whose callers wait for another to read
         self._arrived: deque[bytes] = deque()  # bodies that are not handled yet
         self._reader = 0  # the thread that reads
+        self.most_bytes = MAX_FRAME_BYTES  # that the server takes in one message
         self._handled: Pending | None = None  # whose answer it handles
         self.failure: BaseException | None = None  # why it is closed
         self._wire = _connect(wires, address, seconds, self.name)
@@ -137,8 +139,9 @@ class Channel:
         return self.wait(pending)
 
     def send(self, calls: list[tuple[str, tuple[Any, ...], Pending | None]]) -> None:
-        """Send calls in one write; those without a `Pending` are one-way. Raises `UsageError`, and
-        sends nothing, if an argument is something that messages cannot carry."""
+        """Send calls in one write; those without a `Pending` are one-way. Sends nothing, and raises
+        `UsageError` if an argument is something that messages cannot carry, `FrameTooLargeError`
+        if the server does not take so large a message."""
         self._require_open()
         with self._writing:
             pendings: dict[Any, Pending] = {}
@@ -163,7 +166,14 @@ class Channel:
 
     def _encoded(self, message: Message) -> bytes:
         try:
-            return frame(self._codec.encode(message))
+            body = self._codec.encode(message)
+            if len(body) > self.most_bytes:
+                raise FrameTooLargeError(
+                    f"{self.name} takes messages of {self.most_bytes:,} bytes at most; this one, "
+                    f"{message.name}, has {len(body):,}. Store the data in smaller objects, or "
+                    "raise the server's --frame-bytes", size=len(body), limit=self.most_bytes,
+                )
+            return frame(body)
         except (TypeError, ValueError, OverflowError) as error:
             raise UsageError(
                 f"{self.name} cannot be sent an argument of {message.name}: {error}. Pass numbers, "
@@ -294,6 +304,8 @@ class Channel:
         if message.name != REPLY:
             self._require_shape(TOLD, message.name, message.arguments)
             if message.name == "objdb.ask":
+                kind, arguments = message.arguments[2:]
+                self._require_shape(QUESTIONS, kind, arguments)
                 self._note_question(*message.arguments)
             else:
                 self._told(message.name, message.arguments)

@@ -26,6 +26,7 @@ from objdb_zeo.transport import Channel, DisconnectedError, Pending
 
 _MOST_TRIES = 20  # votes of a transaction whose conflicts were resolved
 _ONE_MESSAGE_BYTES = 1 << 20
+_AROUND_BYTES = 64  # around a record in a message, at most
 
 Call = tuple[str, tuple[Any, ...], "Pending | None"]
 
@@ -147,7 +148,7 @@ class Staged:
         pending = Pending(taken, partial(self._asked, link))
         link.voting[self.id] = None
         try:
-            channel.send(self._commit_calls(oids, is_first, pending))
+            channel.send(self._commit_calls(link, oids, is_first, pending))
             return channel.wait(pending)
         except DisconnectedError as error:
             if self.committed_tid is not None:
@@ -164,11 +165,15 @@ class Staged:
             self._merged[arguments[0]] = merged
         return merged, class_name
 
-    def _commit_calls(self, oids: list[Oid], is_first: bool, pending: Pending) -> list[Call]:
+    def _commit_calls(
+        self, link: Link, oids: list[Oid], is_first: bool, pending: Pending
+    ) -> list[Call]:
         """Return the calls: one, if it is small and the transaction only stores."""
         records = [(oid, *self.records[oid]) for oid in oids]
-        size = sum(len(record) for _, _, record in records)
-        if (is_first and self._calls) or size > _ONE_MESSAGE_BYTES:
+        most = min(_ONE_MESSAGE_BYTES, link.info.frame_bytes // 2)
+        size = sum(_AROUND_BYTES + len(record) for _, _, record in records)
+        size += sum(map(len, (*self._texts, self._pickled)))
+        if (is_first and self._calls) or size > most:
             stage = self._stage(oids, is_first=is_first)
             return [*stage, ("objdb.commit", (self.id,), pending)]
         begin = (*self._texts, self._pickled, *self._wanted) if is_first else None

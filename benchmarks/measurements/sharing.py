@@ -268,6 +268,7 @@ def reconnection(system: System, path: Path, sizes: Sizes) -> dict[str, float]:
     import transaction
 
     from objdb.testing.relay import Relay
+    from objdb_zeo.transport import DisconnectedError
 
     assert isinstance(system, Served)
     with system.serving(path):
@@ -294,8 +295,10 @@ def reconnection(system: System, path: Path, sizes: Sizes) -> dict[str, float]:
                 try:
                     connection.sync()
                     break
-                except Exception:
+                except DisconnectedError:
                     time.sleep(0.001)
+            else:
+                raise AssertionError("the client does not come back")
             elapsed = perf_counter() - started
             ghosts = sum(item._p_changed is None for item in items)
             connection.close()

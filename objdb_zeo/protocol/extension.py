@@ -10,32 +10,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from objdb.ids import NO_TID, Oid, Tid, next_tid
-from objdb.interfaces import (
-    IStorageHistory,
-    IStorageIteration,
-    IStoragePackable,
-    IStoragePacked,
-    IStorageSelfCheck,
-    IStorageUndoable,
-)
 from objdb.storage.commit import TransactionMetaData
 from objdb.storage.foreign import provides
 from objdb_zeo.protocol.calls import InOrder, id_from_wire
 from objdb_zeo.protocol.driver import InThread, Steps, Turn
 from objdb_zeo.protocol.questions import resolver
 from objdb_zeo.protocol.staging import ClientTransaction
+from objdb_zeo.shapes import OFFERED
 
 if TYPE_CHECKING:
     from objdb_zeo.protocol.session import Session
 
 VERSION = 1
-# The interfaces that a client may declare, by the name that is sent.
-INTERFACES = {
-    interface.__name__: interface for interface in (
-        IStorageHistory, IStorageIteration, IStoragePackable, IStoragePacked, IStorageSelfCheck,
-        IStorageUndoable,
-    )
-}
 _BATCH_BYTES = 1 << 20
 _BATCH_TRANSACTIONS = 1000
 LOADED = 50  # objects by one message: others wait meanwhile
@@ -53,11 +39,14 @@ class Extension:
         return self._session.served.storage
 
     def offer(self) -> dict[str, Any]:
-        """Return what is offered: the version, the interfaces of the storage, and which instance
-        of a server this is."""
-        declared = [name for name, ours in INTERFACES.items() if provides(self._storage, ours)]
+        """Return what is offered: the version, the interfaces of the storage, which instance of a
+        server this is, and the largest message."""
+        declared = [name for name, ours in OFFERED.items() if provides(self._storage, ours)]
         instance = self._session.served.instance
-        return {"version": VERSION, "interfaces": tuple(declared), "instance": instance}
+        return {
+            "version": VERSION, "interfaces": tuple(declared), "instance": instance,
+            "frame_bytes": self._session.limits.frame_bytes,
+        }
 
     def call_iterate(self, start: Tid, stop: Tid | None) -> Steps:
         """Return transactions from *start* on, as (tid, status, user, description, extension's

@@ -332,7 +332,8 @@ class Session:
         self, id: Any, kind: str, *arguments: Any, seconds: float = ANSWER_SECONDS
     ) -> Any:
         """Ask the client whose call *id* is under way; return its answer. Raises `AskedInVain` if
-        it has none in so many seconds, or is gone. Called in a thread that may wait."""
+        it has none in so many seconds, or is gone. Called in a thread that may wait. One that does
+        not say how to resolve a conflict keeps others from committing, and is cut off."""
         with self.served.order:
             self._last_question += 1
             number = self._last_question
@@ -340,6 +341,9 @@ class Session:
         self.tell("objdb.ask", id, number, kind, arguments)
         if self.is_closed or not question.is_answered.wait(seconds):
             question.is_known = False
+            if kind == "resolve" and not self.is_closed:
+                why = f"it was asked to resolve a conflict, and did not answer for {seconds:.0f} s"
+                self.driver.soon(partial(self.cut_off, why))
         self._questions.pop(number, None)
         if not question.is_known:
             raise AskedInVain(f"the client did not answer ({kind})")

@@ -268,21 +268,21 @@ class Wires:
         return Wire(pieces)
 
 
-_INFO = {
+INFO = {
     "length": 1, "size": 100, "name": "data.fs", "supportsUndo": True,
     "supports_record_iternext": True, "interfaces": (("ZODB.interfaces", "IStorageIteration"),),
 }
-_OFFER = {"version": 1, "interfaces": ("IStorageIteration", "IStorageUndoable"), "instance": b"i"}
+OFFER = {"version": 1, "interfaces": ("IStorageIteration", "IStorageUndoable"), "instance": b"i"}
 TOLD = ("invalidateTransaction", "info", "objdb.packed", "objdb.voted", "objdb.ask", "serverStatus")
 
 
 def client(data: bytes) -> None:
     """Let a client use a server that answers with raw bytes, or with messages made of them."""
     made = Choices(data)
-    info = {**_INFO, **({"objdb": _OFFER} if made.number(2) else {})}
+    info = {**INFO, **({"objdb": OFFER} if made.number(2) else {})}
     pieces = [frame(PICKLE if made.number(8) == 7 else MSGPACK)]
     if made.number(8):
-        pieces += [_reply(1, made.bytes(8).rjust(8, b"\0")), _reply(2, info)]
+        pieces += [reply(1, made.bytes(8).rjust(8, b"\0")), reply(2, info)]
     number = 2
     while not made.is_over:
         if made.number(6) == 0:
@@ -295,14 +295,14 @@ def client(data: bytes) -> None:
                 pieces.append(frame(_CODEC.encode(Message(0, ONE_WAY, name, arguments))))
             else:
                 number += 1
-                pieces.append(_reply(number, made.value(), is_error=made.number(4) == 0))
+                pieces.append(reply(number, made.value(), is_error=made.number(4) == 0))
         except (TypeError, ValueError, OverflowError):
             continue
     with suppress(ObjdbError, KeyError, ConnectionRefusedError):
         _use(Wires(pieces))
 
 
-def _reply(number: int, result: Any, *, is_error: bool = False) -> bytes:
+def reply(number: int, result: Any, *, is_error: bool = False) -> bytes:
     if is_error and not isinstance(result, tuple):
         result = to_wire(KeyError(result))
     return frame(_CODEC.encode(Message(number, ERROR if is_error else CALL, REPLY, result)))

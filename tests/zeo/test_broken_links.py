@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import transaction
 
 import objdb
-from objdb.errors import StorageError
+from objdb.errors import StorageError, StorageForkedError
 from objdb.ids import NO_TID, ROOT_OID
 from objdb.testing.helpers import commit
 from objdb.testing.relay import Direction, Relay
@@ -210,6 +211,47 @@ def test_clients_that_are_killed(server: ServerProcess) -> None:
                 time.sleep(0.02)
             assert told <= after <= told + 1
             db.run(add_one)
+
+
+def test_reads_are_asked_again(tmp_path: Path) -> None:
+    """A connection that is lost while something is read is made anew, and it is asked again: a
+    database opens, and a transaction reads on, while the cable is pulled now and then."""
+    with (
+        Serving({"1": objdb.FileStorage(tmp_path / "data.fs", durability="os")}) as serving,
+        Relay(serving.address) as relay,
+    ):
+        with objdb.DB(ClientStorage(serving.address)) as direct:
+            make_counter(direct)
+        for count in range(0, 160, 3):
+            storage = ClientStorage(relay.address, wait_seconds=20, cache_bytes=0)
+            relay.cut_after("down", count)
+            with objdb.DB(storage) as db:
+                assert value_of(db) == 0
+                assert storage.history(ROOT_OID) and list(storage.iterator())
+        assert relay.cuts > 40
+
+
+def test_a_raw_storage_in_a_fork(server: ServerProcess) -> None:
+    """A storage that is used in a forked child, without a database that opens it anew, is refused
+    there: the two would share a socket."""
+    with ClientStorage(server.address) as storage:
+        uses = [
+            storage.poll, storage.new_oid, lambda: storage.load(ROOT_OID),
+            lambda: storage.loadSerial(ROOT_OID, storage.lastTransaction()),
+        ]
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                for use in uses:
+                    with pytest.raises(StorageForkedError, match="Open the storage in the child"):
+                        use()
+                storage.close()
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert len(storage.new_oid()) == 8
 
 
 def test_in_doubt(tmp_path: Path) -> None:

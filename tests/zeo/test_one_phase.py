@@ -31,20 +31,6 @@ def serving(tmp_path: Path) -> Iterator[Serving]:
         yield serving
 
 
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The methods that clients call from now on."""
-    found: list[str] = []
-    send = Channel.send
-
-    def note(self: Channel, calls: Any) -> None:
-        found.extend(name for name, *_ in calls)
-        send(self, calls)
-
-    monkeypatch.setattr(Channel, "send", note)
-    return found
-
-
 def test_one_message(serving: Serving, sent: list[str]) -> None:
     """A transaction in which nobody else takes part is committed by one message."""
     with objdb.DB(ClientStorage(serving.address)) as db, db.transaction() as connection:

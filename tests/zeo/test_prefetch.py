@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from BTrees.OOBTree import OOBTree
@@ -14,7 +13,6 @@ import objdb
 from objdb.ids import MAX_TID, ROOT_OID
 from objdb_zeo import ClientStorage
 from objdb_zeo.protocol import extension
-from objdb_zeo.transport import Channel
 from tests.zeo.serving import Serving
 
 COUNT = 300
@@ -30,20 +28,6 @@ def serving(tmp_path: Path) -> Iterator[Serving]:
             for number in range(COUNT):
                 tree[f"{number:05}"] = objdb.PersistentMapping(n=number, text="x" * 200)
         yield serving
-
-
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The methods that clients call."""
-    found: list[str] = []
-    send = Channel.send
-
-    def note(self: Channel, calls: Any) -> None:
-        found.extend(name for name, *_ in calls)
-        send(self, calls)
-
-    monkeypatch.setattr(Channel, "send", note)
-    return found
 
 
 @pytest.mark.parametrize("is_awaited", [False, True])

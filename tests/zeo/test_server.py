@@ -19,6 +19,8 @@ from objdb.storage.memory import MappingStorage
 from objdb.testing.helpers import commit
 from objdb.testing.relay import Relay
 from objdb_zeo import ClientStorage
+from objdb_zeo.limits import Limits
+from objdb_zeo.messages import FrameTooLargeError
 from objdb_zeo.protocol.questions import AskedInVain, resolver
 from objdb_zeo.server import THREADS, Server
 from objdb_zeo.transport import Channel, Pending
@@ -169,3 +171,45 @@ def test_many_clients_are_told() -> None:
         served = serving.server.served["1"]
         while served.log:
             channels[0].call("ping")
+
+
+def test_a_message_that_is_too_large() -> None:
+    """What is larger than the server's messages is refused here, with both sizes, and the
+    connection goes on; many small objects are sent in several messages."""
+    limits = Limits(frame_bytes=20_000)
+    with (
+        Serving({"1": MappingStorage()}, limits=limits) as serving,
+        objdb.DB(ClientStorage(serving.address)) as db,
+    ):
+        with db.transaction() as connection:
+            for number in range(300):
+                connection.root()[f"small {number}"] = objdb.PersistentMapping(text="x" * 200)
+        channel = db.storage._link.channel()
+        with (
+            pytest.raises(FrameTooLargeError, match="20,000 bytes at most") as raised,
+            db.transaction() as connection,
+        ):
+            connection.root()["large"] = objdb.PersistentMapping(text="x" * 30_000)
+        assert raised.value.limit == 20_000 and raised.value.size > 30_000
+        with db.transaction() as connection:
+            assert len(connection.root()) == 300
+            connection.root()["after"] = 1
+        assert db.storage._link.channel() is channel
+
+
+def test_a_client_that_does_not_resolve_is_cut_off() -> None:
+    """A client that is asked about a conflict, and falls silent, is cut off; others commit."""
+    storage = MappingStorage()
+    old = commit(storage, {ROOT_OID: (NO_TID, b"one")})
+    new = commit(storage, {ROOT_OID: (old, b"two")})
+    with Serving({"1": storage}, limits=Limits(vote_seconds=0.2)) as serving:
+        silent = connect(serving)
+        pending = Pending()
+        begin = b"", b"", b"", None, " "
+        silent.send([("objdb.commit", (1, begin, [(ROOT_OID, old, b"three")]), pending)])
+        while silent.failure is None:
+            silent.take_in()
+        assert pending.questions
+        with ClientStorage(serving.address) as client:
+            assert commit(client, {ROOT_OID: (new, b"four")}) > new
+        silent.close()

@@ -12,18 +12,17 @@ from objdb.testing.helpers import commit
 from objdb_zeo import ClientStorage
 from objdb_zeo.messages import MSGPACK, ONE_WAY, Message, Msgpack, ProtocolError, frame
 from objdb_zeo.protocol import extension
-from objdb_zeo.transport import Channel
-from tests.fuzzing.targets import _INFO, _OFFER, Wires, _reply
+from tests.fuzzing.targets import INFO, OFFER, Wires, reply
 from tests.zeo.serving import Serving
 
 TID = bytes(7) + b"\1"
 
 
-def client(*answers: Any, info: Any = _INFO, register: Any = TID) -> ClientStorage:
+def client(*answers: Any, info: Any = INFO, register: Any = TID) -> ClientStorage:
     """Return a client of a server that answers so, whatever it is asked."""
-    pieces = [frame(MSGPACK), _reply(1, register), _reply(2, info)]
+    pieces = [frame(MSGPACK), reply(1, register), reply(2, info)]
     pieces += [
-        answer if isinstance(answer, bytes) else _reply(number, answer[0])
+        answer if isinstance(answer, bytes) else reply(number, answer[0])
         for number, answer in enumerate(answers, 3)
     ]
     return ClientStorage(("server", 1), wires=Wires(pieces), wait_seconds=0)
@@ -68,25 +67,25 @@ def test_what_it_says_by_itself(name: str, arguments: Any) -> None:
     assert storage.lastTransaction() == TID
 
 
+def test_a_question() -> None:
+    """So is what it asks."""
+    question = Message(0, ONE_WAY, "objdb.ask", (3, 1, "resolve", (b"oid",)))
+    storage = client(frame(Msgpack().encode(question)))
+    with pytest.raises(objdb.errors.StorageError, match="for resolve"):
+        storage.load(ROOT_OID)
+
+
 def test_an_iteration_that_does_not_end() -> None:
     """A server that lists the same transactions again and again is noticed."""
     again = (((), TID),)
-    storage = client(again, again, again, info={**_INFO, "objdb": _OFFER})
+    storage = client(again, again, again, info={**INFO, "objdb": OFFER})
     with pytest.raises(ProtocolError, match="lists transactions again"):
         list(storage.iterator())
 
 
-def test_a_later_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_extension(monkeypatch: pytest.MonkeyPatch, sent: list[str]) -> None:
     """With a server of a later version of the extension, the client uses ZEO's calls."""
     monkeypatch.setattr(extension, "VERSION", 2)
-    sent: list[str] = []
-    send = Channel.send
-
-    def note(self: Channel, calls: Any) -> None:
-        sent.extend(name for name, *_ in calls)
-        send(self, calls)
-
-    monkeypatch.setattr(Channel, "send", note)
     with (
         Serving({"1": objdb.MappingStorage()}) as serving,
         ClientStorage(serving.address) as storage,
